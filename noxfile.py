@@ -1,0 +1,110 @@
+"""The checks, each defined once; `make`, `.ci/run` and every other runner call these sessions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+# Inside the project's .venv everything is installed already; elsewhere nox makes an environment.
+BACKEND = "none" if Path(sys.prefix).resolve() == ROOT / ".venv" else "venv"
+
+nox.needs_version = ">=2025.5"
+nox.options.download_python = "never"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "typing", "wheel", "docs", "tests"]
+
+
+def interpreters() -> list[str]:
+    """Return the fitting Python versions of this machine, within reach of nox, newest first."""
+    command = ["sh", str(ROOT / "scripts" / "find_python.sh"), "--all"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    found = dict(line.split(" ", 1) for line in lines)
+    folders = [str(Path(path).parent) for path in found.values()]
+    os.environ["PATH"] = os.pathsep.join([*folders, os.environ["PATH"]])
+    return list(found)
+
+
+def prepare(session: nox.Session, *groups: str) -> None:
+    """Install the project and the named dependency groups, unless they are there."""
+    if session.venv_backend == "none":
+        return
+    session.install("-c", "constraints.txt", "pip")
+    options = [option for group in groups for option in ("--group", group)]
+    session.install("-c", "constraints.txt", "-e", ".[all]", *options)
+
+
+def tool(session: nox.Session, name: str) -> str:
+    """Return the path of a program of the session's environment."""
+    folder = session.bin_paths[0] if session.bin_paths else Path(sys.executable).parent
+    return str(Path(folder) / name)
+
+
+def run(session: nox.Session, *arguments: str, **env: str) -> None:
+    """Run the session's Python."""
+    session.run(tool(session, "python"), *arguments, external=True, env=env)
+
+
+def run_script(session: nox.Session, name: str) -> None:
+    """Run a shell script that works with the session's Python."""
+    session.run(
+        "bash", f"scripts/ci/{name}", external=True, env={"PYTHON": tool(session, "python")}
+    )
+
+
+@nox.session(venv_backend=BACKEND)
+def lint(session: nox.Session) -> None:
+    """Style, import rules, spelling, notebooks without outputs."""
+    prepare(session, "lint")
+    run(session, "-m", "ruff", "check", ".")
+    run(session, "-m", "ruff", "format", "--check", ".")
+    session.run(tool(session, "lint-imports"), "--no-logo", external=True)
+    session.run(tool(session, "codespell"), external=True)
+    run(session, "scripts/ci/check_notebooks.py")
+
+
+@nox.session(venv_backend=BACKEND)
+def typing(session: nox.Session) -> None:
+    """Types of the project, and of an application that uses the built wheel."""
+    prepare(session, "typing", "docs")
+    run(session, "-m", "mypy")
+    run_script(session, "type_check.sh")
+
+
+@nox.session(venv_backend=BACKEND)
+def wheel(session: nox.Session) -> None:
+    """Contents of sdist and wheel; the wheel alone in an empty environment."""
+    prepare(session, "dev")
+    run_script(session, "verify.sh")
+
+
+@nox.session(venv_backend=BACKEND)
+def docs(session: nox.Session) -> None:
+    """The documentation, where every warning is an error."""
+    prepare(session, "docs")
+    run(session, "-m", "mkdocs", "build", "--strict", NO_MKDOCS_2_WARNING="1")
+
+
+@nox.session(venv_backend="venv", python=interpreters())
+def tests(session: nox.Session) -> None:
+    """All tests, once for each interpreter found."""
+    prepare(session, "test")
+    run(session, "-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def notebooks(session: nox.Session) -> None:
+    """Only the tests that execute notebooks."""
+    prepare(session, "test")
+    run(session, "-m", "pytest", "-k", "notebook", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def demo(session: nox.Session) -> None:
+    """The quickstart notebook in a real kernel."""
+    prepare(session, "demo")
+    run(session, "scripts/demo.py")
