@@ -70,7 +70,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend=BACKEND)
 def typing(session: nox.Session) -> None:
     """Types of the project, and of an application that uses the built wheel."""
-    prepare(session, "typing", "docs")
+    prepare(session, "typing")
     run(session, "-m", "mypy")
     run_script(session, "type_check.sh")
 
