@@ -1,0 +1,50 @@
+"""What backends and consumers are made of; everything a provider needs is exported here."""
+
+from __future__ import annotations
+
+from abe.backends.message_queue.base.backend import BaseBackend, Outgoing
+from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
+from abe.backends.message_queue.base.consumer import EventConsumer
+from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
+from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
+from abe.backends.message_queue.base.payload import (
+    check_headers,
+    decode_payload,
+    encode_payload,
+)
+from abe.backends.message_queue.base.plain import open_stream
+from abe.backends.message_queue.base.protocol import MessageQueueBackend
+from abe.backends.message_queue.base.receiver import (
+    Delivery,
+    EndOfStream,
+    Receiver,
+    SettleFailure,
+    Settlement,
+)
+from abe.backends.message_queue.base.stream import MessageStream
+
+__all__ = [
+    "BaseBackend",
+    "BaseMessage",
+    "Capabilities",
+    "Delivery",
+    "EndOfStream",
+    "EventConsumer",
+    "KeyFilter",
+    "Message",
+    "MessageQueueBackend",
+    "MessageStream",
+    "Outcome",
+    "Outgoing",
+    "Receiver",
+    "SettleFailure",
+    "Settlement",
+    "SyncMessage",
+    "capabilities_of",
+    "check_headers",
+    "decode_payload",
+    "encode_payload",
+    "open_stream",
+    "validate_group",
+    "validate_key",
+]

@@ -1,0 +1,274 @@
+"""`BaseBackend`: what first-party backends share, so that a provider writes only the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Self
+
+from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
+from abe.backends.message_queue.base.engine import StreamEngine
+from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
+from abe.backends.message_queue.base.payload import check_headers, encode_payload
+from abe.backends.message_queue.base.receiver import Receiver
+from abe.backends.message_queue.base.stream import MessageStream
+from abe.errors import BackendClosedError, ConfigurationError, LoopError, PayloadError
+from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload
+
+__all__ = ["BaseBackend", "Outgoing"]
+
+
+class Outgoing(NamedTuple):
+    """A checked message on its way to the broker.
+
+    Attributes:
+        key: The routing key.
+        body: The payload as JSON text.
+        headers: Text metadata.
+        delay: Seconds before it may be delivered.
+    """
+
+    key: str
+    body: str
+    headers: Mapping[str, str]
+    delay: float
+
+
+class BaseBackend(ABC):
+    """Checks what is published, opens streams and closes them; a provider adds the transport.
+
+    Subclassing is a convenience: any object with the three methods of
+    `abe.types.MessageQueueBackendProtocol` is a backend. A subclass sets `name` and
+    `capabilities` and implements `from_env`, `_send` and `_receiver`; it overrides ``peek``,
+    ``stats`` and so on where it declares them.
+    """
+
+    name: ClassVar[str]
+    loop_bound: ClassVar[bool] = True
+    """Whether connections belong to the event loop that first uses them."""
+
+    capabilities: Capabilities
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engines: set[StreamEngine] = set()
+
+    @classmethod
+    @abstractmethod
+    def from_env(cls) -> Self:
+        """Create a backend from environment variables, without connecting."""
+
+    @abstractmethod
+    async def _send(self, items: Sequence[Outgoing]) -> None:
+        """Hand ``items`` to the broker, in order; returns when all are accepted.
+
+        Raises:
+            PublishError: If any was not; with ``published`` and ``failed`` where known.
+        """
+
+    @abstractmethod
+    def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> Receiver:
+        """Return a new, unopened receiver."""
+
+    async def _disconnect(self) -> None:
+        """Give connections back; streams are closed by then."""
+
+    async def publish(
+        self,
+        key: MessageQueueKey,
+        payload: MessageQueuePayload,
+        *,
+        headers: Mapping[str, str] | None = None,
+        delay: float = 0.0,
+    ) -> None:
+        """Publish one message; returns once the broker has accepted it.
+
+        Args:
+            key: Routing key.
+            payload: A JSON object; it may be changed afterwards.
+            headers: Text metadata, received as ``message.headers``.
+            delay: Seconds before it is delivered, at least.
+
+        Raises:
+            InvalidKeyError: If ``key`` is malformed.
+            PayloadError: If ``payload`` or ``headers`` would not arrive exactly as given.
+            UnsupportedError: If the backend cannot delay or carry headers.
+            PublishError: If the broker does not accept it.
+            BackendClosedError: If the backend is closed.
+        """
+        item = self._check(key, payload, headers, delay)
+        self._bind()
+        await self._send((item,))
+
+    async def publish_many(
+        self,
+        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        *,
+        key: MessageQueueKey | None = None,
+    ) -> int:
+        """Publish many messages in order; everything is checked before anything is sent.
+
+        Args:
+            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
+            key: Routing key of all of them.
+
+        Returns:
+            How many were published.
+
+        Raises:
+            InvalidKeyError: If a key is malformed; the text names the item.
+            PayloadError: If a payload is not JSON; the text names the item.
+            PublishError: If the broker does not accept all; ``published`` and ``failed`` say which.
+            BackendClosedError: If the backend is closed.
+        """
+        checked = [self._check_item(n, item, key) for n, item in enumerate(items)]
+        self._bind()
+        if checked:
+            await self._send(checked)
+        return len(checked)
+
+    def consume(
+        self,
+        *,
+        group: ConsumerGroup = None,
+        keys: Sequence[str] | str | None = None,
+        prefetch: int | None = None,
+    ) -> MessageStream:
+        """Return a stream over the messages of ``group``.
+
+        Args:
+            group: The consumer group; it exists once the stream is opened.
+            keys: Only keys that match one of these: ``*`` is one segment, a final ``**`` one or
+                more.
+            prefetch: Most messages to receive ahead of the caller; ``None`` adapts to its speed.
+
+        Raises:
+            InvalidKeyError: If ``group`` or a filter is malformed.
+            UnsupportedError: If ``keys`` is given and the backend cannot filter.
+            BackendClosedError: If the backend is closed.
+        """
+        self._check_open()
+        validate_group(group)
+        if keys is not None and self.capabilities.keys == "none":
+            raise unsupported(self.name, "consume(keys=…)", "keys")
+        chosen = KeyFilter(keys)
+
+        def factory() -> Receiver:
+            self._bind()
+            return self._receiver(group, chosen)
+
+        return MessageStream(
+            factory,
+            capabilities=self.capabilities,
+            backend=self.name,
+            group=group,
+            prefetch=prefetch,
+            on_opened=self._engines.add,
+            on_closed=self._engines.discard,
+        )
+
+    async def ping(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - bounds the probe itself
+        """Return once the broker has answered.
+
+        Raises:
+            ConnectionLostError: If it has not within ``timeout`` seconds.
+            BackendClosedError: If the backend is closed.
+        """
+        self._bind()
+
+    async def aclose(self) -> None:
+        """Close every stream and connection; closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._close_streams()
+        finally:
+            await self._disconnect()
+
+    async def __aenter__(self) -> Self:
+        self._bind()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _close_streams(self) -> None:
+        here = asyncio.get_running_loop()
+        closing = []
+        for engine in list(self._engines):
+            if engine.loop is here:
+                closing.append(engine.close())
+            else:
+                # Waiting for a loop that may itself be waiting for us would be a deadlock.
+                engine.abandon()
+        results = await asyncio.gather(*closing, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendClosedError(f"backend {self.name!r} is closed; open a new one")
+
+    def _bind(self) -> None:
+        """Refuse a closed backend, and another loop than the one its connections belong to."""
+        self._check_open()
+        if not self.loop_bound:
+            return
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise LoopError(
+                f"backend {self.name!r} is in use on another event loop; open a second one here, "
+                "or let abe.connect() own it and use it from any loop through .aio"
+            )
+
+    def _check(
+        self,
+        key: MessageQueueKey,
+        payload: MessageQueuePayload,
+        headers: Mapping[str, str] | None,
+        delay: float,
+    ) -> Outgoing:
+        can = self.capabilities
+        if headers and not can.headers:
+            raise unsupported(self.name, "publish(headers=…)", "headers")
+        if delay:
+            if not isinstance(delay, int | float) or not 0 <= delay < math.inf:
+                raise ConfigurationError(f"delay is {delay!r}; it must be 0 or more seconds")
+            if delay > can.delay:
+                what = f"publish(delay={delay:g}); the longest is {can.delay:g} s"
+                raise unsupported(self.name, what, "delay")
+        return Outgoing(
+            validate_key(key),
+            encode_payload(payload),
+            check_headers(headers) if headers is not None else {},
+            delay,
+        )
+
+    def _check_item(self, position: int, item: Any, key: MessageQueueKey | None) -> Outgoing:
+        if key is None:
+            try:
+                item_key, payload = item
+            except (TypeError, ValueError):
+                raise PayloadError(
+                    f"item {position} is not a (key, payload) pair; "
+                    "pass key=… to publish plain payloads under one key"
+                ) from None
+        else:
+            item_key, payload = key, item
+        try:
+            return self._check(item_key, payload, None, 0.0)
+        except ValueError as error:
+            raise type(error)(f"item {position}: {error}") from None

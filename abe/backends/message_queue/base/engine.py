@@ -1,0 +1,544 @@
+"""What happens behind a `MessageStream`: receiving ahead, leases, settlement, closing.
+
+The stream is a thin handle that the caller may drop; the engine is what its tasks hold. So the
+tasks never keep a forgotten stream alive, and a forgotten stream can still be wound up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
+from abe.backends.message_queue.base.connection import TRANSIENT, Connection
+from abe.backends.message_queue.base.message import Message, Outcome
+from abe.backends.message_queue.base.outbox import Outbox
+from abe.backends.message_queue.base.receiver import Delivery, EndOfStream, Receiver, Settlement
+from abe.errors import ConfigurationError, LoopError
+from abe.types import ConsumerGroup
+
+__all__ = ["StreamEngine"]
+
+logger = logging.getLogger(__name__)
+
+MAX_PREFETCH = 512
+RECEIVE_TIMEOUT = 20.0
+DEFAULT_LEASE = 30.0
+"""Seconds assumed for "a quarter lease of work" where the broker has no lease."""
+SUSPECT_ATTEMPT = 3
+"""From this attempt on a message may be what kills its consumers, and is received singly."""
+CLOSE_TIMEOUT = 10.0
+
+_live: set[StreamEngine] = set()
+"""Event loops refer to tasks weakly; this keeps a dropped stream's engine until it is closed."""
+
+
+class StreamEngine:
+    """Receives ahead of the caller, keeps leases, records settlements, and closes in order.
+
+    Args:
+        factory: Makes a receiver; called again after a lost connection.
+        capabilities: What the backend declares.
+        backend: The backend's name, for errors and the log.
+        group: The consumer group, for the log.
+        prefetch: Most messages to hold ahead of the caller; ``None`` = adaptive.
+        max_hold: Seconds for which the lease of one message is extended.
+        on_opened: Called with this engine when it first runs.
+        on_closed: Called with it once everything is given back.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Receiver],
+        *,
+        capabilities: Capabilities,
+        backend: str,
+        group: ConsumerGroup,
+        prefetch: int | None,
+        max_hold: float,
+        on_opened: Callable[[StreamEngine], None] | None,
+        on_closed: Callable[[StreamEngine], None] | None,
+    ) -> None:
+        if prefetch is None:
+            prefetch = 1 if capabilities.attempts == "upper" else MAX_PREFETCH
+        elif prefetch < 1:
+            raise ConfigurationError(f"prefetch is {prefetch}; it must be at least 1")
+        self.capabilities = capabilities
+        self.backend = backend
+        self.group = group
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.hand: list[Delivery] = []
+        """Yielded last: acked when the caller asks for more."""
+        self.buffer: deque[Delivery] = deque()
+        self.careful = False
+        """A suspect is buffered, so messages leave the buffer the slow way."""
+        self.low = 0
+        self.yielded = 0
+        self.error: Exception | None = None
+        self.surfaced = False
+        self.stopping = False
+        self._connection = Connection(factory, backend, self._drop_buffer)
+        self._outbox = Outbox(self._connection, self._lost_in_settle, self._fail)
+        self._held: dict[Delivery, None] = {}
+        self._max_prefetch = prefetch
+        self._max_hold = max_hold
+        self._on_opened = on_opened
+        self._on_closed = on_closed
+        self._demand = asyncio.Event()
+        self._wanted = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
+        self._limit = 1
+        self._idle = True
+        self._mark = (0, 0.0)
+        self._waited = 0.0
+        self._tick: asyncio.TimerHandle | None = None
+        self._ticks: deque[int] = deque(maxlen=4)
+        self._extension: asyncio.Task[None] | None = None
+
+    # -- life ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind to the running loop and begin to connect; refuses another loop than before."""
+        loop = asyncio.get_running_loop()
+        if self.loop is None:
+            self.loop = loop
+            self._opened = loop.create_future()
+            self._pump = loop.create_task(self._run(), name=f"abe-receive-{self.backend}")
+            _live.add(self)
+            if self._on_opened is not None:
+                self._on_opened(self)
+        elif self.loop is not loop:
+            raise LoopError(
+                f"this stream of backend {self.backend!r} runs on another event loop; "
+                "call consume() on the loop that iterates"
+            )
+
+    async def open(self) -> None:
+        """Return once the group exists."""
+        self.start()
+        assert self._opened is not None
+        await asyncio.shield(self._opened)
+
+    def stop(self) -> None:
+        """Take no more: a waiting caller sees the end, buffered messages are given back.
+
+        Messages in hand can still be settled, until `close`.
+        """
+        self.stopping = True
+        self._demand.set()
+        self._connection.stop_waiting()
+        if self._connection.receiver is not None:
+            self._connection.receiver.wake()
+        self._give_back(self.buffer)
+        self.buffer.clear()
+        self._wake_caller()
+
+    async def close(self) -> None:
+        """Give back what is not settled, flush, disconnect. Safe to call twice, or at once."""
+        if self.loop is None:
+            self.stopping = True
+            return
+        self.begin_close()
+        assert self._closer is not None
+        await asyncio.shield(self._closer)
+
+    def begin_close(self) -> None:
+        """Start closing, from the stream's loop."""
+        if self._closer is None and self.loop is not None:
+            self.stop()
+            self._closer = self.loop.create_task(self._close(), name="abe-close")
+
+    def abandon(self) -> None:
+        """Start closing, from any thread, for a stream that nobody refers to any more."""
+        if self.loop is not None and not self.loop.is_closed() and self in _live:
+            with suppress(RuntimeError):  # the loop may close at this very moment
+                self.loop.call_soon_threadsafe(self.begin_close)
+
+    async def _close(self) -> None:
+        assert self._pump is not None
+        done, _ = await asyncio.wait([self._pump], timeout=CLOSE_TIMEOUT)
+        if not done:
+            logger.warning("receive() of backend %s ignored wake(); cancelling it", self.backend)
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
+        try:
+            await self._wind_up()
+        except asyncio.CancelledError:
+            await self._wind_up()
+            raise
+
+    async def _wind_up(self) -> None:
+        """Give everything back and disconnect; each step may be repeated after a cancellation."""
+        self._give_back([*self.hand, *self.buffer])
+        self.hand.clear()
+        self.buffer.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._outbox.flush()
+        for delivery in list(self._held):
+            self._forget(delivery)
+        if self._tick is not None:
+            self._tick.cancel()
+        if self._extension is not None:
+            await asyncio.wait([self._extension])
+        await self._connection.aclose()
+        _live.discard(self)
+        if self._on_closed is not None:
+            self._on_closed(self)
+
+    # -- receiving -------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """The one task that calls ``receive``."""
+        assert self._opened is not None
+        try:
+            await self._connection.open()
+            self._opened.set_result(None)
+            while not self.stopping:
+                await self._receive()
+        except asyncio.CancelledError:
+            # asyncio.run() cancels every task before it closes the loop: the last chance to
+            # give back what a forgotten stream holds.
+            self.stop()
+            await self._wind_up()
+            raise
+        except EndOfStream:
+            self.stopping = True
+        except Exception as error:
+            self._fail(error)
+        finally:
+            if not self._opened.done():
+                if self.error is None:
+                    self._opened.set_result(None)
+                else:
+                    self._opened.set_exception(self.error)
+                    self._opened.exception()  # nobody may be waiting for it
+            self._wake_caller()
+
+    async def _receive(self) -> None:
+        room = self._room()
+        if room == 0:
+            self._demand.clear()
+            await self._demand.wait()
+            return
+        receiver = await self._connection.open()
+        try:
+            deliveries = await receiver.receive(room, RECEIVE_TIMEOUT)
+        except TRANSIENT as error:
+            await self._connection.recover(receiver, error)
+            return
+        if receiver is self._connection.receiver:
+            self._arrived(deliveries)
+
+    def _room(self) -> int:
+        """How many messages to ask for now: what the caller waits for, or a refill ahead."""
+        buffered = len(self.buffer)
+        ahead = 0
+        if self._limit > 1 and not self._idle and buffered * 2 <= self._limit:
+            ahead = self._limit - buffered
+        return max(self._wanted - buffered, ahead)
+
+    def _arrived(self, deliveries: Sequence[Delivery]) -> None:
+        if not deliveries:
+            return
+        assert self.loop is not None
+        now = self.loop.time()
+        lease = self.lease
+        suspect = False
+        for delivery in deliveries:
+            delivery.engine = self
+            delivery.since = now
+            delivery.deadline = now + lease
+            delivery.message._delivery = delivery
+            self._held[delivery] = None
+            suspect = suspect or delivery.message.attempt >= SUSPECT_ATTEMPT
+        self.buffer.extend(deliveries)
+        if suspect:
+            self._limit, self.low, self.careful = 1, 0, True
+        if self._tick is None:
+            self._ticks.clear()
+            self._tick = self.loop.call_later(lease / 16, self._on_tick)
+        self._wake_caller()
+
+    @property
+    def lease(self) -> float:
+        """Seconds of lease, or what stands in for it where the broker has none."""
+        receiver = self._connection.receiver
+        return (receiver.lease if receiver is not None else None) or DEFAULT_LEASE
+
+    # -- handing over ----------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """The caller asks for more: what it was given before is done."""
+        for delivery in self.hand:
+            if not delivery.detached and delivery.message._delivery is not None:
+                self.settle(delivery, Outcome.ACK)
+        self.hand.clear()
+
+    def pop(self) -> Delivery:
+        """Hand over the next buffered message; the buffer must not be empty."""
+        delivery = self.buffer.popleft()
+        if len(self.buffer) == self.low:
+            self._adapt()
+            self._demand.set()
+        self.yielded += 1
+        if self.careful:
+            self._isolate(delivery)
+        return delivery
+
+    async def next(self, wanted: int = 1, deadline: float | None = None) -> Delivery | None:
+        """Return the next message; ``None`` at the end, or at ``deadline`` (loop time).
+
+        Args:
+            wanted: How many the caller wants soon.
+            deadline: When to stop waiting.
+
+        Raises:
+            Exception: What ended the stream, if it failed for good.
+        """
+        self.start()
+        assert self.loop is not None
+        self._idle = False
+        while not self.buffer:
+            if self.error is not None:
+                await self.close()
+                self.surface()
+            if self.stopping:
+                return None
+            if deadline is not None and self.loop.time() >= deadline:
+                return None
+            await self._wait(wanted, deadline)
+        return self.pop()
+
+    async def _wait(self, wanted: int, deadline: float | None) -> None:
+        assert self.loop is not None
+        if self._waiter is not None:
+            raise RuntimeError("another task is waiting on this stream; open one stream per task")
+        self._adapt()
+        self._outbox.send()
+        self._wanted = wanted
+        self._demand.set()
+        self._waiter = self.loop.create_future()
+        timer = self.loop.call_at(deadline, self._wake_caller) if deadline is not None else None
+        started = self.loop.time()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._wanted = 0
+            self._waited += self.loop.time() - started
+            if timer is not None:
+                timer.cancel()
+
+    def unread(self, message: Message) -> bool:
+        """Put a message in hand back at the front of the buffer; False if it is settled."""
+        delivery = message._delivery
+        if delivery is None or delivery not in self.hand or self.stopping:
+            return False
+        self.hand.remove(delivery)
+        delivery.detached = False
+        self.buffer.appendleft(delivery)
+        self.careful = self.careful or message.attempt >= SUSPECT_ATTEMPT
+        self._wake_caller()
+        return True
+
+    def put_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Put what was popped and not handed over back at the front."""
+        self.buffer.extendleft(reversed(list(deliveries)))
+
+    def _wake_caller(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _isolate(self, delivery: Delivery) -> None:
+        """Hold nothing beside a message that may kill this process and so cost it attempts."""
+        if delivery.message.attempt < SUSPECT_ATTEMPT:
+            return
+        if self.capabilities.release:
+            self._give_back(self.buffer)
+            self.buffer.clear()
+        self.careful = bool(self.buffer)
+
+    def _adapt(self) -> None:
+        """Set how far to receive ahead from how fast the caller has been, waiting left out."""
+        assert self.loop is not None
+        count, since = self._mark
+        now = self.loop.time()
+        consumed = self.yielded - count
+        busy = now - since - self._waited
+        if consumed and since:
+            cost = max(busy / consumed, 1e-9)
+            room = min(self._limit * 2, self._max_prefetch, int(self.lease / 4 / cost))
+            self._limit = 1 if self.careful else max(1, room)
+            self.low = self._limit // 2
+        self._mark = (self.yielded, now)
+        self._waited = 0.0
+
+    # -- settling --------------------------------------------------------------------------
+
+    def settle(
+        self, delivery: Delivery, outcome: Outcome, delay: float = 0.0, reason: str = ""
+    ) -> bool:
+        """Record how ``delivery`` ended; returns True, since it was not settled before."""
+        if outcome is not Outcome.ACK:
+            self._check_supported(outcome, delay)
+        self._forget(delivery, outcome)
+        self._outbox.add(Settlement(delivery, outcome, delay, reason))
+        if self.capabilities.ordering == "key" and outcome in (Outcome.NACK, Outcome.RELEASE):
+            key = delivery.message.key
+            self._release_buffered([d for d in self.buffer if d.message.key == key])
+        return True
+
+    async def flush(self) -> None:
+        """Return once the broker has accepted everything recorded; raises what it refused."""
+        await self._outbox.flush()
+        self.surface()
+
+    def surface(self) -> None:
+        """Raise what ended the stream, if it failed for good."""
+        if self.error is not None:
+            self.surfaced = True
+            raise self.error
+
+    def _check_supported(self, outcome: Outcome, delay: float) -> None:
+        can = self.capabilities
+        if outcome is Outcome.NACK:
+            if can.redelivery == "none":
+                raise unsupported(self.backend, "nack()", "redelivery")
+            if delay > can.nack_delay:
+                what = f"nack(delay={delay:g}); the longest is {can.nack_delay:g} s"
+                raise unsupported(self.backend, what, "nack_delay")
+            if not delay >= 0:
+                raise ConfigurationError(f"delay is {delay}; it must be 0 or more seconds")
+        elif outcome is Outcome.RELEASE and not can.release:
+            raise unsupported(self.backend, "release()", "release")
+        elif outcome is Outcome.REJECT and not can.reject:
+            raise unsupported(self.backend, "reject()", "reject")
+
+    def _forget(self, delivery: Delivery, outcome: Outcome = Outcome.LOST) -> None:
+        # Also breaks the cycle of message and delivery, so neither waits for the collector.
+        delivery.message._delivery = None
+        delivery.message._outcome = outcome
+        self._held.pop(delivery, None)
+
+    def _give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Release what is neither settled nor somebody else's to settle."""
+        for delivery in deliveries:
+            if delivery.message._delivery is not None and not delivery.detached:
+                outcome = Outcome.RELEASE if self.capabilities.release else Outcome.LOST
+                self._forget(delivery, outcome)
+                if outcome is Outcome.RELEASE:
+                    self._outbox.add(Settlement(delivery, outcome))
+
+    def _release_buffered(self, deliveries: Sequence[Delivery]) -> None:
+        self._give_back(deliveries)
+        gone = set(deliveries)
+        self.buffer = deque(d for d in self.buffer if d not in gone)
+
+    def _drop_buffer(self) -> None:
+        """Called when the connection is lost: its receipts may be void."""
+        self._give_back(self.buffer)
+        self.buffer.clear()
+
+    def _lost_in_settle(self, settlement: Settlement) -> None:
+        if settlement.outcome is not Outcome.RELEASE:
+            self._report_lost(settlement.delivery)
+
+    def _report_lost(self, delivery: Delivery) -> None:
+        message = delivery.message
+        message._outcome = Outcome.LOST
+        self._log(
+            logging.WARNING,
+            "lease lost: the message is, or will be, delivered again",
+            message,
+        )
+
+    def _fail(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error
+        self.stop()
+
+    # -- leases ----------------------------------------------------------------------------
+
+    def _on_tick(self) -> None:
+        self._tick = None
+        if not self._held or self.loop is None or self not in _live:
+            return
+        self._shed()
+        self._extend()
+        self._tick = self.loop.call_later(self.lease / 16, self._on_tick)
+
+    def _shed(self) -> None:
+        """Release buffered messages beyond what the caller will ask for in a quarter lease."""
+        self._ticks.append(self.yielded)
+        if not self.capabilities.release or len(self._ticks) < 4:
+            return
+        recent = self.yielded - self._ticks[0]
+        if recent == 0 and self.buffer and self._waiter is None:
+            self._idle = True
+            self._limit, self.low = 1, 0
+            self._release_buffered(list(self.buffer))
+        elif len(self.buffer) > 3 * recent + 1 and self._limit > 1:
+            self._limit = max(1, recent)
+            self.low = self._limit // 2
+            self._release_buffered(list(self.buffer)[self._limit :])
+
+    def _extend(self) -> None:
+        receiver = self._connection.receiver
+        if receiver is None or receiver.lease is None or self._extension is not None:
+            return
+        assert self.loop is not None
+        now = self.loop.time()
+        due = []
+        for delivery in self._held:
+            if delivery.deadline - now > receiver.lease * 0.6:
+                continue
+            if now - delivery.since < self._max_hold:
+                due.append(delivery)
+            else:
+                delivery.deadline = math.inf
+                text = f"held for {self._max_hold:g} s: its lease is no longer extended"
+                self._log(logging.WARNING, text, delivery.message)
+        if due:
+            self._extension = self.loop.create_task(self._send_extension(receiver, due))
+
+    async def _send_extension(self, receiver: Receiver, due: list[Delivery]) -> None:
+        assert self.loop is not None
+        try:
+            now = self.loop.time()
+            lost = await receiver.extend(due, receiver.lease or DEFAULT_LEASE)
+            for delivery in due:
+                delivery.deadline = now + (receiver.lease or DEFAULT_LEASE)
+            for delivery in lost:
+                if delivery in self._held:
+                    self._forget(delivery)
+                    with suppress(ValueError):
+                        self.buffer.remove(delivery)
+                    self._report_lost(delivery)
+        except TRANSIENT as error:
+            with suppress(*TRANSIENT):
+                await self._connection.recover(receiver, error)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._extension = None
+
+    def _log(self, level: int, text: str, message: Message) -> None:
+        fields = {
+            "backend": self.backend,
+            "group": self.group,
+            "key": message.key,
+            "id": message.id,
+            "attempt": message.attempt,
+        }
+        logger.log(
+            level, "%s (backend=%s group=%s key=%s id=%s attempt=%s)", text, *fields.values(),
+            extra=fields,
+        )  # fmt: skip

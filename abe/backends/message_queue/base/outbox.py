@@ -1,0 +1,108 @@
+"""Settlements on their way to the broker: batched, retried, and flushed before anybody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from abe.backends.message_queue.base.connection import TRANSIENT, Connection
+from abe.backends.message_queue.base.message import Outcome
+from abe.backends.message_queue.base.receiver import SettleFailure, Settlement
+
+__all__ = ["Outbox"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 512
+MAX_WAIT = 0.05
+"""Seconds for which an ack may wait for others to join it."""
+RETRY_DELAY = 0.2
+
+
+class Outbox:
+    """Collects settlements and sends them in batches, in order, one batch at a time.
+
+    Args:
+        connection: Where to send them.
+        on_lost: Called with each settlement whose delivery belongs to somebody else by now.
+        on_failure: Called with the error when the broker refuses a settlement for good.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        on_lost: Callable[[Settlement], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._connection = connection
+        self._on_lost = on_lost
+        self._on_failure = on_failure
+        self._pending: list[Settlement] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._sender: asyncio.Task[None] | None = None
+
+    def add(self, settlement: Settlement) -> None:
+        """Record a settlement; an ack may wait `MAX_WAIT` for company, anything else goes now."""
+        self._pending.append(settlement)
+        if settlement.outcome is not Outcome.ACK or len(self._pending) >= MAX_BATCH:
+            self.send()
+        elif self._timer is None and self._sender is None:
+            self._timer = asyncio.get_running_loop().call_later(MAX_WAIT, self.send)
+
+    def send(self) -> None:
+        """Start sending what is recorded."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pending and self._sender is None:
+            self._sender = asyncio.get_running_loop().create_task(self._run(), name="abe-settle")
+
+    async def flush(self) -> None:
+        """Return once the broker has answered for everything recorded so far."""
+        self.send()
+        while self._sender is not None:
+            await asyncio.wait([self._sender])
+            self.send()
+
+    async def _run(self) -> None:
+        try:
+            while self._pending:
+                batch = self._pending[:MAX_BATCH]
+                del self._pending[:MAX_BATCH]
+                try:
+                    retry = await self._send(batch)
+                except BaseException:
+                    self._pending[:0] = batch
+                    raise
+                if retry:
+                    self._pending[:0] = retry
+                    await asyncio.sleep(RETRY_DELAY)
+        finally:
+            self._sender = None
+
+    async def _send(self, batch: list[Settlement]) -> list[Settlement]:
+        """Settle ``batch`` and return what has to be tried again."""
+        try:
+            receiver = await self._connection.open()
+            try:
+                failures = await receiver.settle(batch)
+            except TRANSIENT as error:
+                await self._connection.recover(receiver, error)
+                return batch
+        except Exception as error:
+            logger.exception("settling %d deliveries failed for good", len(batch))
+            self._on_failure(error)
+            return []
+        return self._sort(failures)
+
+    def _sort(self, failures: Sequence[SettleFailure]) -> list[Settlement]:
+        retry = []
+        for settlement, error in failures:
+            if error is None:
+                self._on_lost(settlement)
+            elif isinstance(error, TRANSIENT):
+                retry.append(settlement)
+            else:
+                self._on_failure(error)
+        return retry

@@ -1,0 +1,155 @@
+"""Payloads and headers: JSON only, and exactly what was published or an error naming the path."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from abe.errors import PayloadError
+from abe.types import MessageQueuePayload
+
+__all__ = ["MAX_DEPTH", "check_headers", "decode_payload", "encode_payload"]
+
+MAX_DEPTH = 100
+"""Deepest nesting of objects and arrays that a payload may have."""
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
+
+def encode_payload(payload: MessageQueuePayload) -> str:
+    """Return ``payload`` as JSON text that decodes to an equal value.
+
+    Raises:
+        PayloadError: If it would not: NaN, infinities, keys that are not strings, bytes, sets,
+            tuples, cycles, lone surrogates, more than `MAX_DEPTH` levels. The text names the path.
+    """
+    # Decoding and comparing runs in C; the payload is walked in Python only to name the fault.
+    try:
+        text = _encode(payload)
+        faithful = (
+            text[0] == "{"
+            and (text.isascii() or text.encode() is not None)
+            and _decode(text) == payload
+            and (text.count("{") + text.count("[") <= MAX_DEPTH or not _too_deep(payload))
+        )
+    except (TypeError, ValueError, RecursionError):
+        faithful = False
+    if not faithful:
+        _check(payload)
+        text = _encode(payload)
+    return text
+
+
+def decode_payload(text: str) -> dict[str, Any]:
+    """Return the payload that `encode_payload` turned into ``text``.
+
+    Raises:
+        PayloadError: If ``text`` is not a JSON object.
+    """
+    try:
+        value = _decode(text)
+    except ValueError as error:
+        raise PayloadError(f"the message is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise PayloadError(f"the message is a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a copy of ``headers``.
+
+    Raises:
+        PayloadError: If a name is empty or a name or value is not a valid Unicode string.
+    """
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise PayloadError(f"headers must be a mapping of str to str, not {_name(headers)}")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not name:
+            raise PayloadError(f"header name {ascii(name)[:60]} is not a non-empty str")
+        if not isinstance(value, str):
+            raise PayloadError(f"headers[{ascii(name)}]: {_name(value)} is not a str")
+        for text in (name, value):
+            _check_text(text, f"headers[{ascii(name)}]")
+    return dict(headers)
+
+
+def _too_deep(payload: MessageQueuePayload) -> bool:
+    """Whether an acyclic payload nests deeper than `MAX_DEPTH`."""
+    level: list[Any] = [payload]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _check(payload: object) -> None:
+    """Raise the `PayloadError` that names the first thing in ``payload`` that is not JSON."""
+    if not isinstance(payload, dict):
+        raise PayloadError(f"payload must be a dict (a JSON object), not {_name(payload)}")
+    # Explicit stack: a payload nested a million deep must be refused, not overflow ours.
+    stack: list[tuple[object, str, tuple[int, ...]]] = [(payload, "payload", ())]
+    while stack:
+        value, path, above = stack.pop()
+        if isinstance(value, dict | list):
+            if id(value) in above:
+                raise PayloadError(f"{_short(path)}: contains itself")
+            if len(above) >= MAX_DEPTH:
+                raise PayloadError(f"{_short(path)}: nested deeper than {MAX_DEPTH} levels")
+            below = (*above, id(value))
+            if isinstance(value, dict):
+                for key in value:
+                    if not isinstance(key, str):
+                        raise PayloadError(
+                            f"{_short(path)}: key {ascii(key)[:60]} is {_name(key)}, not str"
+                        )
+                    _check_text(key, f"{_short(path)}: key")
+                items = [(v, f'{path}["{k}"]', below) for k, v in value.items()]
+            else:
+                items = [(v, f"{path}[{i}]", below) for i, v in enumerate(value)]
+            stack.extend(reversed(items))
+        else:
+            _check_scalar(value, path)
+
+
+def _check_scalar(value: object, path: str) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        _check_text(value, _short(path))
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise PayloadError(f"{_short(path)}: {value} is not JSON; use null or a string")
+    elif isinstance(value, int):
+        try:
+            str(int(value))
+        except ValueError as error:
+            raise PayloadError(f"{_short(path)}: the number has too many digits") from error
+    else:
+        raise PayloadError(f"{_short(path)}: {_name(value)} is not JSON")
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PayloadError(f"{where}: lone surrogate at position {error.start}") from error
+
+
+def _name(value: object) -> str:
+    return type(value).__name__
+
+
+def _short(path: str) -> str:
+    printable = path.encode("unicode_escape").decode()
+    return printable if len(printable) <= 120 else f"{printable[:60]}…{printable[-50:]}"

@@ -1,0 +1,111 @@
+"""The driver side: what a provider writes, and what passes between it and the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from abe.backends.message_queue.base.engine import StreamEngine
+    from abe.backends.message_queue.base.message import Message, Outcome
+
+__all__ = ["Delivery", "EndOfStream", "Receiver", "SettleFailure", "Settlement"]
+
+
+class EndOfStream(Exception):  # noqa: N818 - control flow, like StopAsyncIteration
+    """Raised by a `Receiver` whose source has an end; brokers' sources have none."""
+
+
+class Delivery:
+    """One handing-over of a message to a group.
+
+    Args:
+        message: What the stream will yield.
+        receipt: Whatever the receiver needs to settle this delivery later.
+    """
+
+    __slots__ = ("deadline", "detached", "engine", "message", "receipt", "since")
+
+    def __init__(self, message: Message, receipt: Any) -> None:
+        self.message = message
+        self.receipt = receipt
+        self.detached = False
+        self.engine: StreamEngine | None = None
+        self.since = 0.0
+        self.deadline = 0.0
+
+    def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
+        """Record a settlement with the stream that owns this delivery."""
+        return self.engine is not None and self.engine.settle(self, outcome, delay, reason)
+
+
+class Settlement(NamedTuple):
+    """How one delivery ended.
+
+    Attributes:
+        delivery: Which.
+        outcome: ``ack``, ``nack``, ``release`` or ``reject``.
+        delay: Seconds until a nacked message may come back.
+        reason: Why it was rejected.
+    """
+
+    delivery: Delivery
+    outcome: Outcome
+    delay: float = 0.0
+    reason: str = ""
+
+
+class SettleFailure(NamedTuple):
+    """A settlement the broker did not accept.
+
+    Attributes:
+        settlement: Which.
+        error: ``None`` if the delivery is *lost*: it belongs to somebody else by now and nothing
+            was changed. A `ConnectionError` or `TimeoutError` is tried again; any other error is
+            permanent and reaches the consumer.
+    """
+
+    settlement: Settlement
+    error: Exception | None = None
+
+
+class Receiver(Protocol):
+    """One consumer's connection to its group.
+
+    All methods are called on one event loop. ``receive`` is called by one task at a time and is
+    never cancelled; ``settle`` and ``extend`` may run while it waits. Any method may raise
+    `abe.errors.ConnectionLostError`: the stream then closes this receiver and opens a new one.
+    """
+
+    lease: float | None
+    """Seconds until the broker redelivers what is not settled; ``None`` = it never does."""
+
+    async def open(self) -> None:
+        """Connect, and create the group if it does not exist."""
+        ...
+
+    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:  # noqa: ASYNC109
+        """Return 1 to ``max_messages`` deliveries as soon as there are any.
+
+        Returns an empty sequence after ``timeout`` seconds, or soon after `wake`.
+        """
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
+        """Tell the broker; an empty result means that it accepted them all.
+
+        Settling a delivery that somebody else now owns changes nothing and is reported lost.
+        """
+        ...
+
+    async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
+        """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
+        ...
+
+    def wake(self) -> None:
+        """End a waiting `receive` early, and the next one if none waits."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give the connection back. Never settles anything; closing twice is fine."""
+        ...

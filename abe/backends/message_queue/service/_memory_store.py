@@ -1,0 +1,481 @@
+"""What `MemoryBackend` keeps: records, and for each group what is ready, delayed, leased, dead.
+
+Everything here is synchronous and guarded by one lock per store; nothing in it awaits or decodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from abe.backends.message_queue.base import KeyFilter, Outcome, Outgoing
+from abe.errors import ConfigurationError
+from abe.types import ConsumerGroup, KeyStats, QueueStats
+
+__all__ = ["Group", "Lease", "Record", "Store", "View"]
+
+SUSPECT_ATTEMPT = 3
+"""From this attempt on a message is handed out alone: it may be what kills its consumers."""
+
+
+class Record:
+    """A published message."""
+
+    __slots__ = ("body", "headers", "id", "key", "pending", "seq", "time", "visible")
+
+    def __init__(self, seq: int, item: Outgoing, id: str, now: float) -> None:
+        self.seq = seq
+        self.key, self.body, self.headers, delay = item
+        self.id = id
+        self.time = time.time()
+        self.visible = now + delay if delay else 0.0
+        self.pending = 0
+        """Number of groups that have not settled it."""
+
+
+class Lease:
+    """A record in the hands of one consumer; the receipt of its delivery."""
+
+    __slots__ = ("attempt", "ends", "record")
+
+    def __init__(self, record: Record, ends: float, attempt: int) -> None:
+        self.record = record
+        self.ends = ends
+        self.attempt = attempt
+
+
+class View:
+    """The ready messages of a group that pass one filter, in publish order.
+
+    May name messages that have been taken through another view meanwhile; they are skipped.
+    """
+
+    __slots__ = ("fresh", "keys", "returned", "users")
+
+    def __init__(self, keys: KeyFilter, ready: dict[int, Record]) -> None:
+        self.keys = keys
+        self.users = 0
+        self.rebuild(ready)
+
+    def rebuild(self, ready: dict[int, Record]) -> None:
+        matching = sorted(seq for seq, record in ready.items() if self.keys.matches(record.key))
+        self.fresh = deque(matching)
+        self.returned: list[int] = []
+
+    def first(self, ready: dict[int, Record]) -> int | None:
+        """Return the first ready message, dropping those taken through other views."""
+        fresh, returned = self.fresh, self.returned
+        while fresh and fresh[0] not in ready:
+            fresh.popleft()
+        while returned and returned[0] not in ready:
+            heapq.heappop(returned)
+        if returned and not (fresh and fresh[0] < returned[0]):
+            return returned[0]
+        return fresh[0] if fresh else None
+
+
+class Group:
+    """What one consumer group has not settled."""
+
+    def __init__(self) -> None:
+        self.ready: dict[int, Record] = {}
+        self.views: dict[tuple[str, ...], View] = {}
+        self.delayed: list[tuple[float, int, Record]] = []
+        self.leases: dict[int, Lease] = {}
+        self.attempts: dict[int, int] = {}
+        """Deliveries so far, of messages that have come back."""
+        self.dead: dict[int, tuple[Record, int, dict[str, str]]] = {}
+        self.next_expiry = math.inf
+        self.deleted = False
+
+    def add(self, record: Record) -> None:
+        """A newly published message; called in publish order."""
+        if record.visible:
+            heapq.heappush(self.delayed, (record.visible, record.seq, record))
+            return
+        self.ready[record.seq] = record
+        for view in self.views.values():
+            if view.keys.matches(record.key):
+                view.fresh.append(record.seq)
+                self._compact(view)
+
+    def put_back(self, record: Record) -> None:
+        """A message that becomes ready again, or late."""
+        self.ready[record.seq] = record
+        for view in self.views.values():
+            if view.keys.matches(record.key):
+                heapq.heappush(view.returned, record.seq)
+                self._compact(view)
+
+    def _compact(self, view: View) -> None:
+        if len(view.fresh) + len(view.returned) > 2 * len(self.ready) + 1000:
+            view.rebuild(self.ready)
+
+    def advance(self, now: float) -> None:
+        """Make ready what is due: delays that are over, leases that have lapsed."""
+        while self.delayed and self.delayed[0][0] <= now:
+            self.put_back(heapq.heappop(self.delayed)[2])
+        if now >= self.next_expiry:
+            lapsed = [lease for lease in self.leases.values() if lease.ends <= now]
+            for lease in lapsed:
+                del self.leases[lease.record.seq]
+                self.attempts[lease.record.seq] = lease.attempt
+                self.put_back(lease.record)
+            self.next_expiry = min((x.ends for x in self.leases.values()), default=math.inf)
+
+    def take(self, view: View, limit: int, ends: float) -> list[Lease]:
+        taken: list[Lease] = []
+        while len(taken) < limit:
+            seq = view.first(self.ready)
+            if seq is None:
+                break
+            attempt = self.attempts.get(seq, 0) + 1
+            if attempt >= SUSPECT_ATTEMPT and taken:
+                break
+            lease = Lease(self.ready.pop(seq), ends, attempt)
+            self.leases[seq] = lease
+            taken.append(lease)
+            if attempt >= SUSPECT_ATTEMPT:
+                break
+        if taken:
+            self.next_expiry = min(self.next_expiry, ends)
+        return taken
+
+    def due(self) -> float:
+        """When `advance` will next have something to do."""
+        return min(self.next_expiry, self.delayed[0][0] if self.delayed else math.inf)
+
+    def unsettled(self) -> Iterator[Record]:
+        yield from self.ready.values()
+        yield from (record for _, _, record in self.delayed)
+        yield from (lease.record for lease in self.leases.values())
+
+
+class Store:
+    """Records and groups, shared by all backends of one name."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: dict[int, Record] = {}
+        self._groups: dict[ConsumerGroup, Group] = {}
+        self._waiting: dict[asyncio.Future[None], object] = {}
+        self._seq = 0
+        self._prefix = uuid.uuid4().hex[:16]
+        self._offset = 0.0
+
+    def now(self) -> float:
+        return time.monotonic() + self._offset
+
+    def advance_time(self, seconds: float) -> None:
+        """Let ``seconds`` pass for delays and leases, for tests."""
+        with self._lock:
+            self._offset += seconds
+            woken = self._wake(None)
+        _notify(woken)
+
+    def after_fork(self) -> None:
+        """In the child: no other thread holds the lock, and no loop waits here."""
+        self._lock = threading.Lock()
+        self._waiting = {}
+
+    # -- publishing ------------------------------------------------------------------------
+
+    def publish(self, items: Sequence[Outgoing], maxsize: float) -> int:
+        """Store as many of ``items`` as there is room for and return how many."""
+        with self._lock:
+            room = maxsize - len(self._records)
+            if room < len(items):
+                items = items[: max(0, int(room))]
+            now = self.now()
+            groups = self._groups.values()
+            for item in items:
+                self._seq = seq = self._seq + 1
+                record = Record(seq, item, f"{self._prefix}-{seq}", now)
+                record.pending = len(groups)
+                self._records[seq] = record
+                for group in groups:
+                    group.add(record)
+            woken = self._wake(None) if items and self._waiting else ()
+        _notify(woken)
+        return len(items)
+
+    def wait_for_room(self, maxsize: float) -> asyncio.Future[None]:
+        """Return a future that is done when a message has gone, or there is room already."""
+        with self._lock:
+            future = self._wait("room")
+            full = len(self._records) >= maxsize
+        if not full:
+            future.set_result(None)
+        return future
+
+    def slowest(self) -> str:
+        with self._lock:
+            if not self._groups:
+                return "no group consumes from it"
+            sizes = {name: sum(1 for _ in g.unsettled()) for name, g in self._groups.items()}
+        name = max(sizes, key=sizes.__getitem__)
+        return f"the slowest group is {name!r} with {sizes[name]} messages unsettled"
+
+    # -- consuming -------------------------------------------------------------------------
+
+    def open_group(self, name: ConsumerGroup, keys: KeyFilter) -> tuple[Group, View]:
+        with self._lock:
+            group = self._groups.get(name)
+            if group is None:
+                group = self._groups[name] = Group()
+                for record in sorted(self._records.values(), key=lambda r: r.seq):
+                    record.pending += 1
+                    group.add(record)
+            view = group.views.get(keys.patterns)
+            if view is None:
+                view = group.views[keys.patterns] = View(keys, group.ready)
+            view.users += 1
+            return group, view
+
+    def close_view(self, group: Group, view: View) -> None:
+        with self._lock:
+            view.users -= 1
+            if not view.users:
+                group.views.pop(view.keys.patterns, None)
+
+    def take(
+        self, group: Group, view: View, limit: int, lease: float
+    ) -> tuple[list[Lease], asyncio.Future[None] | None, float]:
+        """Lease up to ``limit`` messages; if there are none, a future and how long it may wait."""
+        with self._lock:
+            now = self.now()
+            group.advance(now)
+            leases = group.take(view, limit, now + lease)
+            if leases:
+                return leases, None, 0.0
+            return leases, self._wait(group), max(0.0, group.due() - now)
+
+    def settle(
+        self, group: Group, settlements: Sequence[tuple[Lease, Outcome, float, str]]
+    ) -> list[int]:
+        """Apply settlements; returns the positions of those whose lease is lost."""
+        lost = []
+        with self._lock:
+            now = self.now()
+            group.advance(now)
+            size = len(self._records)
+            back = False
+            for position, (lease, outcome, delay, reason) in enumerate(settlements):
+                record = lease.record
+                if group.deleted or group.leases.get(record.seq) is not lease:
+                    lost.append(position)
+                    continue
+                del group.leases[record.seq]
+                if outcome is Outcome.ACK:
+                    group.attempts.pop(record.seq, None)
+                    self._done(record)
+                elif outcome is Outcome.REJECT:
+                    group.attempts.pop(record.seq, None)
+                    group.dead[record.seq] = (record, lease.attempt, _why(lease, reason))
+                    self._done(record)
+                else:
+                    back = True
+                    _return(group, lease, outcome, now + delay if delay else 0.0)
+            woken = [*self._wake(group)] if back else []
+            if len(self._records) < size:
+                woken += self._wake("room")
+        _notify(woken)
+        return lost
+
+    def extend(self, group: Group, leases: Sequence[Lease], seconds: float) -> list[int]:
+        lost = []
+        with self._lock:
+            now = self.now()
+            group.advance(now)
+            for position, lease in enumerate(leases):
+                if group.deleted or group.leases.get(lease.record.seq) is not lease:
+                    lost.append(position)
+                else:
+                    lease.ends = now + seconds
+        return lost
+
+    def forget_wait(self, future: asyncio.Future[None]) -> None:
+        with self._lock:
+            self._waiting.pop(future, None)
+
+    # -- looking and cleaning up -----------------------------------------------------------
+
+    def peek(
+        self, keys: KeyFilter, name: ConsumerGroup, limit: int
+    ) -> list[tuple[Record, int]]:
+        with self._lock:
+            now = self.now()
+            group = self._groups.get(name)
+            if group is not None:
+                group.advance(now)
+                records: Iterable[Record] = group.ready.values()
+            else:
+                records = (r for r in self._records.values() if r.visible <= now)
+            seen = heapq.nsmallest(
+                max(0, limit), (r for r in records if keys.matches(r.key)), key=lambda r: r.seq
+            )
+            attempts = group.attempts if group is not None else {}
+            return [(record, attempts.get(record.seq, 0) + 1) for record in seen]
+
+    def stats(self) -> QueueStats:
+        with self._lock:
+            now = self.now()
+            entries: list[KeyStats] = []
+            for name, group in self._groups.items():
+                group.advance(now)
+                entries += _count(name, group)
+            if not self._groups:
+                retained = Group()
+                for record in self._records.values():
+                    retained.add(record)
+                retained.advance(now)
+                entries += _count(None, retained)
+        return QueueStats(tuple(entries))
+
+    def dead_letters(
+        self, name: ConsumerGroup, limit: int
+    ) -> list[tuple[Record, int, dict[str, str]]]:
+        with self._lock:
+            group = self._groups.get(name)
+            return [*group.dead.values()][: max(0, limit)] if group is not None else []
+
+    def replay(self, name: ConsumerGroup, ids: set[str] | None, limit: int | None) -> int:
+        with self._lock:
+            group = self._groups.get(name)
+            if group is None:
+                return 0
+            chosen = [r for r, _, _ in group.dead.values() if ids is None or r.id in ids][:limit]
+            for record in chosen:
+                del group.dead[record.seq]
+                self._records[record.seq] = record
+                record.pending += 1
+                group.put_back(record)
+            woken = self._wake(group)
+        _notify(woken)
+        return len(chosen)
+
+    def group_names(self) -> list[ConsumerGroup]:
+        with self._lock:
+            return list(self._groups)
+
+    def delete_group(self, name: ConsumerGroup) -> None:
+        with self._lock:
+            group = self._groups.pop(name, None)
+            if group is None:
+                raise ConfigurationError(f"there is no group {name!r}")
+            group.deleted = True
+            for record in group.unsettled():
+                self._done(record)
+            woken = [*self._wake(group), *self._wake("room")]
+        _notify(woken)
+
+    def purge(self, keys: KeyFilter, name: ConsumerGroup) -> int:
+        with self._lock:
+            group = self._groups.get(name)
+            if group is None and self._groups:
+                return 0
+            if group is None:
+                gone = [r for r in self._records.values() if keys.matches(r.key)]
+                for record in gone:
+                    del self._records[record.seq]
+            else:
+                late = [entry for entry in group.delayed if keys.matches(entry[2].key)]
+                gone = [r for r in group.ready.values() if keys.matches(r.key)]
+                gone += [record for _, _, record in late]
+                group.delayed = [e for e in group.delayed if not keys.matches(e[2].key)]
+                heapq.heapify(group.delayed)
+                for record in gone:
+                    group.ready.pop(record.seq, None)
+                    group.attempts.pop(record.seq, None)
+                    self._done(record)
+            woken = self._wake("room")
+        _notify(woken)
+        return len(gone)
+
+    # -- with the lock held ----------------------------------------------------------------
+
+    def _done(self, record: Record) -> None:
+        record.pending -= 1
+        if record.pending <= 0:
+            self._records.pop(record.seq, None)
+
+    def _wait(self, what: object) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = what
+        return future
+
+    def _wake(self, what: object) -> list[asyncio.Future[None]]:
+        """Take out the futures that wait for ``what``; ``None`` = every group's."""
+        woken = [
+            future
+            for future, waits_for in self._waiting.items()
+            if waits_for is what or (what is None and waits_for != "room")
+        ]
+        for future in woken:
+            del self._waiting[future]
+        return woken
+
+
+def _notify(futures: Iterable[asyncio.Future[None]]) -> None:
+    if not futures:
+        return
+    running = asyncio._get_running_loop()
+    for future in futures:
+        loop = future.get_loop()
+        if loop is running:
+            _resolve(future)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _return(group: Group, lease: Lease, outcome: Outcome, due: float) -> None:
+    record = lease.record
+    earlier = lease.attempt if outcome is Outcome.NACK else lease.attempt - 1
+    if earlier:
+        group.attempts[record.seq] = earlier
+    if due:
+        heapq.heappush(group.delayed, (due, record.seq, record))
+    else:
+        group.put_back(record)
+
+
+def _why(lease: Lease, reason: str) -> dict[str, str]:
+    return {
+        **lease.record.headers,
+        "abe-dead-reason": reason,
+        "abe-dead-attempts": str(lease.attempt),
+        "abe-dead-time": repr(time.time()),
+        "abe-dead-id": lease.record.id,
+    }
+
+
+def _count(name: ConsumerGroup, group: Group) -> list[KeyStats]:
+    numbers: dict[str, list[int]] = {}
+    oldest: dict[str, float] = {}
+    sources: list[Iterable[Record]] = [
+        group.ready.values(),
+        (lease.record for lease in group.leases.values()),
+        (record for _, _, record in group.delayed),
+        (record for record, _, _ in group.dead.values()),
+    ]
+    for column, records in enumerate(sources):
+        for record in records:
+            numbers.setdefault(record.key, [0, 0, 0, 0])[column] += 1
+            if column < 3:
+                oldest[record.key] = min(oldest.get(record.key, math.inf), record.time)
+    now = time.time()
+    return [
+        KeyStats(key, name, *counts, max(0.0, now - oldest[key]) if key in oldest else None)
+        for key, counts in sorted(numbers.items())
+    ]

@@ -1,0 +1,334 @@
+"""The in-process backend: every semantic of the contract, nothing durable."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Self
+
+from abe.backends.message_queue.base import (
+    BaseBackend,
+    Capabilities,
+    Delivery,
+    KeyFilter,
+    Message,
+    Outgoing,
+    SettleFailure,
+    Settlement,
+    decode_payload,
+    validate_group,
+    validate_key,
+)
+from abe.backends.message_queue.service._memory_store import Group, Lease, Store, View
+from abe.errors import ConfigurationError, PublishError
+from abe.types import ConsumerGroup, QueueStats
+
+__all__ = ["MemoryBackend"]
+
+logger = logging.getLogger(__name__)
+
+YEAR = 365 * 86_400.0
+
+_stores: dict[str, Store] = {}
+_stores_lock = threading.Lock()
+
+
+class MemoryBackend(BaseBackend):
+    """Messages in this process's memory, for development, tests and notebooks.
+
+    Backends of one ``name`` share one store for the life of the process, closed or not.
+    Thread-safe and loop-agnostic: publish from any thread or event loop, consume on another.
+
+    Args:
+        name: Name of the store.
+        maxsize: Most messages retained; at the bound, ``publish`` waits. ``None`` = unbounded.
+        publish_timeout: Seconds that ``publish`` waits for room.
+        lease: Seconds after which a message that is neither settled nor extended comes back.
+    """
+
+    name: ClassVar[str] = "memory"
+    loop_bound: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        name: str = "default",
+        *,
+        maxsize: int | None = None,
+        publish_timeout: float = 30.0,
+        lease: float = 30.0,
+    ) -> None:
+        super().__init__()
+        validate_key(name)
+        self.store_name = name
+        self.capabilities = Capabilities(
+            groups=True,
+            backlog=True,
+            keys="consumer",
+            ordering="consumer",
+            redelivery="message",
+            release=True,
+            reject=True,
+            attempts="exact",
+            lease=lease,
+            delay=YEAR,
+            nack_delay=YEAR,
+            headers=True,
+            publish_many=True,
+            peek=True,
+            stats=True,
+            dead_letters=True,
+            admin=True,
+        )
+        self._maxsize = math.inf if maxsize is None else maxsize
+        self._publish_timeout = publish_timeout
+        self._lease = lease
+        with _stores_lock:
+            self._store = _stores.setdefault(name, Store())
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Create a backend from the environment and log that it is for development.
+
+        Reads ``ABE_MEMORY_NAME`` (default ``default``), ``ABE_MEMORY_MAXSIZE`` (messages; default
+        unbounded), ``ABE_MEMORY_PUBLISH_TIMEOUT`` (seconds; default 30) and ``ABE_MEMORY_LEASE``
+        (seconds; default 30).
+
+        Raises:
+            ConfigurationError: If a variable is malformed.
+        """
+        logger.warning("backend memory keeps messages in this process only: for development")
+        maxsize = _number("ABE_MEMORY_MAXSIZE", math.inf, minimum=1)
+        return cls(
+            os.environ.get("ABE_MEMORY_NAME", "default"),
+            maxsize=None if maxsize == math.inf else int(maxsize),
+            publish_timeout=_number("ABE_MEMORY_PUBLISH_TIMEOUT", 30.0, minimum=0),
+            lease=_number("ABE_MEMORY_LEASE", 30.0, minimum=0.001),
+        )
+
+    def __repr__(self) -> str:
+        return f"MemoryBackend({self.store_name!r})"
+
+    async def _send(self, items: Sequence[Outgoing]) -> None:
+        sent = self._store.publish(items, self._maxsize)
+        if sent == len(items):
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._publish_timeout
+        while sent < len(items):
+            room = self._store.wait_for_room(self._maxsize)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await room
+            except TimeoutError:
+                text = (
+                    f"memory store {self.store_name!r} is full ({self._maxsize:g} messages) and "
+                    f"had no room for {self._publish_timeout:g} s; {self._store.slowest()}"
+                )
+                failed = dict.fromkeys(range(sent, len(items)), "store is full")
+                raise PublishError(
+                    text, retryable=True, published=range(sent), failed=failed
+                ) from None
+            finally:
+                self._store.forget_wait(room)
+            sent += self._store.publish(items[sent:], self._maxsize)
+
+    def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> MemoryReceiver:
+        return MemoryReceiver(self._store, group, keys, self._lease)
+
+    async def peek(
+        self,
+        keys: Sequence[str] | str | None = None,
+        *,
+        group: ConsumerGroup = None,
+        limit: int = 10,
+    ) -> list[Message]:
+        """Return up to ``limit`` messages that ``group`` could take now, oldest first.
+
+        For a group that does not exist: what it would see.
+        """
+        self._check_open()
+        records = self._store.peek(KeyFilter(keys), validate_group(group), limit)
+        return [
+            Message(decode_payload(r.body), r.id, r.key, r.time, attempt, r.headers)
+            for r, attempt in records
+        ]
+
+    async def stats(self) -> QueueStats:
+        """Return the exact backlog of every key and group; retained ones under ``None``."""
+        self._check_open()
+        return self._store.stats()
+
+    async def dead_letters(
+        self, *, group: ConsumerGroup = None, limit: int = 100
+    ) -> list[Message]:
+        """Return up to ``limit`` dead letters of ``group``, oldest first.
+
+        Their headers say why: ``abe-dead-reason``, ``abe-dead-attempts``, ``abe-dead-time``
+        (seconds since the epoch) and ``abe-dead-id``.
+        """
+        self._check_open()
+        dead = self._store.dead_letters(validate_group(group), limit)
+        return [
+            Message(decode_payload(r.body), r.id, r.key, r.time, attempts, headers)
+            for r, attempts, headers in dead
+        ]
+
+    async def replay(
+        self,
+        *,
+        group: ConsumerGroup = None,
+        ids: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Put dead letters back for ``group`` alone, counted as never delivered.
+
+        Returns:
+            How many were put back.
+        """
+        self._check_open()
+        if isinstance(ids, str):
+            ids = [ids]
+        return self._store.replay(validate_group(group), None if ids is None else set(ids), limit)
+
+    async def groups(self) -> list[ConsumerGroup]:
+        """Return the groups that exist; ``None`` stands for the default group."""
+        self._check_open()
+        return self._store.group_names()
+
+    async def delete_group(self, name: ConsumerGroup) -> None:
+        """Forget a group, its backlog and its dead letters; its open streams fail.
+
+        Raises:
+            ConfigurationError: If there is no such group.
+        """
+        self._check_open()
+        self._store.delete_group(validate_group(name))
+
+    async def purge(
+        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
+    ) -> int:
+        """Drop what waits for ``group``, delayed messages included, not what is in flight.
+
+        While no group exists, retained messages are dropped. Dead letters stay.
+
+        Returns:
+            How many messages were dropped.
+        """
+        self._check_open()
+        return self._store.purge(KeyFilter(keys), validate_group(group))
+
+
+class MemoryReceiver:
+    """One consumer of a group in a `Store`."""
+
+    def __init__(
+        self, store: Store, group: ConsumerGroup, keys: KeyFilter, lease: float
+    ) -> None:
+        self.lease: float | None = lease
+        self._seconds = lease
+        self._store = store
+        self._name = group
+        self._keys = keys
+        self._group: Group | None = None
+        self._view: View | None = None
+        self._woken = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        self._group, self._view = self._store.open_group(self._name, self._keys)
+
+    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:  # noqa: ASYNC109
+        assert self._group is not None
+        assert self._view is not None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while not self._woken and not self._group.deleted:
+            leases, waiting, pause = self._store.take(
+                self._group, self._view, max_messages, self._seconds
+            )
+            if waiting is None:
+                return [_deliver(lease) for lease in leases]
+            self._waiting = waiting
+            timer = loop.call_later(min(pause, deadline - loop.time()), _resolve, waiting)
+            try:
+                await waiting
+            finally:
+                timer.cancel()
+                self._store.forget_wait(waiting)
+            if loop.time() >= deadline:
+                break
+        self._woken = False
+        if self._group.deleted:
+            raise ConfigurationError(
+                f"group {self._name!r} was deleted while this stream was open; open a new stream"
+            )
+        return ()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
+        assert self._group is not None
+        lost = self._store.settle(
+            self._group,
+            [(s.delivery.receipt, s.outcome, s.delay, s.reason) for s in settlements],
+        )
+        return [SettleFailure(settlements[n]) for n in lost]
+
+    async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
+        assert self._group is not None
+        lost = self._store.extend(self._group, [d.receipt for d in deliveries], seconds)
+        return [deliveries[n] for n in lost]
+
+    def wake(self) -> None:
+        self._woken = True
+        if self._waiting is not None:
+            _resolve(self._waiting)
+
+    async def aclose(self) -> None:
+        if self._group is not None and self._view is not None:
+            self._store.close_view(self._group, self._view)
+            self._view = None
+
+
+def _deliver(lease: Lease) -> Delivery:
+    record = lease.record
+    message = Message(
+        decode_payload(record.body),
+        record.id,
+        record.key,
+        record.time,
+        lease.attempt,
+        record.headers,
+    )
+    return Delivery(message, lease)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _number(variable: str, default: float, *, minimum: float) -> float:
+    text = os.environ.get(variable, "")
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not minimum <= value < math.inf:
+        raise ConfigurationError(f"{variable} is {text!r}; it must be a number >= {minimum:g}")
+    return value
+
+
+def _after_fork() -> None:
+    global _stores_lock
+    _stores_lock = threading.Lock()
+    for store in _stores.values():
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
