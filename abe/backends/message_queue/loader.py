@@ -1,0 +1,551 @@
+"""From a name, or from what is installed, to a backend.
+
+Backends are entry points in the group `ENTRY_POINT_GROUP`, abe's own included; `OLDER_GROUP` is
+read too. Every call looks again at what is installed, so that a provider installed while a
+notebook runs is found by the next call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from abe.errors import (
+    AbeError,
+    AmbiguousBackendError,
+    BackendLoadError,
+    ConfigurationError,
+    UnknownBackendError,
+)
+from abe.types import MessageQueueBackendProtocol
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoint
+
+__all__ = [
+    "BackendInfo",
+    "Choice",
+    "ENTRY_POINT_GROUP",
+    "OLDER_GROUP",
+    "VARIABLE",
+    "choose_backend",
+    "list_backends",
+    "load_backend",
+    "load_backend_class",
+]
+
+ENTRY_POINT_GROUP = "abe.backends.message_queue"
+"""Where providers register their backends."""
+OLDER_GROUP = "abe.backends.message_queue.service"
+"""Where providers made for earlier versions registered them; still read."""
+VARIABLE = "QUEUE_BACKEND"
+"""The environment variable that names the backend to use."""
+
+_NOTHING_ELSE = f"{VARIABLE} is not set and no provider is installed"
+_WARNING_OF_MEMORY = (
+    f"{_NOTHING_ELSE}: using 'memory', whose messages exist only in this process and are lost "
+    "when it ends"
+)
+_OWN_DISTRIBUTION = "abstract-backend"
+_BUILT_IN = ("memory", "sqlite")
+_FIRST_PARTY = {"redis": "abe-backend-redis", "sqs": "abe-backend-sqs"}
+_SENSITIVE = re.compile(r"^ABE_|PASS|SECRET|TOKEN|KEY|CREDENTIAL|AUTH|DSN|UR[IL]", re.IGNORECASE)
+
+# Whatever reads the environment on behalf of a backend holds this: the overlay of one thread
+# must not configure the backend of another. Re-entrant, because a from_env() may load a backend.
+_environment_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A child must inherit neither a lock that nobody will release nor half an overlay.
+    os.register_at_fork(
+        before=_environment_lock.acquire,
+        after_in_parent=_environment_lock.release,
+        after_in_child=_environment_lock.release,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """One installed backend.
+
+    Attributes:
+        name: What `load_backend` and ``QUEUE_BACKEND`` call it.
+        distribution: The distribution that registers it.
+        version: Version of that distribution.
+        target: The entry point's value, e.g. ``"abe_backend_x.backend:XBackend"``.
+        group: The entry point group that it is registered in.
+        builtin: Whether it comes with abe.
+        deprecated: Why not to use it (PEP 702), ``None`` if nothing is known against it; known
+            once it is loaded.
+        status: ``"available"`` (installed, not imported), ``"loaded"`` (imported and usable),
+            ``"broken"`` or ``"ambiguous"`` (another distribution registers the same name).
+        error: Why it is broken or ambiguous, else ``None``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+    group: str
+    builtin: bool
+    deprecated: str | None = None
+    status: str = "available"
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which backend `load_backend` takes, and why.
+
+    Attributes:
+        info: The backend.
+        reason: Why this one, e.g. ``"QUEUE_BACKEND is 'redis'"``.
+        warning: What `load_backend` warns of when it takes it, ``None`` if nothing.
+    """
+
+    info: BackendInfo
+    reason: str
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An entry point, and what is known of it without importing anything."""
+
+    info: BackendInfo
+    entry_point: EntryPoint
+
+    def __str__(self) -> str:
+        return f"{self.info.distribution} {self.info.version}".strip()
+
+
+_Candidates = dict[str, list[_Candidate]]
+
+
+def load_backend(
+    name: str | None = None, *, env: Mapping[str, str] | None = None
+) -> MessageQueueBackendProtocol:
+    """Create the backend called ``name``, through its ``from_env()``.
+
+    Without a name it is the one that ``QUEUE_BACKEND`` names; else the first by name that does not
+    come with abe (with a warning that names the others, if there are any); else ``memory``, with a
+    warning.
+
+    Args:
+        name: Name of an installed backend; see `list_backends`.
+        env: Environment variables that are set while ``from_env()`` runs, ``QUEUE_BACKEND``
+            included. Backends are created one at a time, so one process can hold two of a kind.
+
+    Returns:
+        A new backend, not connected yet.
+
+    Raises:
+        UnknownBackendError: If no backend of that name is installed.
+        AmbiguousBackendError: If several distributions register that name.
+        BackendLoadError: If it is installed, but importing or instantiating it fails.
+        ConfigurationError: If ``env`` holds what cannot be an environment variable, or if
+            ``from_env()`` says so; every other `AbeError` of ``from_env()`` passes as well.
+
+    Warns:
+        FutureWarning: If the class is deprecated (PEP 702), with its text.
+        UserWarning: If the choice was left to abe and deserves a second look.
+    """
+    overlay = _checked_overlay(env)
+    choice, candidate = _choose(name, overlay)
+    if choice.warning is not None:
+        _warn(choice.warning, UserWarning)
+    backend_class = _import_class(candidate)
+    deprecated = _deprecation(backend_class)
+    if deprecated is not None:
+        _warn(f"backend {choice.info.name!r} of {candidate} is deprecated: {deprecated}")
+    return _instantiate(candidate, backend_class, overlay)
+
+
+def load_backend_class(name: str) -> type[MessageQueueBackendProtocol]:
+    """Import the backend called ``name`` and return its class, without instantiating it.
+
+    For tools: it does not warn of a deprecated class.
+
+    Raises:
+        UnknownBackendError: If no backend of that name is installed.
+        AmbiguousBackendError: If several distributions register that name.
+        BackendLoadError: If importing it fails, or if it has no ``from_env``.
+    """
+    return _import_class(_choose(name, {})[1])
+
+
+def choose_backend(name: str | None = None, *, env: Mapping[str, str] | None = None) -> Choice:
+    """Tell which backend `load_backend` would take with these arguments, importing nothing.
+
+    Raises:
+        UnknownBackendError: If no backend of that name is installed.
+        AmbiguousBackendError: If several distributions register that name.
+        ConfigurationError: If ``env`` holds what cannot be an environment variable.
+    """
+    return _choose(name, _checked_overlay(env))[0]
+
+
+def list_backends(*, check: bool = False) -> list[BackendInfo]:
+    """List the installed backends by name.
+
+    Args:
+        check: Import every backend to learn whether it is broken or deprecated; nothing is
+            instantiated. Without it nothing is imported.
+
+    Returns:
+        One entry for each name and distribution.
+
+    Raises:
+        BackendLoadError: If the entry points of a distribution are malformed.
+    """
+    rows: list[BackendInfo] = []
+    for name, candidates in sorted(_scan().items()):
+        if len(candidates) > 1:
+            error = str(_ambiguous(name, candidates))
+            rows += [replace(c.info, status="ambiguous", error=error) for c in candidates]
+        elif check or _module(candidates[0]) in sys.modules:
+            rows.append(_inspected(candidates[0]))
+        else:
+            rows.append(candidates[0].info)
+    return rows
+
+
+def _inspected(candidate: _Candidate) -> BackendInfo:
+    """Import a backend and return what that tells."""
+    try:
+        backend_class = _import_class(candidate)
+    except BackendLoadError as error:
+        return replace(candidate.info, status="broken", error=str(error))
+    return replace(candidate.info, status="loaded", deprecated=_deprecation(backend_class))
+
+
+# --- What is installed ----------------------------------------------------------------------------
+
+
+def _scan() -> _Candidates:
+    """Find every backend that an installed distribution registers."""
+    # Costs 20 ms, which `import abe` must not.
+    import importlib
+    from importlib import metadata
+
+    # The caches of importlib notice a new package by the time stamp of its directory, which is
+    # too coarse for one installed a moment ago. All of this takes 1 to 2 ms for 100 distributions.
+    importlib.invalidate_caches()
+    found: _Candidates = {}
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        # Reading the text of all is much cheaper than parsing all.
+        if ENTRY_POINT_GROUP not in _text_of_entry_points(distribution):
+            continue
+        name = _name(distribution)
+        # Without a name it is what a failed uninstallation left behind; pip ignores it as well.
+        if not name or _normalized(name) in seen:
+            continue
+        seen.add(_normalized(name))
+        with suppress(metadata.PackageNotFoundError):
+            # Of two copies on sys.path the first counts, even if only the second has backends.
+            distribution = metadata.distribution(name)
+        for candidate in _registered(distribution):
+            found.setdefault(candidate.info.name, []).append(candidate)
+    return found
+
+
+def _name(distribution: Distribution) -> str:
+    metadata = distribution.metadata
+    return metadata["Name"] if "Name" in metadata else ""  # noqa: SIM401 - no .get() in 3.11
+
+
+def _text_of_entry_points(distribution: Distribution) -> str:
+    try:
+        return distribution.read_text("entry_points.txt") or ""
+    except (OSError, UnicodeError):  # somebody else's file: not a reason to fail
+        return ""
+
+
+def _registered(distribution: Distribution) -> Iterator[_Candidate]:
+    """Yield the backends of one distribution, each name once, the present group first."""
+    name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+    try:
+        entry_points = distribution.entry_points
+    except Exception as error:
+        raise BackendLoadError(
+            f"the entry points of {name} {version} are malformed; reinstall or uninstall it",
+            distribution=name,
+        ) from error
+    yielded: set[str] = set()
+    for group in (ENTRY_POINT_GROUP, OLDER_GROUP):
+        for entry_point in entry_points.select(group=group):
+            if entry_point.name not in yielded:
+                yielded.add(entry_point.name)
+                info = BackendInfo(
+                    name=entry_point.name,
+                    distribution=name,
+                    version=version,
+                    target=entry_point.value,
+                    group=group,
+                    builtin=_normalized(name) == _OWN_DISTRIBUTION,
+                )
+                yield _Candidate(info, entry_point)
+
+
+def _module(candidate: _Candidate) -> str:
+    # EntryPoint.module raises if the value is malformed.
+    return candidate.info.target.partition(":")[0].strip()
+
+
+def _normalized(distribution: str) -> str:
+    """Spell the name of a distribution as package indexes do."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+# --- Which one to take ----------------------------------------------------------------------------
+
+
+def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, _Candidate]:
+    """Apply the order of selection."""
+    found = _scan()
+    reason = "named by the caller"
+    if name is None:
+        name, reason = _named_by_variable(overlay), f"named by {VARIABLE}"
+    if name is not None:
+        candidate = _the_one(name, found, reason)
+        return Choice(candidate.info, reason), candidate
+    external = sorted(n for n, cs in found.items() if not all(c.info.builtin for c in cs))
+    if not external:
+        candidate = _the_one("memory", found, _NOTHING_ELSE)
+        return Choice(candidate.info, _NOTHING_ELSE, _WARNING_OF_MEMORY), candidate
+    candidate = _the_one(external[0], found, f"{VARIABLE} is not set")
+    return _choice_of_first(candidate, external[1:]), candidate
+
+
+def _named_by_variable(overlay: Mapping[str, str]) -> str | None:
+    with _environment_lock:
+        value = overlay[VARIABLE] if VARIABLE in overlay else os.environ.get(VARIABLE, "")
+    return value.strip() or None
+
+
+def _choice_of_first(candidate: _Candidate, others: Sequence[str]) -> Choice:
+    name = candidate.info.name
+    if not others:
+        return Choice(candidate.info, f"{VARIABLE} is not set and it is the only provider's")
+    rest = ", ".join(map(repr, others))
+    return Choice(
+        candidate.info,
+        f"{VARIABLE} is not set and it is the first by name; the others: {rest}",
+        f"{VARIABLE} is not set and several providers' backends are installed: using {name!r} "
+        f"of {candidate}, the first by name; set {VARIABLE} to choose (also installed: {rest})",
+    )
+
+
+def _the_one(name: str, found: _Candidates, reason: str) -> _Candidate:
+    """Return the only candidate for ``name``.
+
+    Raises:
+        UnknownBackendError: If there is none.
+        AmbiguousBackendError: If there are several.
+    """
+    candidates = found.get(name)
+    if not candidates:
+        raise _unknown(name, found, reason)
+    if len(candidates) > 1:
+        raise _ambiguous(name, candidates)
+    return candidates[0]
+
+
+def _ambiguous(name: str, candidates: Sequence[_Candidate]) -> AmbiguousBackendError:
+    claims = " and ".join(f"{c} ({c.info.target})" for c in candidates)
+    removable = " or ".join(c.info.distribution for c in candidates if not c.info.builtin)
+    verb = "uninstall one of them:" if removable.count(" or ") else "uninstall"
+    return AmbiguousBackendError(f"backend {name!r} is registered by {claims}; {verb} {removable}")
+
+
+def _unknown(name: str, found: _Candidates, reason: str) -> UnknownBackendError:
+    import difflib
+
+    # Somebody may have given a URL: what follows the scheme is not for error messages.
+    plain = re.split(r"[^\w.-]", name[:60])[0]
+    shown = plain if plain == name else f"{plain}…"
+    installed = ", ".join(f"{n} ({found[n][0]})" for n in sorted(found)) or "none"
+    text = f"no backend named {shown!r} is installed ({reason}); installed: {installed}"
+    known = {n.lower(): n for n in (*_FIRST_PARTY, *_BUILT_IN, *found)}
+    near = difflib.get_close_matches(plain.lower(), known, n=1)
+    meant = known[near[0]] if near else ""
+    if meant and meant == name:
+        text += "."
+    elif meant:
+        text += f". Did you mean {meant!r}?"
+    if meant and meant not in found:
+        what = f"providers/{_FIRST_PARTY[meant]}" if meant in _FIRST_PARTY else "."
+        text += f" To install {meant!r}, from the checkout: pip install -e {what}"
+    return UnknownBackendError(text)
+
+
+# --- Importing and instantiating ------------------------------------------------------------------
+
+
+def _import_class(candidate: _Candidate) -> type[MessageQueueBackendProtocol]:
+    """Import what the entry point names; it must have a ``from_env`` that can be called."""
+    failure: Exception
+    try:
+        loaded = candidate.entry_point.load()
+    except Exception as error:
+        failure = error
+    else:
+        if not callable(getattr(loaded, "from_env", None)):
+            raise _broken(candidate, "it has no from_env() class method")
+        return cast("type[MessageQueueBackendProtocol]", loaded)
+    # Raised here and not above: the error must not carry an unredacted __context__.
+    cause, text = _presentable(failure, {})
+    package = _module(candidate).partition(".")[0]
+    if isinstance(failure, ModuleNotFoundError) and failure.name == package:
+        text += (
+            ". If it was installed while this process ran, restart the process (editable "
+            "installations need that); else reinstall it"
+        )
+    raise _broken(candidate, f"importing it failed: {text}") from cause
+
+
+def _instantiate(
+    candidate: _Candidate,
+    backend_class: type[MessageQueueBackendProtocol],
+    overlay: Mapping[str, str],
+) -> MessageQueueBackendProtocol:
+    """Call ``from_env()`` under the overlay and check what it returns."""
+    failure: Exception
+    try:
+        with _environment(overlay), _one_deprecation_is_enough(backend_class):
+            backend = backend_class.from_env()
+    except (AbeError, Warning):  # a warning is raised only if the user made warnings errors
+        raise
+    except Exception as error:
+        failure = error
+    else:
+        _require_methods(candidate, backend)
+        return backend
+    cause, text = _presentable(failure, overlay)
+    raise _broken(candidate, f"from_env() raised {text}") from cause
+
+
+def _require_methods(candidate: _Candidate, backend: object) -> None:
+    if inspect.iscoroutine(backend):
+        backend.close()  # else Python warns of a coroutine that was never awaited
+        raise _broken(candidate, "from_env() is a coroutine function; it must be a plain method")
+    missing = [m for m in ("publish", "consume") if not callable(getattr(backend, m, None))]
+    if missing:
+        what = " and ".join(f"{m}()" for m in missing)
+        raise _broken(candidate, f"from_env() returned a {type(backend).__name__} without {what}")
+
+
+def _broken(candidate: _Candidate, why: str) -> BackendLoadError:
+    info = candidate.info
+    return BackendLoadError(
+        f"backend {info.name!r} of {candidate} (entry point {info.target}) cannot be used: {why}",
+        distribution=info.distribution,
+        entry_point=info.target,
+    )
+
+
+def _deprecation(backend_class: object) -> str | None:
+    """Return the text of PEP 702; a subclass does not inherit it."""
+    text = getattr(backend_class, "__dict__", {}).get("__deprecated__")
+    return text if isinstance(text, str) else None
+
+
+@contextmanager
+def _one_deprecation_is_enough(backend_class: object) -> Iterator[None]:
+    """Silence what ``@deprecated`` itself says on instantiation: `load_backend` has said it."""
+    text = _deprecation(backend_class)
+    if text is None:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", re.escape(text), Warning)
+        yield
+
+
+def _warn(text: str, category: type[Warning] = FutureWarning) -> None:
+    """Warn at the first caller outside abe, however deep inside abe this is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and f"{frame.f_globals.get('__name__')}.".startswith("abe."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
+
+
+# --- The environment ------------------------------------------------------------------------------
+
+
+def _checked_overlay(env: Mapping[str, str] | None) -> dict[str, str]:
+    """Copy ``env``, refusing what the operating system would; the value is never shown."""
+    overlay: dict[Any, Any] = dict(env or {})
+    for name, value in overlay.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise ConfigurationError(f"env: {name!r} cannot be the name of a variable")
+        if not isinstance(value, str):
+            raise ConfigurationError(f"env[{name!r}] must be a str, not {type(value).__name__}")
+        if "\0" in value:
+            raise ConfigurationError(f"env[{name!r}] must not contain a null character")
+    return overlay
+
+
+@contextmanager
+def _environment(overlay: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the duration, alone in the process; restore them whatever happens."""
+    with _environment_lock:
+        before: dict[str, str | None] = {}
+        try:
+            for name, value in overlay.items():
+                before[name] = os.environ.get(name)
+                os.environ[name] = value
+            yield
+        finally:
+            for name, old in before.items():
+                if old is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = old
+
+
+def _presentable(error: Exception, overlay: Mapping[str, str]) -> tuple[Exception, str]:
+    """Return ``error`` fit for chaining, and its text, without any value of the environment.
+
+    Drivers like to quote the URL that they could not parse, password included.
+    """
+    import traceback
+
+    # limit=0: no source lines, but every chained exception, note and member of a group.
+    whole = "".join(traceback.format_exception(error, limit=0))
+    hidden = _hidden_values(overlay)
+    text = _redacted(f"{type(error).__name__}: {error}".removesuffix(": "), hidden)
+    if _redacted(whole, hidden) == whole:
+        return error, text
+    stand_in = RuntimeError(f"{text} (values of environment variables are replaced by ***)")
+    return stand_in.with_traceback(error.__traceback__), text
+
+
+def _redacted(text: str, hidden: Sequence[str]) -> str:
+    for value in hidden:
+        text = text.replace(value, "***")
+    return text
+
+
+def _hidden_values(overlay: Mapping[str, str]) -> list[str]:
+    """Return what must not appear in an error, the longest first."""
+    from urllib.parse import unquote, urlsplit
+
+    values = {v for n, v in overlay.items() if n != VARIABLE}
+    with _environment_lock:
+        values |= {v for n, v in os.environ.items() if _SENSITIVE.search(n)}
+    for value in tuple(values):
+        values.add(repr(value)[1:-1])
+        with suppress(ValueError):
+            password = urlsplit(value).password
+            values |= {password, unquote(password)} if password else set()
+    # A flag or a database number is no secret, and replacing it would garble the text.
+    return sorted((v for v in values if len(v) > 3), key=len, reverse=True)
