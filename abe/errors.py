@@ -118,7 +118,7 @@ class LoopError(AbeError, RuntimeError):
     """Called on an event loop or thread on which the call would deadlock or misbehave."""
 
 
-class Reject(Exception):  # noqa: N818 - a handler's verdict, not an error of abe
+class Reject(Exception):
     """Raised by a handler: do not retry this message, send it to the dead letters.
 
     Args:
@@ -130,7 +130,7 @@ class Reject(Exception):  # noqa: N818 - a handler's verdict, not an error of ab
         self.reason = reason
 
 
-class Retry(Exception):  # noqa: N818 - a handler's verdict, not an error of abe
+class Retry(Exception):
     """Raised by a handler: this delivery failed, deliver the message again.
 
     Args:

@@ -212,7 +212,9 @@ class SupportsDelay(Protocol):
 class SupportsPublishMany(Protocol):
     """Capability ``publish_many``: many messages in few round trips."""
 
-    async def publish_many(self, items: Iterable[Any], *, key: MessageQueueKey | None = None) -> int:
+    async def publish_many(
+        self, items: Iterable[Any], *, key: MessageQueueKey | None = None
+    ) -> int:
         """Publish ``(key, payload)`` pairs, or payloads if ``key`` is given, in order.
 
         Everything is checked before anything is sent.
@@ -303,7 +305,7 @@ class SupportsAdmin(Protocol):
 class SupportsPing(Protocol):
     """Health: does the broker answer?"""
 
-    async def ping(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - bounds the probe itself
+    async def ping(self, timeout: float = 5.0) -> None:
         """Return once the broker has answered.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abe.backends.message_queue.base.backend import BaseBackend, Outgoing
 from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
 from abe.backends.message_queue.base.consumer import EventConsumer
+from abe.backends.message_queue.base.dead import dead_headers
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
 from abe.backends.message_queue.base.payload import (
@@ -42,6 +43,7 @@ __all__ = [
     "SyncMessage",
     "capabilities_of",
     "check_headers",
+    "dead_headers",
     "decode_payload",
     "encode_payload",
     "open_stream",

@@ -74,7 +74,7 @@ class BaseBackend(ABC):
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> Receiver:
         """Return a new, unopened receiver."""
 
-    async def _disconnect(self) -> None:
+    async def _disconnect(self) -> None:  # noqa: B027 - optional
         """Give connections back; streams are closed by then."""
 
     async def publish(
@@ -171,7 +171,7 @@ class BaseBackend(ABC):
             on_closed=self._engines.discard,
         )
 
-    async def ping(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - bounds the probe itself
+    async def ping(self, timeout: float = 5.0) -> None:
         """Return once the broker has answered.
 
         Raises:
@@ -245,7 +245,7 @@ class BaseBackend(ABC):
         if headers and not can.headers:
             raise unsupported(self.name, "publish(headers=…)", "headers")
         if delay:
-            if not isinstance(delay, int | float) or not 0 <= delay < math.inf:
+            if not 0 <= delay < math.inf:
                 raise ConfigurationError(f"delay is {delay!r}; it must be 0 or more seconds")
             if delay > can.delay:
                 what = f"publish(delay={delay:g}); the longest is {can.delay:g} s"

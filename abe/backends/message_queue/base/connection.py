@@ -83,7 +83,7 @@ class Connection:
             if error is not None:
                 failures += 1
                 self._report(failures, error)
-                await self._pause(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
+                await self._pause(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, MAX_DELAY)
             receiver = self._factory()
             try:
@@ -111,4 +111,3 @@ class Connection:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
-

@@ -59,7 +59,7 @@ def _problem(text: str) -> str:
     if size > MAX_KEY_BYTES:
         return f"has {size} bytes of UTF-8; the limit is {MAX_KEY_BYTES}"
     if found := _FORBIDDEN.search(text):
-        return f"contains {ascii(found.group())}, which keys and groups may not"
+        return f"contains {found.group()!a}, which keys and groups may not"
     if text.startswith("$"):
         return "starts with '$', which is reserved"
     if not all(text.split(".")):
@@ -114,7 +114,7 @@ def _to_regex(pattern: str) -> str:
         validate_key(".".join([*literal, tail]))
     except InvalidKeyError as error:
         raise InvalidKeyError(
-            f"key filter {ascii(pattern)} is malformed: '*' stands for one whole segment, "
+            f"key filter {pattern!a} is malformed: '*' stands for one whole segment, "
             "'**' for one or more and only at the end"
         ) from error
     parts = ["[^.]+" if segment == "*" else re.escape(segment) for segment in start]

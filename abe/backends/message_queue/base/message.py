@@ -219,7 +219,8 @@ class SyncMessage(BaseMessage):
 
     def _settle(self, method: Callable[[Message], Coroutine[Any, Any, bool]]) -> bool:
         if self._message is None or self._call is None:
-            return method(Message(self)).send(None)  # raises: nothing here to settle
+            method(Message(self)).send(None)
+            raise AssertionError("unreachable: nothing here can be settled")
         return self._call(method(self._message))
 
 

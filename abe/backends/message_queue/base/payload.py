@@ -27,11 +27,12 @@ def encode_payload(payload: MessageQueuePayload) -> str:
             tuples, cycles, lone surrogates, more than `MAX_DEPTH` levels. The text names the path.
     """
     # Decoding and comparing runs in C; the payload is walked in Python only to name the fault.
+    text = ""
     try:
         text = _encode(payload)
         faithful = (
             text[0] == "{"
-            and (text.isascii() or text.encode() is not None)
+            and _encodable(text)
             and _decode(text) == payload
             and (text.count("{") + text.count("[") <= MAX_DEPTH or not _too_deep(payload))
         )
@@ -66,16 +67,22 @@ def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """
     if headers is None:
         return {}
-    if not isinstance(headers, Mapping):
-        raise PayloadError(f"headers must be a mapping of str to str, not {_name(headers)}")
-    for name, value in headers.items():
+    given: object = headers
+    if not isinstance(given, Mapping):
+        raise PayloadError(f"headers must be a mapping of str to str, not {_name(given)}")
+    for name, value in given.items():
         if not isinstance(name, str) or not name:
             raise PayloadError(f"header name {ascii(name)[:60]} is not a non-empty str")
         if not isinstance(value, str):
-            raise PayloadError(f"headers[{ascii(name)}]: {_name(value)} is not a str")
+            raise PayloadError(f"headers[{name!a}]: {_name(value)} is not a str")
         for text in (name, value):
-            _check_text(text, f"headers[{ascii(name)}]")
+            _check_text(text, f"headers[{name!a}]")
     return dict(headers)
+
+
+def _encodable(text: str) -> bool:
+    """Whether ``text`` has no lone surrogates; raises UnicodeEncodeError, a ValueError, if so."""
+    return text.isascii() or bool(text.encode())
 
 
 def _too_deep(payload: MessageQueuePayload) -> bool:

@@ -93,7 +93,7 @@ class _PlainReceiver:
             source = await source
         self._iterator = aiter(source)
 
-    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:  # noqa: ASYNC109
+    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
         assert self._iterator is not None
         if self._next is None:
             self._next = asyncio.ensure_future(_advance(self._iterator))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Delivery", "EndOfStream", "Receiver", "SettleFailure", "Settlement"]
 
 
-class EndOfStream(Exception):  # noqa: N818 - control flow, like StopAsyncIteration
+class EndOfStream(Exception):
     """Raised by a `Receiver` whose source has an end; brokers' sources have none."""
 
 
@@ -84,7 +84,7 @@ class Receiver(Protocol):
         """Connect, and create the group if it does not exist."""
         ...
 
-    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:  # noqa: ASYNC109
+    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to ``max_messages`` deliveries as soon as there are any.
 
         Returns an empty sequence after ``timeout`` seconds, or soon after `wake`.

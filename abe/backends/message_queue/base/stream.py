@@ -93,7 +93,7 @@ class MessageStream:
         self._took = False
         return delivery.message
 
-    async def take(self, n: int = 1, timeout: float | None = None) -> list[Message]:  # noqa: ASYNC109
+    async def take(self, n: int = 1, timeout: float | None = None) -> list[Message]:
         """Return up to ``n`` messages, in order; acks what was handed over before.
 
         What it returns is acked by the next call, or by leaving ``async with`` without an

@@ -14,7 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from abe.backends.message_queue.base import KeyFilter, Outcome, Outgoing
+from abe.backends.message_queue.base import KeyFilter, Outcome, Outgoing, dead_headers
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 
@@ -277,7 +277,17 @@ class Store:
                     self._done(record)
                 elif outcome is Outcome.REJECT:
                     group.attempts.pop(record.seq, None)
-                    group.dead[record.seq] = (record, lease.attempt, _why(lease, reason))
+                    group.dead[record.seq] = (
+                        record,
+                        lease.attempt,
+                        dead_headers(
+                            record.headers,
+                            reason=reason,
+                            attempts=lease.attempt,
+                            id=record.id,
+                            key=record.key,
+                        ),
+                    )
                     self._done(record)
                 else:
                     back = True
@@ -306,9 +316,7 @@ class Store:
 
     # -- looking and cleaning up -----------------------------------------------------------
 
-    def peek(
-        self, keys: KeyFilter, name: ConsumerGroup, limit: int
-    ) -> list[tuple[Record, int]]:
+    def peek(self, keys: KeyFilter, name: ConsumerGroup, limit: int) -> list[tuple[Record, int]]:
         with self._lock:
             now = self.now()
             group = self._groups.get(name)
@@ -450,16 +458,6 @@ def _return(group: Group, lease: Lease, outcome: Outcome, due: float) -> None:
         group.put_back(record)
 
 
-def _why(lease: Lease, reason: str) -> dict[str, str]:
-    return {
-        **lease.record.headers,
-        "abe-dead-reason": reason,
-        "abe-dead-attempts": str(lease.attempt),
-        "abe-dead-time": repr(time.time()),
-        "abe-dead-id": lease.record.id,
-    }
-
-
 def _count(name: ConsumerGroup, group: Group) -> list[KeyStats]:
     numbers: dict[str, list[int]] = {}
     oldest: dict[str, float] = {}
@@ -476,6 +474,14 @@ def _count(name: ConsumerGroup, group: Group) -> list[KeyStats]:
                 oldest[record.key] = min(oldest.get(record.key, math.inf), record.time)
     now = time.time()
     return [
-        KeyStats(key, name, *counts, max(0.0, now - oldest[key]) if key in oldest else None)
-        for key, counts in sorted(numbers.items())
+        KeyStats(
+            key=key,
+            group=name,
+            ready=ready,
+            in_flight=in_flight,
+            delayed=delayed,
+            dead=dead,
+            oldest_age=max(0.0, now - oldest[key]) if key in oldest else None,
+        )
+        for key, (ready, in_flight, delayed, dead) in sorted(numbers.items())
     ]

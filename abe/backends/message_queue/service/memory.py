@@ -162,13 +162,10 @@ class MemoryBackend(BaseBackend):
         self._check_open()
         return self._store.stats()
 
-    async def dead_letters(
-        self, *, group: ConsumerGroup = None, limit: int = 100
-    ) -> list[Message]:
+    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
         """Return up to ``limit`` dead letters of ``group``, oldest first.
 
-        Their headers say why: ``abe-dead-reason``, ``abe-dead-attempts``, ``abe-dead-time``
-        (seconds since the epoch) and ``abe-dead-id``.
+        Their headers ``abe-dead-…`` say why: see `dead_headers`.
         """
         self._check_open()
         dead = self._store.dead_letters(validate_group(group), limit)
@@ -225,9 +222,7 @@ class MemoryBackend(BaseBackend):
 class MemoryReceiver:
     """One consumer of a group in a `Store`."""
 
-    def __init__(
-        self, store: Store, group: ConsumerGroup, keys: KeyFilter, lease: float
-    ) -> None:
+    def __init__(self, store: Store, group: ConsumerGroup, keys: KeyFilter, lease: float) -> None:
         self.lease: float | None = lease
         self._seconds = lease
         self._store = store
@@ -241,7 +236,7 @@ class MemoryReceiver:
     async def open(self) -> None:
         self._group, self._view = self._store.open_group(self._name, self._keys)
 
-    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:  # noqa: ASYNC109
+    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
         assert self._group is not None
         assert self._view is not None
         loop = asyncio.get_running_loop()
