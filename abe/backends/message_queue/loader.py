@@ -238,6 +238,7 @@ def _scan() -> _Candidates:
     # The caches of importlib notice a new package by the time stamp of its directory, which is
     # too coarse for one installed a moment ago. All of this takes 1 to 2 ms for 100 distributions.
     importlib.invalidate_caches()
+    metadata.MetadataPathFinder().invalidate_caches()  # Python 3.11 leaves this one out
     found: _Candidates = {}
     seen: set[str] = set()
     for distribution in metadata.distributions():
