@@ -1,0 +1,339 @@
+"""A backend that knows nothing of abe's classes works everywhere, in every shape it may have.
+
+Each shape is a distribution of its own, on disk, found through its entry point. None of them
+offers more than the three required methods; they are at least once in the simplest way: a message
+counts as handled when the iterator is asked for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import abe
+from abe.types import MessageQueueBackendProtocol
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeDistribution
+
+pytestmark = pytest.mark.usefixtures("no_providers", "shapes")
+
+STORE = '''
+"""What a stranger might write in an afternoon: a list, and a position for each group."""
+import asyncio
+import os
+
+class Store:
+    instances = []
+
+    def __init__(self, label):
+        self.label = label
+        self.log = []
+        self.position = {}
+        self.changed = asyncio.Event()
+        self.closed = 0
+        Store.instances.append(self)
+
+    @classmethod
+    def from_env(cls):
+        return cls(os.environ.get("THIRD_PARTY_LABEL", ""))
+
+    async def publish(self, key, payload):
+        self.log.append({**payload})
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def read(self, group):
+        while True:
+            position = self.position.get(group, 0)
+            while position >= len(self.log):
+                await self.changed.wait()
+            yield {**self.log[position]}
+            self.position[group] = position + 1
+'''
+
+GENERATOR = """
+from third_party_generator.store import Store
+
+class Backend(Store):
+    async def consume(self, *, group=None):
+        async for message in self.read(group):
+            yield message
+"""
+
+FUNCTION = """
+from third_party_function.store import Store
+
+class Messages:
+    def __init__(self, source):
+        self.source = source
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await self.source.__anext__()
+
+class Backend(Store):
+    def consume(self, *, group=None):
+        return Messages(self.read(group))
+"""
+
+COROUTINE = """
+import asyncio
+from third_party_coroutine.store import Store
+
+class Backend(Store):
+    async def consume(self, *, group=None):
+        await asyncio.sleep(0)  # connecting
+        return self.read(group)
+
+    async def aclose(self):
+        self.closed += 1
+"""
+
+SUBCLASS = """
+from collections.abc import AsyncIterator
+from typing import Any, Self
+from abe.types import MessageQueueBackendProtocol
+from third_party_subclass.store import Store
+
+class Backend(MessageQueueBackendProtocol):
+    def __init__(self) -> None:
+        self.store = Store.from_env()
+
+    @classmethod
+    def from_env(cls) -> Self:
+        return cls()
+
+    async def publish(self, key: str, payload: dict[str, Any]) -> None:
+        await self.store.publish(key, payload)
+
+    async def consume(self, *, group: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        async for message in self.store.read(group):
+            yield message
+"""
+
+SEVERAL = """
+from third_party_several.store import Store
+
+class One(Store):
+    async def consume(self, *, group=None):
+        async for message in self.read(group):
+            yield message
+
+class Two(Store):
+    def consume(self, *, group=None):
+        return self.read(group)
+"""
+
+SOURCES = {
+    "generator": ({"generator": "Backend"}, GENERATOR),
+    "function": ({"function": "Backend"}, FUNCTION),
+    "coroutine": ({"coroutine": "Backend"}, COROUTINE),
+    "subclass": ({"subclass": "Backend"}, SUBCLASS),
+    "several": ({"several-one": "One", "several-two": "Two"}, SEVERAL),
+}
+NAMES = [name for names, _ in SOURCES.values() for name in names]
+every_shape = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture
+def shapes(fake_distribution: FakeDistribution) -> None:
+    """Install one distribution for each shape."""
+    for shape, (classes, source) in SOURCES.items():
+        package = f"third_party_{shape}"
+        fake_distribution(
+            package.replace("_", "-"),
+            {name: f"{package}.backend:{class_}" for name, class_ in classes.items()},
+            {f"{package}/backend.py": source, f"{package}/store.py": STORE},
+        )
+
+
+async def messages_of(
+    backend: MessageQueueBackendProtocol, group: str | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """Consume as any caller of the contract must: await what ``consume`` returns if need be."""
+    source: Any = backend.consume(group=group)
+    if inspect.isawaitable(source):
+        source = await source
+    async for message in source:
+        yield message
+
+
+async def publish_three(backend: Any) -> None:
+    """Publish ``{"n": 0}`` to ``{"n": 2}``."""
+    for n in range(3):
+        await backend.publish("orders.created", {"n": n})
+
+
+@every_shape
+class TestLoader:
+    """Discovery needs nothing but the three methods."""
+
+    def test_is_listed_and_healthy(self, name: str) -> None:
+        (info,) = [info for info in abe.list_backends(check=True) if info.name == name]
+        assert (info.status, info.error, info.builtin) == ("loaded", None, False)
+
+    def test_satisfies_the_protocol(self, name: str) -> None:
+        assert isinstance(abe.load_backend(name), MessageQueueBackendProtocol)
+
+    def test_is_configured_by_env(self, name: str) -> None:
+        backend: Any = abe.load_backend(name, env={"THIRD_PARTY_LABEL": "mine"})
+        assert getattr(backend, "store", backend).label == "mine"
+
+    def test_gives_each_group_every_message(self, name: str) -> None:
+        async def scenario() -> list[list[dict[str, Any]]]:
+            backend = abe.load_backend(name)
+            await publish_three(backend)
+            received = []
+            for group in ("billing", "audit", None):
+                source = messages_of(backend, group)
+                received.append([await anext(source) for _ in range(3)])
+            return received
+
+        assert asyncio.run(scenario()) == [[{"n": 0}, {"n": 1}, {"n": 2}]] * 3
+
+
+@every_shape
+class TestClient:
+    """``abe.aconnect`` adds messages and honest errors."""
+
+    def test_messages_arrive_in_order(self, name: str) -> None:
+        async def scenario() -> None:
+            async with abe.aconnect(name) as queue:
+                await publish_three(queue)
+                async with queue.consume(group="billing") as stream:
+                    taken = await stream.take(2, timeout=10)
+                    assert taken == [{"n": 0}, {"n": 1}]
+                    assert all(isinstance(message, abe.Message) for message in taken)
+                    last = await anext(stream)
+                    assert last == {"n": 2}
+                    assert (last.id, last.key, last.timestamp, last.attempt) == (None,) * 3 + (1,)
+                    assert await last.ack()
+
+        asyncio.run(scenario())
+
+    def test_leaving_the_loop_does_not_count_as_handled(self, name: str) -> None:
+        async def scenario() -> None:
+            async with abe.aconnect(name) as queue:
+                await publish_three(queue)
+                for _ in range(2):
+                    async with queue.consume() as stream:
+                        async for message in stream:
+                            assert message == {"n": 0}
+                            break
+                async with queue.consume() as stream:
+                    assert [dict(await anext(stream)) for _ in range(3)] == [
+                        {"n": 0},
+                        {"n": 1},
+                        {"n": 2},
+                    ]
+
+        asyncio.run(scenario())
+
+    def test_publish_many_works_and_extras_are_refused(self, name: str) -> None:
+        async def scenario() -> None:
+            async with abe.aconnect(name) as queue:
+                assert await queue.publish_many([{"n": 0}, {"n": 1}], key="orders") == 2
+                with pytest.raises(abe.UnsupportedError):
+                    await queue.publish("orders", {}, headers={"a": "b"})
+                with pytest.raises(abe.UnsupportedError):
+                    queue.consume(["orders.*"])
+                with pytest.raises(abe.PayloadError):
+                    await queue.publish("orders", {"a": {1}})
+                async with queue.consume() as stream:
+                    assert await stream.take(3, timeout=0.05) == [{"n": 0}, {"n": 1}]
+
+        asyncio.run(scenario())
+
+    def test_an_object_of_the_shape_works_too(self, name: str) -> None:
+        async def scenario() -> None:
+            async with abe.aconnect(abe.load_backend(name)) as queue:
+                await queue.publish("orders", {"n": 1})
+                async with queue.consume() as stream:
+                    assert await anext(stream) == {"n": 1}
+
+        asyncio.run(scenario())
+
+
+def test_a_backend_that_can_be_closed_is_closed() -> None:
+    """``aclose`` is not part of the contract; it is called where it exists."""
+
+    async def scenario() -> Any:
+        backend = abe.load_backend("coroutine")
+        async with abe.aconnect(backend):
+            pass
+        return backend
+
+    assert asyncio.run(scenario()).closed == 1
+
+
+async def handle_three(
+    name: str, make: Callable[[list[Any], Callable[[], None]], Any], **options: Any
+) -> tuple[list[Any], abe.AsyncLoopConsumer]:
+    """Publish three messages and run a consumer until the handler says that it is done."""
+    backend = abe.load_backend(name)
+    await publish_three(backend)
+    seen: list[Any] = []
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def finish() -> None:  # called in a worker thread by sync handlers
+        loop.call_soon_threadsafe(done.set)
+
+    handler = make(seen, finish)
+    consumer = abe.AsyncLoopConsumer(backend, "billing", dead_letter_key="failed", **options)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(consumer.run(handler))
+        await done.wait()
+        await consumer.shutdown()
+    return seen, consumer
+
+
+@every_shape
+class TestConsumer:
+    """`abe.AsyncLoopConsumer` brings its policy to any backend."""
+
+    @pytest.mark.parametrize("kind", ["async", "sync", "object"])
+    def test_every_kind_of_handler(self, name: str, kind: str) -> None:
+        def make(seen: list[Any], finish: Callable[[], None]) -> Any:
+            def sync(message: Any) -> None:
+                seen.append(message["n"])
+                if len(seen) == 3:
+                    finish()
+
+            async def coroutine(message: Any) -> None:
+                sync(message)
+
+            class Handler:
+                async def handle_event(self, event: Any) -> None:
+                    sync(event)
+
+            return {"async": coroutine, "sync": sync, "object": Handler()}[kind]
+
+        seen, consumer = asyncio.run(handle_three(name, make))
+        assert seen == [0, 1, 2]
+        assert (consumer.processed, consumer.failed) == (3, 0)
+
+    def test_failures_are_retried_and_end_in_the_dead_letter_key(self, name: str) -> None:
+        def make(seen: list[Any], finish: Callable[[], None]) -> Any:
+            async def handler(message: abe.Message) -> None:
+                seen.append((message["n"], message.attempt))
+                if message["n"] == 1:
+                    raise ValueError("cannot")
+                if message["n"] == 2:
+                    finish()
+
+            return handler
+
+        retry = abe.RetryPolicy(max_attempts=2, base=0.0)
+        seen, consumer = asyncio.run(handle_three(name, make, retry=retry))
+        assert seen == [(0, 1), (1, 1), (1, 2), (2, 1)]
+        assert (consumer.processed, consumer.failed, consumer.dead) == (2, 2, 1)
+        store: Any = getattr(consumer.backend, "store", consumer.backend)
+        assert store.log[3:] == [{"n": 1}], "the dead letter is published to its key"
