@@ -1,0 +1,44 @@
+"""How magics fail: a short exact message, and a real error for whoever runs the notebook."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from abe.errors import AbeError
+from abe.ipython.render import MAX_LINE, redact, visible
+
+__all__ = ["short", "short_errors"]
+
+E = TypeVar("E", bound=BaseException)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MAX_LINES = 20
+
+
+def short(error: E, *hints: str) -> E:
+    """Make IPython show ``error`` as its message instead of a traceback, and return it.
+
+    The error stays what it is, so runners of notebooks stop at it and ``except`` clauses, ``%tb``
+    and ``%debug`` work.
+    """
+    if not hasattr(error, "_render_traceback_"):
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        lines = [visible(redact(line), MAX_LINE) for line in text.split("\n")[:_MAX_LINES]]
+        error.__dict__["_render_traceback_"] = lambda: [*lines, *hints]
+    return error
+
+
+def short_errors(magic: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a magic so that every `AbeError` it raises is shown short."""
+
+    @functools.wraps(magic)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return magic(*args, **kwargs)
+        except AbeError as error:
+            raise short(error) from error.__cause__
+
+    return run

@@ -1,0 +1,192 @@
+"""JSON text with ``{{expr}}`` outside its strings, and the answers to common slips."""
+
+from __future__ import annotations
+
+import ast
+import json
+import keyword
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from abe.errors import PayloadError
+from abe.ipython.expressions import Evaluate, ExpressionError, find_expression
+from abe.ipython.render import cell
+
+__all__ = ["Template", "parse_json"]
+
+# Possessive, so that a long string costs neither stack nor backtracking.
+_STRING_OR_BRACES = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\{\{', re.DOTALL)
+
+_SLIP_LENGTH = 2000
+"""Longest text that is examined for a slip."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    source: str
+    start: int  # of its "{{" in the text
+    end: int  # behind its "}}" in the text
+    new_start: int  # of what replaced it
+    new_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Parsed JSON whose expressions are not evaluated yet."""
+
+    parsed: Any
+    expressions: dict[str, str]
+
+    def value(self, evaluate: Evaluate) -> Any:
+        """Evaluate each expression once, in order, and return the complete value.
+
+        Raises:
+            PayloadError: If an expression in the place of a name does not give a unique str.
+        """
+        if not self.expressions:
+            return self.parsed
+        values = {mark: evaluate(source) for mark, source in self.expressions.items()}
+        try:
+            return _fill(self.parsed, values)
+        except RecursionError:
+            raise PayloadError("the payload is nested too deeply") from None
+
+
+def parse_json(text: str, command: str) -> Template:
+    """Parse ``text`` without evaluating anything.
+
+    Args:
+        text: JSON with ``{{expr}}`` outside its strings.
+        command: What the user wrote up to the payload, for errors that show the right spelling.
+
+    Raises:
+        PayloadError: If it is not JSON, or says the same name twice in one object.
+    """
+    mark = f"abe:{secrets.token_hex(12)}:"
+    plain, found = _replace_expressions(text, mark)
+    try:
+        parsed = json.loads(plain, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        position = _locate(error.pos, found)
+        raise PayloadError(_explain(text, position, error.msg, command)) from None
+    except RecursionError:
+        raise PayloadError("the payload is nested too deeply") from None
+    except PayloadError:
+        raise
+    except ValueError as error:  # a number with too many digits
+        raise PayloadError(f"the payload is not JSON: {error}") from None
+    return Template(parsed, {f"{mark}{i}": e.source for i, e in enumerate(found)})
+
+
+def _replace_expressions(text: str, mark: str) -> tuple[str, list[_Expression]]:
+    """Replace the n-th ``{{expr}}`` outside strings by the JSON string ``<mark>n``."""
+    if "{{" not in text:
+        return text, []
+    parts: list[str] = []
+    found: list[_Expression] = []
+    done = length = position = 0
+    while match := _STRING_OR_BRACES.search(text, position):
+        position = match.end()
+        if match.group() != "{{":
+            continue
+        start = match.start()
+        try:
+            source, position = find_expression(text, start)
+        except ExpressionError as error:
+            if not text.startswith("{{{", start):
+                raise PayloadError(str(error)) from None
+            position = start + 1  # an object whose first name is an expression
+            continue
+        placeholder = json.dumps(f"{mark}{len(found)}")
+        parts += [text[done:start], placeholder]
+        length += start - done
+        found.append(_Expression(source, start, position, length, length + len(placeholder)))
+        length += len(placeholder)
+        done = position
+    return "".join([*parts, text[done:]]), found
+
+
+def _locate(position: int, expressions: list[_Expression]) -> int:
+    """Return where in the original text ``position`` of the replaced text stood."""
+    shift = 0
+    for expression in expressions:
+        if position < expression.new_start:
+            break
+        if position < expression.new_end:
+            return expression.start
+        shift = expression.end - expression.new_end
+    return position + shift
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) == len(pairs):
+        return result
+    names = [name for name, _ in pairs]
+    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    raise PayloadError(f"the name {json.dumps(cell(twice, 60))} stands twice in one object")
+
+
+def _fill(value: Any, values: dict[str, object]) -> Any:
+    if isinstance(value, str):
+        return values.get(value, value)
+    if isinstance(value, list):
+        return [_fill(inner, values) for inner in value]
+    if isinstance(value, dict):
+        filled = {_fill_name(name, values): _fill(inner, values) for name, inner in value.items()}
+        if len(filled) != len(value):
+            raise PayloadError("a {{…}} gives a name that the object already has")
+        return filled
+    return value
+
+
+def _fill_name(name: str, values: dict[str, object]) -> str:
+    filled = values.get(name, name)
+    if not isinstance(filled, str):
+        kind = type(filled).__name__
+        raise PayloadError(f"a {{{{…}}}} in the place of a name must give a str, not {kind}")
+    return filled
+
+
+def _explain(text: str, position: int, problem: str, command: str) -> str:
+    if hint := _slip(text, position, command):
+        return hint
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    where = f"line {line}, column {column}" if "\n" in text else f"column {column}"
+    rest = text[position : position + 60]
+    near = f" at {cell(rest.strip(), 30)}" if rest.strip() else ", where the payload ends"
+    quotes = "; JSON strings stand in double quotes" if rest.lstrip(" {,[").startswith("'") else ""
+    return f"the payload is not JSON: {problem} ({where}){near}{quotes}"
+
+
+def _slip(text: str, position: int, command: str) -> str:
+    """Return the right spelling of what was meant, if that can be told."""
+    before, behind = text[:position].strip(), text[position:].strip()
+    if before and behind.startswith("-") and len(text) <= _SLIP_LENGTH:
+        option, payload = cell(behind, 60), cell(before)
+        return f"options stand before the payload: write {command} {option} {payload}"
+    if len(text) > _SLIP_LENGTH or "{{" in text:
+        return ""
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    shown = cell(text, 80)
+    if isinstance(tree, ast.Name) and not keyword.iskeyword(text):
+        return (
+            f"{shown} is not JSON; to publish the variable write"
+            f" {command} -i {shown} or {command} {{{{{shown}}}}}"
+        )
+    try:
+        fixed = json.dumps(ast.literal_eval(text), ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        if any(isinstance(node, ast.Name) for node in ast.walk(tree)):
+            return f"{shown} is not JSON; to publish its value write {command} {{{{{shown}}}}}"
+        return ""
+    return (
+        f"{shown} is a Python literal, not JSON: write {command} {cell(fixed, 200)}"
+        " or give the option --format python"
+    )

@@ -1,0 +1,158 @@
+"""What ``%abe_publish`` accepts as a payload, checked completely before the first send."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from abe.backends.message_queue.base.payload import decode_payload, encode_payload
+from abe.errors import PayloadError, UnsupportedError
+from abe.ipython.expressions import Evaluate, whole_expression
+from abe.ipython.json_text import Template, parse_json
+from abe.ipython.render import cell
+
+__all__ = ["FORMATS", "payloads_of", "read_payloads"]
+
+Payloads = list[dict[str, Any]]
+
+FORMATS = ("json", "jsonl", "yaml", "csv", "python")
+"""How the text of a payload may be written."""
+
+
+def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> Payloads:
+    """Return the payloads that ``text`` holds.
+
+    ``{{expr}}`` is evaluated in ``json`` and ``jsonl``; the other formats are taken verbatim.
+
+    Args:
+        text: What follows KEY, or the body of the cell.
+        format: One of `FORMATS`.
+        evaluate: Runs expressions.
+        command: What the user wrote up to the payload, for errors that show the right spelling.
+
+    Raises:
+        PayloadError: If it is not ``format``, or a payload is not exactly representable as JSON.
+    """
+    if format == "json":
+        return _read_json(text, evaluate, command)
+    if format == "jsonl":
+        return _read_json_lines(text, evaluate, command)
+    read = {"yaml": _yaml, "csv": _csv, "python": _python}[format]
+    return payloads_of(read(text), f"the {format} payload")
+
+
+def payloads_of(value: object, name: str) -> Payloads:
+    """Return what publishing ``value`` sends: a dict is one message, an iterable one per item.
+
+    Args:
+        value: What the user wants to publish.
+        name: What errors call it.
+
+    Raises:
+        PayloadError: If anything in it is not exactly representable as JSON.
+    """
+    if isinstance(value, dict):
+        encode_payload(value)
+        return [value]
+    kind = type(value).__name__
+    if kind == "DataFrame":
+        raise PayloadError(
+            f"{name} is a DataFrame; publish its rows: {{{{df.to_dict('records')}}}}"
+        )
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable):
+        raise PayloadError(
+            f"{name} must be an object (one message) or a list of objects (one message each),"
+            f" not {kind}"
+        )
+    items: Payloads = []
+    # What makes items on demand may hand out one dict again and again, changed in between.
+    stable = isinstance(value, list | tuple)
+    for index, item in enumerate(value):
+        try:
+            text = encode_payload(item)
+        except PayloadError as error:
+            raise PayloadError(f"item {index}: {error}") from None
+        items.append(item if stable else decode_payload(text))
+    return items
+
+
+def _read_json(text: str, evaluate: Evaluate, command: str) -> Payloads:
+    text = text.strip()
+    if source := whole_expression(text):
+        return payloads_of(evaluate(source), f"{{{{{cell(source, 60)}}}}}")
+    return payloads_of(parse_json(text, command).value(evaluate), "the payload")
+
+
+def _read_json_lines(text: str, evaluate: Evaluate, command: str) -> Payloads:
+    templates: list[tuple[int, Template]] = []
+    # JSON strings may hold other characters that str.splitlines takes for line ends.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                templates.append((number, parse_json(line.strip(), command)))
+            except PayloadError as error:
+                raise PayloadError(f"line {number}: {error}") from None
+    items: Payloads = []
+    for number, template in templates:
+        try:
+            item = template.value(evaluate)
+            encode_payload(item)
+        except PayloadError as error:
+            raise PayloadError(f"line {number}: {error}") from None
+        items.append(item)
+    return items
+
+
+def _python(text: str) -> object:
+    try:
+        return ast.literal_eval(text.strip())
+    except SyntaxError as error:
+        where = f" (line {error.lineno})" if error.lineno else ""
+        raise PayloadError(f"the payload is not a Python literal: {error.msg}{where}") from None
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise PayloadError(
+            f"the payload is not a Python literal: {cell(str(error), 80)};"
+            " names and calls are not evaluated"
+        ) from None
+
+
+def _yaml(text: str) -> object:
+    try:
+        import yaml
+    except ImportError:
+        raise UnsupportedError(
+            "--format yaml needs PyYAML, which is not installed: run %pip install pyyaml"
+        ) from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise PayloadError(f"the payload is not YAML: {problem}{where}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PayloadError(f"the payload is not YAML: {cell(str(error))}") from None
+
+
+def _csv(text: str) -> object:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    items: list[dict[str, str]] = []
+    try:
+        for row in filter(None, reader):
+            if not names:
+                names = row
+                if len(set(names)) != len(names) or not all(names):
+                    raise PayloadError("the first line of the CSV must name each column, once")
+            elif len(row) != len(names):
+                raise PayloadError(
+                    f"line {reader.line_num} of the CSV has {len(row)} cells, not {len(names)}"
+                )
+            else:
+                items.append(dict(zip(names, row, strict=True)))
+    except csv.Error as error:
+        raise PayloadError(f"line {reader.line_num} is not CSV: {error}") from None
+    return items
