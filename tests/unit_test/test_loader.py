@@ -179,7 +179,7 @@ class TestSelection:
     @pytest.mark.usefixtures("acme")
     def test_the_only_provider_is_taken_without_a_warning(self) -> None:
         assert type(load_backend()).__module__ == "acme.backend"
-        assert "only provider" in choose_backend().reason
+        assert "the only one beside abe's own" in choose_backend().reason
 
     def test_memory_is_the_last_resort_and_says_so(
         self, fake_distribution: FakeDistribution
@@ -204,7 +204,7 @@ class TestSelection:
     ) -> None:
         two("abe-aaa", {"aaa": "aaa_missing:Backend"})
         with (
-            pytest.warns(UserWarning, match="several providers"),
+            pytest.warns(UserWarning, match="several backends are installed"),
             pytest.raises(BackendLoadError, match="abe-aaa"),
         ):
             load_backend()

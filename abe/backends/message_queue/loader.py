@@ -335,12 +335,12 @@ def _named_by_variable(overlay: Mapping[str, str]) -> str | None:
 def _choice_of_first(candidate: _Candidate, others: Sequence[str]) -> Choice:
     name = candidate.info.name
     if not others:
-        return Choice(candidate.info, f"{VARIABLE} is not set and it is the only provider's")
+        return Choice(candidate.info, f"{VARIABLE} is not set and it is the only one beside abe's own")
     rest = ", ".join(map(repr, others))
     return Choice(
         candidate.info,
         f"{VARIABLE} is not set and it is the first by name; the others: {rest}",
-        f"{VARIABLE} is not set and several providers' backends are installed: using {name!r} "
+        f"{VARIABLE} is not set and several backends are installed: using {name!r} "
         f"of {candidate}, the first by name; set {VARIABLE} to choose (also installed: {rest})",
     )
 
