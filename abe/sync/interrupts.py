@@ -1,0 +1,71 @@
+"""Ctrl-C while the main thread waits for the portal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+__all__ = ["Interrupts"]
+
+
+class Interrupts:
+    """Takes over SIGINT for one wait of the main thread; does nothing in other threads.
+
+    The handler that was there decides: what it raises is kept in `raised`, and the first time
+    ``cancel`` is called instead of raising at once, so that the outcome can be awaited. A second
+    signal raises at once. A handler that returns (a service's own "stop soon") leaves the wait
+    alone, and ignored signals stay ignored.
+
+    Args:
+        cancel: Called from the signal handler.
+    """
+
+    __slots__ = ("_cancel", "_previous", "raised")
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self._cancel = cancel
+        self._previous: Callable[[int, FrameType | None], Any] | None = None
+        self.raised: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+            if callable(previous):
+                self._previous = previous
+                signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        assert self._previous is not None
+        try:
+            if _only_cancels_a_task(self._previous):
+                raise KeyboardInterrupt
+            self._previous(number, frame)
+        except BaseException as error:
+            if self.raised is not None:
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                error.__traceback__ = None  # the caller's frames are what matters
+            self.raised = error
+            self._cancel()
+
+
+def _only_cancels_a_task(handler: object) -> bool:
+    """Whether ``handler`` would only cancel a task of the very loop that our caller blocks.
+
+    ipykernel does so for cells that contain ``await``, `asyncio.Runner` for everything it runs.
+    """
+    module = getattr(getattr(handler, "func", handler), "__module__", None) or ""
+    return module == "asyncio.runners" or module.partition(".")[0] == "ipykernel"
