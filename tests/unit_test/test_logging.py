@@ -1,0 +1,474 @@
+"""`abe.logging`: what is set up, what is left alone, and the examples of docs/LOGGING.md."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import logging.config
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abe.logging import (
+    LogFormat,
+    LoggingConfig,
+    LogLevel,
+    create_log_file_path,
+    get_default_logging_config,
+    get_logger,
+    get_logger_level,
+    get_logging_dict_config,
+    reset_logging,
+    set_logger_level,
+    setup_logging_from_config,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs" / "LOGGING.md"
+
+
+def handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """Return a logger's handlers without those by which pytest listens."""
+    return [it for it in logger.handlers if not type(it).__module__.startswith("_pytest")]
+
+
+def loggers() -> dict[str, tuple[int, bool, bool, list[logging.Handler]]]:
+    """Return the state of every logger that is not as it was created."""
+    root = logging.getLogger()
+    known = [it for it in root.manager.loggerDict.values() if isinstance(it, logging.Logger)]
+    states = {it.name: (it.level, it.propagate, it.disabled, handlers(it)) for it in [root, *known]}
+    return {name: state for name, state in states.items() if state != (0, True, False, [])}
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    before = loggers()
+    yield
+    reset_logging()
+    assert loggers() == before
+
+
+@pytest.fixture
+def without_json_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make python-json-logger impossible to import."""
+    for name in ("pythonjsonlogger", "pythonjsonlogger.json"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_defaults() -> None:
+    assert get_default_logging_config().to_dict() == {
+        "level": "INFO",
+        "format": LogFormat.STANDARD.value,
+        "date_format": None,
+        "log_file": None,
+        "log_dir": "logs",
+        "max_bytes": 10 * 1024 * 1024,
+        "backup_count": 5,
+        "encoding": "utf-8",
+        "enable_console": True,
+        "enable_file": False,
+        "use_json_formatter": False,
+        "logger_levels": {},
+        "propagate": False,
+    }
+    assert get_default_logging_config() is not get_default_logging_config()
+
+
+class TestSettings:
+    """What is accepted, and how it is refused."""
+
+    @pytest.mark.parametrize("value", ["debug", LogLevel.DEBUG, logging.DEBUG])
+    def test_a_level_has_a_name_and_a_number(self, value: str | int) -> None:
+        assert LogLevel.parse(value) is LogLevel.DEBUG
+
+    @pytest.mark.parametrize("value", ["LOUD", "", 15, 0, True, None, 10.0])
+    def test_an_unknown_level_is_refused_with_the_valid_ones(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="DEBUG, INFO, WARNING, ERROR, CRITICAL"):
+            LoggingConfig(level=value).validate()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("format", "no field"),
+            ("format", "%(nosuch)s"),
+            ("format", "%(message)s %d"),
+            ("format", None),
+            ("date_format", 5),
+            ("date_format", "\0"),
+            ("log_file", ""),
+            ("log_file", 5),
+            ("log_dir", ""),
+            ("log_dir", None),
+            ("max_bytes", -1),
+            ("max_bytes", "10"),
+            ("backup_count", 1.5),
+            ("backup_count", True),
+            ("encoding", "utf-88"),
+            ("encoding", "hex"),
+            ("encoding", None),
+            ("enable_console", "no"),
+            ("enable_file", 1),
+            ("use_json_formatter", None),
+            ("propagate", 0),
+            ("logger_levels", ["abe"]),
+            ("logger_levels", {"abe.x": "LOUD"}),
+            ("logger_levels", {"": "INFO"}),
+            ("logger_levels", {5: "INFO"}),
+            ("logger_levels", {"root": "INFO"}),
+        ],
+    )
+    def test_a_wrong_value_is_refused_by_name(self, name: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=rf"^{name}\b"):
+            LoggingConfig.from_dict({name: value})
+
+    def test_every_wrong_value_is_named(self) -> None:
+        with pytest.raises(ValueError, match=r"level: .*; max_bytes .*; propagate "):
+            LoggingConfig(level="LOUD", max_bytes=-1, propagate=None).validate()  # type: ignore[arg-type]
+
+    def test_unknown_settings_are_refused_by_name(self) -> None:
+        with pytest.raises(ValueError, match=r"'colour', 'levle'; there are level, format"):
+            LoggingConfig.from_dict({"colour": True, "level": "INFO", "levle": "DEBUG"})
+
+    def test_a_wrong_configuration_changes_nothing(self) -> None:
+        setup_logging_from_config({"level": "ERROR"})
+        before = loggers()
+        with pytest.raises(ValueError, match="LOUD"):
+            setup_logging_from_config(LoggingConfig(level="LOUD"))
+        with pytest.raises(ValueError, match="colour"):
+            setup_logging_from_config({"colour": True})
+        assert loggers() == before
+
+
+LEVELS = st.sampled_from([*LogLevel, "debug", "Error", logging.WARNING])
+NAMES = st.text(min_size=1).filter(lambda name: name != "root")
+CONFIGS = st.builds(
+    LoggingConfig,
+    level=LEVELS,
+    format=st.sampled_from([*LogFormat, "%(key)s %(message)s"]),
+    date_format=st.none() | st.sampled_from(["%H:%M", ""]),
+    log_file=st.none() | NAMES | NAMES.map(Path),
+    log_dir=NAMES | NAMES.map(Path),
+    max_bytes=st.integers(min_value=0),
+    backup_count=st.integers(min_value=0),
+    encoding=st.sampled_from(["utf-8", "latin-1"]),
+    enable_console=st.booleans(),
+    enable_file=st.booleans(),
+    use_json_formatter=st.booleans(),
+    logger_levels=st.dictionaries(NAMES, LEVELS, max_size=3),
+    propagate=st.booleans(),
+)
+
+
+@given(CONFIGS)
+def test_a_configuration_survives_json(config: LoggingConfig) -> None:
+    data = config.to_dict()
+    assert LoggingConfig.from_dict(json.loads(json.dumps(data))) == config
+    assert data == config.to_dict()
+
+
+class TestSetup:
+    """What changes when logging is set up, and what does not."""
+
+    def test_importing_changes_no_logging_configuration(self) -> None:
+        program = """
+            import logging, os
+            def changed():
+                known = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
+                return {
+                    it.name: state for it in known if isinstance(it, logging.Logger)
+                    if (state := (it.level, it.propagate, it.disabled, it.handlers)) != INITIAL
+                }
+            INITIAL = (0, True, False, [])
+            before = changed()
+            import abe, abe.logging, abe.backends.message_queue.consumer
+            abe.load_backend, abe.AsyncLoopConsumer
+            assert changed() == before == {"root": (30, True, False, [])}, changed()
+            assert os.listdir() == []
+        """
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(program)], check=True, timeout=30
+        )
+
+    def test_importing_needs_only_the_standard_library(self) -> None:
+        program = """
+            import sys, abe
+            before = set(sys.modules)
+            import abe.logging
+            new = set(sys.modules) - before
+            print(*(x for x in new if x.partition(".")[0] not in sys.stdlib_module_names))
+        """
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", textwrap.dedent(program)],
+            check=True, timeout=30, capture_output=True, text=True,
+        )  # fmt: skip
+        mine = {"abe.logging", "abe.logging.settings", "abe.logging.utils"}
+        assert set(done.stdout.split()) == mine
+
+    def test_the_console_is_standard_error_of_the_moment(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        setup_logging_from_config()
+        other = io.StringIO()
+        with contextlib.redirect_stderr(other):
+            get_logger("abe.some").info("there")
+        get_logger("abe.some").info("here")
+        get_logger("abe.some").debug("nowhere")
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.fullmatch(r"[\d-]+ [\d:,]+ INFO     abe\.some: here\n", err)
+        assert other.getvalue().endswith(" INFO     abe.some: there\n")
+
+    def test_twice_is_the_same_as_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+        config = LoggingConfig(
+            format=LogFormat.SIMPLE, enable_file=True, logger_levels={"x": "INFO"}
+        )
+        setup_logging_from_config(config)
+        setup_logging_from_config(config)
+        get_logger("abe.some").warning("once")
+        get_logger("x").info("once")
+        assert capsys.readouterr().err == "WARNING: once\nINFO: once\n"
+        assert Path("logs/abe.log").read_text() == "WARNING: once\nINFO: once\n"
+
+    def test_other_loggers_and_their_handlers_are_untouched(self, tmp_path: Path) -> None:
+        other = logging.getLogger("other.library")
+        handler = logging.FileHandler(tmp_path / "other.log", mode="w")
+        other.addHandler(handler)
+        try:
+            before = loggers()
+            setup_logging_from_config()
+            after = loggers()
+            assert after.pop("abe")[:3] == (logging.INFO, False, False)
+            assert after == before
+            other.error("still written")
+            assert (tmp_path / "other.log").read_text() == "still written\n"
+        finally:
+            other.removeHandler(handler)
+            handler.close()
+
+    def test_what_is_no_longer_named_gets_back_what_it_had(self) -> None:
+        mine, deep = logging.getLogger("mine"), logging.getLogger("abe.backends")
+        mine.setLevel(logging.ERROR)
+        try:
+            setup_logging_from_config({"logger_levels": {"mine": "DEBUG", "abe.backends": "DEBUG"}})
+            assert (mine.level, mine.propagate, len(handlers(mine))) == (logging.DEBUG, False, 1)
+            assert (deep.level, deep.propagate, handlers(deep)) == (logging.DEBUG, True, [])
+            setup_logging_from_config()
+            assert (mine.level, mine.propagate, handlers(mine)) == (logging.ERROR, True, [])
+            assert deep.level == logging.NOTSET
+        finally:
+            mine.setLevel(logging.NOTSET)
+
+    def test_a_logger_below_a_named_one_writes_once(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        levels = {"shop.orders": "DEBUG", "shop": "INFO", "shopping": "INFO"}
+        setup_logging_from_config({"format": LogFormat.SIMPLE, "logger_levels": levels})
+        for name in ("shop", "shop.orders", "shopping", "shop.prices"):
+            get_logger(name).debug("debug of %s", name)
+            get_logger(name).info("info of %s", name)
+        assert capsys.readouterr().err.splitlines() == [
+            "INFO: info of shop",
+            "DEBUG: debug of shop.orders",
+            "INFO: info of shop.orders",
+            "INFO: info of shopping",
+            "INFO: info of shop.prices",
+        ]
+
+    @pytest.mark.parametrize("propagate", [True, False])
+    def test_propagation_to_the_root_logger(
+        self, caplog: pytest.LogCaptureFixture, propagate: bool
+    ) -> None:
+        setup_logging_from_config(LoggingConfig(propagate=propagate))
+        get_logger("abe.some").warning("heard")
+        assert caplog.messages == ["heard"] * propagate
+
+    def test_all_off_is_silence(self, capsys: pytest.CaptureFixture[str]) -> None:
+        setup_logging_from_config(LoggingConfig(enable_console=False))
+        get_logger("abe.some").critical("unheard")
+        assert capsys.readouterr() == ("", "")
+
+    def test_dict_config_does_the_same(self, capsys: pytest.CaptureFixture[str]) -> None:
+        config = LoggingConfig(
+            format="%(key)s: %(message)s",
+            enable_file=True,
+            log_file="a.log",
+            logger_levels={"abe.deep": "DEBUG", "mine": "ERROR"},
+        )
+        data = get_logging_dict_config(config)
+        assert data["disable_existing_loggers"] is False
+        assert not Path("logs").exists()
+        program = """
+            import logging.config
+            from abe.logging import LoggingConfig, get_logging_dict_config
+            config = LoggingConfig.from_dict(DATA)
+            logging.config.dictConfig(get_logging_dict_config(config))
+            SAY
+        """
+        say = (
+            'logging.getLogger("abe.deep").debug("a", extra={"key": "k"});'
+            ' logging.getLogger("mine").info("b"); logging.getLogger("mine").error("c")'
+        )
+        source = textwrap.dedent(program).replace("DATA", repr(config.to_dict()))
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", source.replace("SAY", say)],
+            check=True, timeout=30, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stderr == "k: a\n-: c\n"
+        assert Path("logs/a.log").read_text() == done.stderr
+
+        setup_logging_from_config(config)
+        exec(say, {"logging": logging})
+        assert capsys.readouterr().err == done.stderr
+        assert Path("logs/a.log").read_text() == done.stderr * 2
+
+    def test_setting_up_replaces_what_dict_config_made(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        logger = get_logger()
+        for handler in ("abe.console", "abe.file"):
+            leftover: logging.Handler = logging.StreamHandler()
+            leftover.name = handler
+            logger.addHandler(leftover)
+        setup_logging_from_config(LoggingConfig(format=LogFormat.SIMPLE))
+        logger.info("once")
+        assert capsys.readouterr().err == "INFO: once\n"
+
+
+class TestFile:
+    """The rotated file."""
+
+    def test_the_folder_is_made_when_logging_is_set_up(self, tmp_path: Path) -> None:
+        config = LoggingConfig(enable_file=True, log_dir=tmp_path / "deep" / "logs")
+        config.validate()
+        get_logging_dict_config(config)
+        assert not (tmp_path / "deep").exists()
+        setup_logging_from_config(config)
+        assert (tmp_path / "deep" / "logs" / "abe.log").exists()
+
+    def test_rotation_keeps_so_many_files_of_that_size(self) -> None:
+        setup_logging_from_config(
+            LoggingConfig(
+                format="%(message)s",
+                enable_console=False,
+                enable_file=True,
+                log_file="small.log",
+                max_bytes=100,
+                backup_count=2,
+            )
+        )
+        for number in range(20):
+            get_logger().info("%019d", number)
+        reset_logging()
+        files = {path.name: path.read_text().split() for path in Path("logs").iterdir()}
+        numbers = [f"{number:019d}" for number in range(20)]
+        assert files == {
+            "small.log": numbers[16:],
+            "small.log.1": numbers[12:16],
+            "small.log.2": numbers[8:12],
+        }
+
+    def test_reconfiguring_closes_the_old_file(self) -> None:
+        setup_logging_from_config({"enable_file": True, "log_file": "a.log"})
+        _, old = handlers(get_logger())
+        assert isinstance(old, logging.FileHandler)
+        stream: Any = old.stream
+        setup_logging_from_config({"enable_file": True, "log_file": "b.log"})
+        assert stream.closed
+        get_logger().info("new")
+        assert Path("logs/a.log").read_text() == ""
+        assert Path("logs/b.log").read_text().endswith("new\n")
+
+    def test_a_file_that_cannot_be_opened_changes_nothing(self) -> None:
+        setup_logging_from_config({"level": "ERROR"})
+        before = loggers()
+        Path("taken").touch()
+        with pytest.raises(OSError, match="taken"):
+            setup_logging_from_config({"enable_file": True, "log_dir": "taken"})
+        assert loggers() == before
+
+    def test_paths(self, tmp_path: Path) -> None:
+        assert create_log_file_path() == tmp_path / "logs" / "abe.log"
+        assert create_log_file_path("a.log", "b") == tmp_path / "b" / "a.log"
+        assert create_log_file_path(tmp_path / "c" / "a.log", "d") == tmp_path / "c" / "a.log"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "logs"]
+
+
+class TestFormats:
+    """Text and JSON."""
+
+    @pytest.mark.parametrize("form", LogFormat, ids=[form.name for form in LogFormat])
+    def test_ready_made_formats(self, form: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
+        setup_logging_from_config(LoggingConfig(format=form, date_format="%H"))
+        get_logger("abe.some").info("hello %s", "you")
+        assert capsys.readouterr().err.endswith("hello you\n")
+
+    def test_a_format_may_name_the_fields(self, capsys: pytest.CaptureFixture[str]) -> None:
+        text = "%(backend)s %(group)s %(key)s %(id)s %(attempt)s %(message)s"
+        setup_logging_from_config(LoggingConfig(format=text))
+        get_logger().info("some", extra={"key": "orders", "attempt": 2})
+        assert capsys.readouterr().err == "- - orders - 2 some\n"
+
+    def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        text = "%(asctime)s %(levelname)s %(name)s %(threadName)s %(key)s %(message)s"
+        setup_logging_from_config(LoggingConfig(use_json_formatter=True, format=text))
+        get_logger("abe.some").info("all ünder %s", "control", extra={"id": "7", "price": 1.5})
+        try:
+            raise KeyError("missing")
+        except KeyError:
+            get_logger("abe.some").exception("failed", extra={"key": "orders"})
+        first, second = map(json.loads, capsys.readouterr().err.splitlines())
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", first.pop("timestamp"))
+        assert first == {
+            "level": "INFO",
+            "logger": "abe.some",
+            "threadName": "MainThread",
+            "message": "all ünder control",
+            "id": "7",
+            "price": 1.5,
+        }
+        assert second["key"] == "orders"
+        assert second["exc_info"].endswith("KeyError: 'missing'")
+
+    def test_json_without_the_package_is_an_error_that_says_what_to_install(
+        self, without_json_logger: None
+    ) -> None:
+        setup_logging_from_config({"level": "ERROR"})
+        before = loggers()
+        config = LoggingConfig(use_json_formatter=True)
+        config.validate()
+        for use in (setup_logging_from_config, get_logging_dict_config):
+            with pytest.raises(ImportError, match=r'pip install -e "\.\[logging\]"'):
+                use(config)
+        assert loggers() == before
+
+
+class TestLoggers:
+    """The helpers around single loggers."""
+
+    def test_get_logger(self) -> None:
+        assert get_logger() is get_logger("abe") is logging.getLogger("abe")
+        assert get_logger("shop.orders") is logging.getLogger("shop.orders")
+
+    def test_levels(self) -> None:
+        try:
+            set_logger_level("abe.some", "debug")
+            set_logger_level(None, logging.ERROR)
+            assert get_logger_level("abe.some") == LogLevel.DEBUG
+            assert get_logger_level("abe.other") == get_logger_level() == "ERROR"
+            with pytest.raises(ValueError, match="'LOUD' is not a log level"):
+                set_logger_level("abe.some", "LOUD")
+            assert get_logger_level("abe.some") == "DEBUG"
+        finally:
+            get_logger("abe.some").setLevel(logging.NOTSET)
+            get_logger().setLevel(logging.NOTSET)
