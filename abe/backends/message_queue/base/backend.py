@@ -152,7 +152,7 @@ class BaseBackend(ABC):
             BackendClosedError: If the backend is closed.
         """
         self._check_open()
-        validate_group(group)
+        group = validate_group(group)
         if keys is not None and self.capabilities.keys == "none":
             raise unsupported(self.name, "consume(keys=…)", "keys")
         chosen = KeyFilter(keys)

@@ -37,7 +37,8 @@ def validate_group(group: ConsumerGroup) -> ConsumerGroup:
 def _validate(text: str, what: str) -> str:
     if not isinstance(text, str):
         raise InvalidKeyError(f"{what} must be a str, not {type(text).__name__}")
-    return _validate_text(text, what)
+    # An enum member equals its text but formats as its name, and must not enter the cache.
+    return _validate_text(str.__str__(text), what)
 
 
 @lru_cache(maxsize=8192)
@@ -84,8 +85,10 @@ class KeyFilter:
             keys = [keys]
         if keys is not None and not keys:
             raise InvalidKeyError("keys is empty and would match nothing; use None for every key")
-        self.patterns: tuple[str, ...] = tuple(sorted(set(keys or ())))
-        self._regex = re.compile("|".join(_to_regex(p) for p in self.patterns))
+        # By pattern, so that order and repetition do not matter.
+        regexes = dict(_compile(pattern) for pattern in keys or ())
+        self.patterns: tuple[str, ...] = tuple(sorted(regexes))
+        self._regex = re.compile("|".join(regexes.values()))
         self._cache: dict[str, bool] = {}
 
     def __bool__(self) -> bool:
@@ -104,9 +107,11 @@ class KeyFilter:
         return known
 
 
-def _to_regex(pattern: str) -> str:
+def _compile(pattern: str) -> tuple[str, str]:
+    """Return ``pattern`` and the regular expression for it."""
     if not isinstance(pattern, str):
         raise InvalidKeyError(f"key filter must be a str, not {type(pattern).__name__}")
+    pattern = str.__str__(pattern)
     *start, last = pattern.split(".")
     tail = "x" if last in ("*", "**") else last
     literal = ["x" if segment == "*" else segment for segment in start]
@@ -119,4 +124,4 @@ def _to_regex(pattern: str) -> str:
         ) from error
     parts = ["[^.]+" if segment == "*" else re.escape(segment) for segment in start]
     parts.append({"*": "[^.]+", "**": ".+"}.get(last) or re.escape(last))
-    return r"\.".join(parts)
+    return pattern, r"\.".join(parts)

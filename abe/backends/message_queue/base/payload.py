@@ -15,8 +15,13 @@ __all__ = ["MAX_DEPTH", "check_headers", "decode_payload", "encode_payload"]
 MAX_DEPTH = 100
 """Deepest nesting of objects and arrays that a payload may have."""
 
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-_decode = json.JSONDecoder().decode
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 
 def encode_payload(payload: MessageQueuePayload) -> str:
@@ -52,7 +57,7 @@ def decode_payload(text: str) -> dict[str, Any]:
     """
     try:
         value = _decode(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PayloadError(f"the message is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise PayloadError(f"the message is a JSON {type(value).__name__}, not an object")
