@@ -46,8 +46,8 @@ class LogFormat(StrEnum):
     """Ready-made formats.
 
     The words of abe's messages already say which key, group and attempt they are about, so these
-    formats do not repeat them. A format of your own may name the `FIELDS`, as in ``%(key)s``; a
-    record without that field shows ``-``.
+    formats do not repeat them. A format of your own may name ``backend``, ``key``, ``group``,
+    ``id`` and ``attempt``, as in ``%(key)s``; a record without that field shows ``-``.
     """
 
     SIMPLE = "%(levelname)s: %(message)s"
@@ -140,7 +140,7 @@ class LoggingConfig:
     propagate: bool = False
 
     def __post_init__(self) -> None:
-        """Keep paths as strings, so that a configuration equals itself after a round trip."""
+        # As strings, so that a configuration equals itself after a round trip through JSON.
         if isinstance(self.log_file, os.PathLike):
             self.log_file = os.fspath(self.log_file)
         if isinstance(self.log_dir, os.PathLike):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
+import itertools
 import json
 import logging
 import logging.config
@@ -32,6 +34,7 @@ from abe.logging import (
     set_logger_level,
     setup_logging_from_config,
 )
+from abe.logging.settings import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "LOGGING.md"
@@ -137,8 +140,8 @@ class TestSettings:
             LoggingConfig(level="LOUD", max_bytes=-1, propagate=None).validate()  # type: ignore[arg-type]
 
     def test_unknown_settings_are_refused_by_name(self) -> None:
-        with pytest.raises(ValueError, match=r"'colour', 'levle'; there are level, format"):
-            LoggingConfig.from_dict({"colour": True, "level": "INFO", "levle": "DEBUG"})
+        with pytest.raises(ValueError, match=r"'colour', 'volume'; there are level, format"):
+            LoggingConfig.from_dict({"colour": True, "level": "INFO", "volume": "DEBUG"})
 
     def test_a_wrong_configuration_changes_nothing(self) -> None:
         setup_logging_from_config({"level": "ERROR"})
@@ -472,3 +475,68 @@ class TestLoggers:
         finally:
             get_logger("abe.some").setLevel(logging.NOTSET)
             get_logger().setLevel(logging.NOTSET)
+
+
+def fences() -> list[tuple[str, str]]:
+    """Return language with title, and text, of every fenced block of the guide."""
+    return re.findall(
+        r"^```(.+)\n((?:.*\n)*?)```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+
+def anonymous(text: str) -> str:
+    """Return output without what differs between runs: times and message ids."""
+    text = re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d+(\+00:00)?", "TIME", text)
+    return re.sub(r'(\bid=|"id": ")[^" ]+', r"\1ID", text)
+
+
+class TestGuide:
+    """docs/LOGGING.md says what is so."""
+
+    @pytest.fixture(autouse=True)
+    def _files(self) -> None:
+        for language, text in fences():
+            if title := re.search(r'title="(.+)"', language):
+                Path(title[1]).write_text(text, encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("example", "output"),
+        [
+            pytest.param(text, after, id=f"{number}")
+            for number, ((language, text), (_, after)) in enumerate(itertools.pairwise(fences()))
+            if language == "python"
+        ],
+    )
+    def test_example(self, example: str, output: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-"],
+            input=example, capture_output=True, text=True, timeout=30, check=True, encoding="utf-8",
+        )  # fmt: skip
+        assert done.stdout == ""
+        assert anonymous(done.stderr) == anonymous(output)
+
+    def test_settings(self) -> None:
+        rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", GUIDE.read_text("utf-8"), re.MULTILINE)
+        defaults = {name: str(value) for name, value in LoggingConfig().to_dict().items()}
+        defaults["format"] = f"LogFormat.{LogFormat(defaults['format']).name}"
+        assert {name: default for name, default in rows if name in defaults} == defaults
+
+    def test_events(self) -> None:
+        rows = re.findall(
+            r"^\| `(abe\.[\w.]+)` \| .*? \| `(.+?)`.*? \| (.*) \|$",
+            GUIDE.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+        for logger, event, fields in rows:
+            source = ROOT.joinpath(*logger.split(".")).with_suffix(".py").read_text("utf-8")
+            nodes = (it.value for it in ast.walk(ast.parse(source)) if isinstance(it, ast.Constant))
+            constants = [it for it in nodes if isinstance(it, str)]
+            for part in filter(None, event.split("…")):
+                assert any(part in constant for constant in constants), (logger, part)
+            assert fields in {"all", "none"} or set(fields.split(", ")) <= set(FIELDS)
+        logging_modules = {
+            ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            for path in (ROOT / "abe").rglob("*.py")
+            if re.search(r"^logger = ", path.read_text(encoding="utf-8"), re.MULTILINE)
+        }
+        assert {logger for logger, _, _ in rows} == logging_modules, "bring the table up to date"
