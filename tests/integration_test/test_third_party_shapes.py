@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +18,8 @@ import abe
 from abe.types import MessageQueueBackendProtocol
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
     from tests.conftest import FakeDistribution
 
 pytestmark = pytest.mark.usefixtures("no_providers", "shapes")
@@ -337,3 +339,101 @@ class TestConsumer:
         assert (consumer.processed, consumer.failed, consumer.dead) == (2, 2, 1)
         store: Any = getattr(consumer.backend, "store", consumer.backend)
         assert store.log[3:] == [{"n": 1}], "the dead letter is published to its key"
+
+
+@every_shape
+class TestFacade:
+    """``abe.connect`` makes any backend synchronous."""
+
+    def test_take_and_consume(self, name: str) -> None:
+        with abe.connect(name) as queue:
+            for n in range(3):
+                queue.publish("orders.created", {"n": n})
+            assert queue.take(2, timeout=10) == [{"n": 0}, {"n": 1}]
+            assert list(queue.consume(limit=1, timeout=10)) == [{"n": 2}]
+            assert list(queue.consume(group="audit", limit=3, timeout=10)) == [
+                {"n": 0},
+                {"n": 1},
+                {"n": 2},
+            ]
+
+    def test_leaving_the_loop_does_not_count_as_handled(self, name: str) -> None:
+        with abe.connect(name) as queue:
+            assert queue.publish_many([{"n": 0}, {"n": 1}], key="orders") == 2
+            for _ in range(2):
+                for message in queue.consume(timeout=10):
+                    assert message == {"n": 0}
+                    break
+            assert queue.take(2, timeout=10) == [{"n": 0}, {"n": 1}]
+
+    def test_a_failed_batch_comes_back(self, name: str) -> None:
+        with abe.connect(name) as queue:
+            queue.publish("orders", {"n": 0})
+            with pytest.raises(ZeroDivisionError), queue.batch(1, timeout=10):
+                _ = 1 / 0
+            with queue.batch(1, timeout=10) as batch:
+                assert batch == [{"n": 0}]
+            assert queue.take(1, timeout=0.05) == []
+
+    def test_extras_are_refused(self, name: str) -> None:
+        with abe.connect(name) as queue:
+            with pytest.raises(abe.UnsupportedError):
+                queue.peek()
+            with pytest.raises(abe.UnsupportedError):
+                queue.publish("orders", {}, delay=1.0)
+
+    def test_works_inside_a_running_event_loop(self, name: str) -> None:
+        async def cell() -> Any:
+            with abe.connect(name) as queue:
+                queue.publish("orders", {"n": 0})
+                return queue.take(1, timeout=10)
+
+        assert asyncio.run(cell()) == [{"n": 0}]
+
+
+@pytest.mark.parametrize("opener", [abe.load_backend, abe.aconnect, abe.connect])
+def test_a_warning_of_the_choice_points_at_the_callers_line(opener: Callable[[], Any]) -> None:
+    """However many layers of abe lie between the caller and the loader."""
+    with pytest.warns(UserWarning, match="several backends are installed") as caught:
+        opened = opener()
+    assert [warning.filename for warning in caught] == [__file__]
+    if opener is abe.connect:
+        opened.close()
+
+
+def test_the_facade_closes_a_backend_that_can_be_closed() -> None:
+    """``aclose`` is not part of the contract; it is called where it exists."""
+    backend: Any = abe.load_backend("coroutine")
+    with abe.connect(backend) as queue:
+        queue.publish("orders", {"n": 0})
+    assert backend.closed == 1
+
+
+@pytest.fixture
+def shell() -> Iterator[InteractiveShell]:
+    """An IPython session of its own, without a history file."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    shell.run_line_magic("load_ext", "abe")
+    yield shell
+    shell.run_line_magic("unload_ext", "abe")
+
+
+@every_shape
+class TestMagics:
+    """The magics know no more than the facade."""
+
+    def test_is_listed(self, name: str, shell: InteractiveShell) -> None:
+        rows = shell.run_line_magic("abe_backends", "--check")
+        assert [row.status for row in rows if row.name == name] == ["loaded"]
+
+    def test_publish_and_consume(self, name: str, shell: InteractiveShell) -> None:
+        shell.run_line_magic("abe_connect", name)
+        for n in range(3):
+            shell.run_line_magic("abe_publish", f'orders.created {{"n": {n}}}')
+        taken = shell.run_line_magic("abe_consume", "-g audit -n 2 -t 10")
+        assert list(taken) == [{"n": 0}, {"n": 1}]
+        shell.run_line_magic("abe_consume", "-g audit -n 1 -t 10 -o rest")
+        assert list(shell.user_ns["rest"]) == [{"n": 2}]
