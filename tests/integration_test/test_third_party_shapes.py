@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -374,6 +375,23 @@ class TestFacade:
             with queue.batch(1, timeout=10) as batch:
                 assert batch == [{"n": 0}]
             assert queue.take(1, timeout=0.05) == []
+
+    def test_a_background_worker(self, name: str) -> None:
+        done = threading.Event()
+        seen: list[int] = []
+
+        def handler(message: Any) -> None:
+            seen.append(message["n"])
+            if len(seen) == 3:
+                done.set()
+
+        with abe.connect(name) as queue:
+            worker = queue.worker(handler, group="billing")
+            queue.publish_many([{"n": 0}, {"n": 1}, {"n": 2}], key="orders")
+            assert done.wait(10)
+            worker.stop()
+            assert seen == [0, 1, 2]
+            assert worker.processed == 3
 
     def test_extras_are_refused(self, name: str) -> None:
         with abe.connect(name) as queue:
