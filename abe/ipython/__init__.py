@@ -1,0 +1,35 @@
+"""The IPython extension: ``%load_ext abe`` and ``%unload_ext abe``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["load_ipython_extension", "unload_ipython_extension"]
+
+_NAME = "AbeMagics"
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register the magics with ``shell``."""
+    from abe.ipython.magics import AbeMagics
+
+    unload_ipython_extension(shell)
+    shell.register_magics(AbeMagics(shell))
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Close the session's backend and remove everything that loading registered."""
+    manager = shell.magics_manager
+    magics = manager.registry.pop(_NAME, None)
+    if magics is None:
+        return
+    for kind, names in magics.magics.items():
+        for name in names:
+            if getattr(manager.magics[kind].get(name), "__self__", None) is magics:
+                del manager.magics[kind][name]
+    if magics in shell.configurables:
+        shell.configurables.remove(magics)
+    magics.session.end()

@@ -1,0 +1,155 @@
+"""The backend that the magics of one IPython session share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from abe.ipython.errors import short
+from abe.ipython.expressions import Evaluate, evaluator
+from abe.ipython.render import cell
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
+
+    from abe.backends.message_queue.loader import Choice
+    from abe.sync import SyncBackend
+
+__all__ = ["Call", "Session", "say"]
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the value of the magic."""
+    print(text)  # noqa: T201
+
+
+class Session:
+    """What outlives a single magic: the open backend, and who opened it."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        """Belong to ``shell``; nothing is opened yet."""
+        self.shell = shell
+        self.current: SyncBackend | None = None
+        self._owned = False
+        self._source: object = None
+        self._cell = ""
+        shell.events.register("pre_run_cell", self._remember_cell)
+
+    def backend(self) -> SyncBackend:
+        """Return the session's backend; the first call without ``%abe_connect`` selects it."""
+        if self.current is None:
+            return self.open(None)
+        return self.current
+
+    def open(self, name: str | None, env: Mapping[str, str] | None = None) -> SyncBackend:
+        """Open the backend called ``name``, or select one and say which and why."""
+        from abe.backends.message_queue.loader import choose_backend
+        from abe.sync import connect
+
+        choice = choose_backend(name, env=env)
+        backend = connect(choice.info.name, env=env)
+        self._replace(backend, owned=True)
+        if name is None:
+            say(_announcement(choice))
+        return backend
+
+    def adopt(self, value: object, variable: str) -> SyncBackend:
+        """Use the backend ``value`` of the user.
+
+        An open `SyncBackend` remains the user's to close. A bare backend is the session's from now
+        on, because its connections belong to the event loop that `abe.connect` runs it on.
+        """
+        from abe.sync import SyncBackend, connect
+
+        if self.current is not None and value is self._source and not self.current.closed:
+            return self.current
+        if isinstance(value, str):
+            raise UsageError(f"{variable} is a str; write %abe_connect {{{{{variable}}}}}")
+        if isinstance(value, SyncBackend):
+            self._replace(value, owned=False)
+            return value
+        try:
+            backend = connect(value)  # type: ignore[arg-type]  # it checks
+        except TypeError as error:
+            raise UsageError(f"{variable} is not a backend: {error}") from None
+        self._replace(backend, owned=True)
+        self._source = value
+        return backend
+
+    def close(self) -> None:
+        """Let go of the backend; close it if it is the session's."""
+        backend, self.current = self.current, None
+        self._source = None
+        if backend is not None and self._owned:
+            backend.close()
+
+    def end(self) -> None:
+        """Close the backend and leave nothing behind in the shell."""
+        self.shell.events.unregister("pre_run_cell", self._remember_cell)
+        self.close()
+
+    def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
+        if backend is not self.current:
+            self.close()
+            self._owned = owned
+        self.current = backend
+        self._source = None
+
+    def _remember_cell(self, info: ExecutionInfo) -> None:
+        self._cell = info.raw_cell or ""
+
+    def is_last_line(self, line: str) -> bool:
+        """Whether ``line`` is the last one of the running cell and stands nowhere else in it."""
+        code = self._cell.strip()
+        return code.count(line) == 1 and code.rpartition("\n")[2].strip() == line
+
+
+def _announcement(choice: Choice) -> str:
+    info = choice.info
+    origin = f"{info.distribution} {info.version}".strip()
+    return (
+        f"abe: using backend {cell(info.name)} of {cell(origin)}: {cell(choice.reason, 300)}."
+        " %abe_connect NAME opens another."
+    )
+
+
+class Call:
+    """One use of a magic: its name, its line and the names it can see."""
+
+    def __init__(
+        self, session: Session, magic: str, line: str, local_ns: dict[str, Any] | None
+    ) -> None:
+        """Describe the call of ``magic`` (as it is written, e.g. ``%abe_publish``)."""
+        self.session = session
+        self.magic = magic
+        self.line = line
+        self._namespace: dict[str, Any] = {**session.shell.user_ns, **(local_ns or {})}
+        self.evaluate: Evaluate = evaluator(session.shell.user_ns, local_ns)
+
+    def variable(self, name: str) -> Any:
+        """Return the value of the user's variable ``name``.
+
+        Raises:
+            NameError: If there is none, with the nearest spelling.
+        """
+        if name in self._namespace:
+            return self._namespace[name]
+        names = [n for n in self._namespace if not n.startswith("_")]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise short(NameError(f"name {name!r} is not defined{hint}"))
+
+    def result(self, value: Any, out: str | None = None) -> Any:
+        """Return ``value`` for ``x = %magic``, after storing it for ``-o NAME``.
+
+        A bare ``%magic …;`` at the end of a cell gives ``None``, so that nothing is displayed.
+        What could be assigned is never withheld: taken messages would be lost.
+        """
+        if out is not None:
+            self.session.shell.user_ns[out] = value
+        written = f"{self.magic} {self.line}".strip()
+        silent = written.endswith(";") and self.session.is_last_line(written)
+        return None if silent else value
