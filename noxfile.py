@@ -49,21 +49,23 @@ def run(session: nox.Session, *arguments: str, **env: str) -> None:
     session.run(tool(session, "python"), *arguments, external=True, env=env)
 
 
-def run_script(session: nox.Session, name: str) -> None:
+def run_script(session: nox.Session, name: str, *arguments: str) -> None:
     """Run a shell script that works with the session's Python."""
-    session.run(
-        "bash", f"scripts/ci/{name}", external=True, env={"PYTHON": tool(session, "python")}
-    )
+    env = {"PYTHON": tool(session, "python")}
+    session.run("bash", f"scripts/ci/{name}", *arguments, external=True, env=env)
 
 
 @nox.session(venv_backend=BACKEND)
 def lint(session: nox.Session) -> None:
-    """Style, import rules, spelling, notebooks without outputs."""
+    """Style, import rules, spelling, shell scripts, workflows, notebooks without outputs."""
     prepare(session, "lint")
     run(session, "-m", "ruff", "check", ".")
     run(session, "-m", "ruff", "format", "--check", ".")
     session.run(tool(session, "lint-imports"), "--no-logo", external=True)
     session.run(tool(session, "codespell"), external=True)
+    shellcheck = tool(session, "shellcheck")
+    session.run(shellcheck, ".ci/run", *map(str, Path("scripts").rglob("*.sh")), external=True)
+    session.run(tool(session, "actionlint"), "-shellcheck", shellcheck, external=True)
     run(session, "scripts/ci/check_notebooks.py")
 
 
@@ -77,9 +79,9 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(venv_backend=BACKEND)
 def wheel(session: nox.Session) -> None:
-    """Contents of sdist and wheel; the wheel alone in an empty environment."""
+    """Contents of sdist and wheel, and the wheel alone; of the core, or of a folder given."""
     prepare(session, "dev")
-    run_script(session, "verify.sh")
+    run_script(session, "verify.sh", *session.posargs)
 
 
 @nox.session(venv_backend=BACKEND)
@@ -94,6 +96,19 @@ def tests(session: nox.Session) -> None:
     """All tests, once for each interpreter found."""
     prepare(session, "test")
     run(session, "-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def distribution(session: nox.Session) -> None:
+    """All tests, the contract suite among them; of the core, or of a folder given."""
+    (folder,) = session.posargs or ["."]
+    prepare(session, "test")
+    if folder == ".":
+        run(session, "-m", "pytest")
+        return
+    if session.venv_backend != "none":
+        session.install("-c", "constraints.txt", "-e", folder)
+    run(session, "-m", "pytest", folder)
 
 
 @nox.session(venv_backend=BACKEND)

@@ -21,7 +21,7 @@ print("fits", version, getattr(sys, "_base_executable", None) or sys.executable)
 
 # Sets verdict, version and detail: the interpreter's path, or the module it lacks.
 ask() {
-    verdict= version= detail=
+    verdict='' version='' detail=''
     read -r verdict version detail <<EOF
 $("$1" -c "$probe" </dev/null 2>/dev/null || true)
 EOF
@@ -56,7 +56,7 @@ candidates() {
     done
 }
 
-seen= advice=
+seen='' advice=''
 while read -r candidate; do
     [ -x "$candidate" ] || continue
     ask "$candidate"

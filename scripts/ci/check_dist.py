@@ -11,13 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def package_files() -> set[str]:
+def package_files(folder: Path) -> set[str]:
     """Return the files of the package in the checkout, as the archives name them."""
-    files = (path for path in (ROOT / "abe").rglob("*") if path.is_file())
-    return {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
+    package = "abe" if folder == ROOT else folder.name.replace("-", "_")
+    files = (path for path in (folder / package).rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix() for path in files if path.suffix != ".pyc"}
+    return names | {f"{package}/py.typed"}
 
 
-def check_wheel(path: Path) -> list[str]:
+def check_wheel(path: Path, folder: Path) -> list[str]:
     """Return what is wrong with the wheel."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
@@ -25,10 +27,11 @@ def check_wheel(path: Path) -> list[str]:
         metadata = HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     contents = {name for name in names if not name.startswith(f"{info}/")}
-    required = metadata.get_all("Requires-Dist") or []
+    files = package_files(folder)
+    required = (metadata.get_all("Requires-Dist") or []) if folder == ROOT else []
     return [
-        *(f"{name} is missing" for name in sorted((package_files() | {"abe/py.typed"}) - contents)),
-        *(f"{name} does not belong there" for name in sorted(contents - package_files())),
+        *(f"{name} is missing" for name in sorted(files - contents)),
+        *(f"{name} does not belong there" for name in sorted(contents - files)),
         *(f"the core requires {name}" for name in required if "extra ==" not in name),
         *(["the license is missing"] if f"{info}/licenses/LICENSE" not in names else []),
         *(
@@ -39,23 +42,24 @@ def check_wheel(path: Path) -> list[str]:
     ]
 
 
-def check_sdist(path: Path) -> list[str]:
+def check_sdist(path: Path, folder: Path) -> list[str]:
     """Return what is wrong with the sdist."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = package_files() | {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
+    needed = package_files(folder) | {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
     return [f"{name} is missing" for name in sorted(needed - names)]
 
 
-def main(folder: str) -> int:
-    """Check the archives in a folder and return the exit status."""
-    (wheel,) = Path(folder).glob("*.whl")
-    (sdist,) = Path(folder).glob("*.tar.gz")
-    problems = [f"{wheel.name}: {problem}" for problem in check_wheel(wheel)]
-    problems += [f"{sdist.name}: {problem}" for problem in check_sdist(sdist)]
+def main(archives: str, folder: str) -> int:
+    """Check the archives of the distribution in a folder and return the exit status."""
+    (wheel,) = Path(archives).glob("*.whl")
+    (sdist,) = Path(archives).glob("*.tar.gz")
+    source = (ROOT / folder).resolve()
+    problems = [f"{wheel.name}: {problem}" for problem in check_wheel(wheel, source)]
+    problems += [f"{sdist.name}: {problem}" for problem in check_sdist(sdist, source)]
     print("\n".join(problems) or f"{wheel.name} and {sdist.name} are complete")
     return bool(problems)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))
