@@ -27,8 +27,23 @@ def short(error: E, *hints: str) -> E:
     if not hasattr(error, "_render_traceback_"):
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
         lines = [visible(redact(line), MAX_LINE) for line in text.split("\n")[:_MAX_LINES]]
-        error.__dict__["_render_traceback_"] = lambda: [*lines, *hints]
+        # A partial can be pickled, as errors are that cross process boundaries.
+        error.__dict__["_render_traceback_"] = functools.partial(list, [*lines, *hints])
+    if _follows_group(error):
+        # For these IPython only prints, and no runner would see an error.
+        error.__context__ = None
     return error
+
+
+def _follows_group(error: BaseException) -> bool:
+    context = error.__context__
+    seen: set[int] = set()
+    while context is not None and id(context) not in seen:
+        if isinstance(context, BaseExceptionGroup):
+            return True
+        seen.add(id(context))
+        context = context.__context__
+    return False
 
 
 def short_errors(magic: Callable[P, R]) -> Callable[P, R]:

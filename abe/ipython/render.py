@@ -22,7 +22,6 @@ __all__ = [
     "SECRET",
     "Table",
     "cell",
-    "is_secret_setting",
     "plural",
     "preview",
     "redact",
@@ -50,13 +49,11 @@ _INVISIBLE = re.compile(
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 _CONFIDENTIAL = (
-    "passw(?:or)?d|passwd|passphrase|pwd|secret|token|credentials?|authorization"
+    "pass|passw(?:or)?d|passwd|passphrase|pwd|secret|token|credentials?|authorization"
     "|api[_-]?key|access[_-]?key|private[_-]?key|secret[_-]?key"
 )
 _SECRET_FIELD = re.compile(rf"(?:.*[_.-])?(?:{_CONFIDENTIAL})", re.IGNORECASE | re.DOTALL)
-_SECRET_SETTING = re.compile(
-    r"PASS|PWD|SECRET|TOKEN|KEY|CREDENTIAL|AUTH|SIGNATURE|PRIVATE", re.IGNORECASE
-)
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _URL_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]{0,30}://)[^\s/?#\"'<>]*@")
 _URL_CUT = re.compile(r"(://)[^\s/?#@\"'<>]*:[^\s/?#@\"'<>]*\Z")
 _URL_QUERY = re.compile(
@@ -80,11 +77,6 @@ def redact(text: str) -> str:
     if "=" in text:
         text = _URL_QUERY.sub(rf"\1{SECRET}", text)
     return text
-
-
-def is_secret_setting(name: str) -> bool:
-    """Whether the variable ``name`` is likely to hold a secret; errs on the side of yes."""
-    return _SECRET_SETTING.search(name) is not None
 
 
 def cell(text: str, limit: int = MAX_CELL) -> str:
@@ -136,7 +128,7 @@ def _number(value: float | bool | None) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    return len(name) <= 100 and _SECRET_FIELD.fullmatch(name) is not None
+    return len(name) <= 100 and _SECRET_FIELD.fullmatch(_HUMP.sub("_", name)) is not None
 
 
 def _redact_start(text: str, limit: int) -> str:

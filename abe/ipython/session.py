@@ -126,7 +126,7 @@ class Call:
         self.session = session
         self.magic = magic
         self.line = line
-        self._namespace: dict[str, Any] = {**session.shell.user_ns, **(local_ns or {})}
+        self._local_ns = local_ns or {}
         self.evaluate: Evaluate = evaluator(session.shell.user_ns, local_ns)
 
     def variable(self, name: str) -> Any:
@@ -135,10 +135,12 @@ class Call:
         Raises:
             NameError: If there is none, with the nearest spelling.
         """
-        if name in self._namespace:
-            return self._namespace[name]
-        names = [n for n in self._namespace if not n.startswith("_")]
-        near = difflib.get_close_matches(name, names, n=1)
+        scopes = (self._local_ns, self.session.shell.user_ns)
+        for scope in scopes:
+            if name in scope:
+                return scope[name]
+        names = {n for scope in scopes for n in scope if not n.startswith("_")}
+        near = difflib.get_close_matches(name, sorted(names), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise short(NameError(f"name {name!r} is not defined{hint}"))
 

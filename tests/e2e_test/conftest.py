@@ -71,8 +71,20 @@ class Kernel:
         self.client.wait_for_ready(timeout=TIMEOUT)
 
     def run(self, code: str) -> Outcome:
-        """Run a cell to its end."""
+        """Run a cell to its end; nobody answers if it asks for input."""
         return self.run_all(code)[0]
+
+    def run_answering(self, code: str, answer: str) -> tuple[Outcome, dict[str, Any]]:
+        """Run a cell that asks for one input; return also what it asked."""
+        started = self.client.execute(code, allow_stdin=True)
+        question = self.client.get_stdin_msg(timeout=TIMEOUT)["content"]
+        self.client.input(answer)
+        return self._collect([started])[0], question
+
+    def run_interrupting(self, code: str) -> Outcome:
+        """Run a cell and interrupt it as soon as it has printed something."""
+        started = self.client.execute(code, allow_stdin=False)
+        return self._collect([started], interrupt=True)[0]
 
     def ok(self, code: str) -> Outcome:
         """Run a cell that must succeed."""
@@ -82,7 +94,10 @@ class Kernel:
 
     def run_all(self, *cells: str) -> list[Outcome]:
         """Queue all cells at once, as "Run All" does, and wait for the last."""
-        ids = [self.client.execute(cell, stop_on_error=False) for cell in cells]
+        options = {"allow_stdin": False, "stop_on_error": False}
+        return self._collect([self.client.execute(cell, **options) for cell in cells])
+
+    def _collect(self, ids: list[str], *, interrupt: bool = False) -> list[Outcome]:
         outcomes = {i: Outcome() for i in ids}
         unfinished = set(ids)
         deadline = time.monotonic() + TIMEOUT
@@ -96,6 +111,9 @@ class Kernel:
                 continue
             kind, content = message["header"]["msg_type"], message["content"]
             self._note(outcomes[parent], kind, content)
+            if kind == "stream" and interrupt:
+                self.manager.interrupt_kernel()
+                interrupt = False
             if kind == "status" and content["execution_state"] == "idle":
                 unfinished.discard(parent)
         for _ in ids:

@@ -194,3 +194,25 @@ def test_a_semicolon_hides_the_table_but_never_the_messages(cells: Kernel) -> No
     assert cells.ok("got = %abe_consume -n 1;\ngot").text.startswith("1 message")
     assert cells.ok("%abe_consume -n 1 -o out;").results == []
     assert cells.ok("print(out)").stdout.startswith("1 message")
+
+
+def test_a_value_is_asked_for_without_echo(cells: Kernel) -> None:
+    store = uuid4().hex
+    cell = "%abe_connect memory --env ABE_MEMORY_NAME"
+    outcome, question = cells.run_answering(cell, store)
+    assert outcome.status == "ok"
+    assert question == {"prompt": "ABE_MEMORY_NAME: ", "password": True}
+    assert store not in f"{outcome}"
+    cells.ok("%abe_publish k {}")
+    cells.ok(f"import abe\nother = abe.connect('memory', env={{'ABE_MEMORY_NAME': '{store}'}})")
+    assert cells.ok("print(other.take(1))").stdout.startswith("[SyncMessage({}")
+    assert "nobody can be asked here" in failed(cells.run(cell), "ConfigurationError")
+
+
+def test_interrupting_loses_nothing(cells: Kernel) -> None:
+    cells.ok('%abe_publish k {"n": 1}')
+    waiting = "print('waiting', flush=True)\n%abe_consume -n 2 -t 60"
+    assert cells.run_interrupting(waiting).ename == "KeyboardInterrupt"
+    cells.ok('%abe_publish k {"n": 2}')
+    got = cells.ok("got = %abe_consume -n 2 -t 20\nprint([m['n'] for m in got])")
+    assert got.stdout.splitlines()[-1] == "[1, 2]"

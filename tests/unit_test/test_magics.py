@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -376,6 +377,25 @@ def test_a_failure_in_the_middle_says_how_far_it_came(shell: InteractiveShell, r
         run("%abe_publish k {{ [{'n': n} for n in range(3)] }}")
     assert list(caught.value.published) == [0, 1]
     assert caught.value.retryable
+
+
+def test_errors_that_follow_a_group_are_still_seen(
+    shell: InteractiveShell, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Grouped(Plain):
+        async def publish(self, key: str, payload: dict[str, Any], **extras: Any) -> None:
+            try:
+                raise ExceptionGroup("several", [OSError("a"), OSError("b")])
+            except ExceptionGroup as group:
+                raise abe.PublishError("both brokers refused") from group
+
+    shell.user_ns["plain"] = Grouped()
+    run("%abe_connect -i plain")
+    with pytest.raises(abe.PublishError) as caught:
+        run("%abe_publish k {}")
+    assert capsys.readouterr().out.endswith("PublishError: both brokers refused\n")
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == "both brokers refused"
 
 
 def test_what_a_backend_cannot_do(shell: InteractiveShell, run: Run) -> None:
