@@ -13,6 +13,8 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 
 from abe.backends.message_queue.base import KeyFilter, Outcome, Outgoing, dead_headers
 from abe.errors import ConfigurationError
@@ -166,7 +168,7 @@ class Store:
         self._groups: dict[ConsumerGroup, Group] = {}
         self._waiting: dict[asyncio.Future[None], object] = {}
         self._seq = 0
-        self._prefix = uuid.uuid4().hex[:16]
+        self._prefix = _prefix()
         self._offset = 0.0
 
     def now(self) -> float:
@@ -179,10 +181,16 @@ class Store:
             woken = self._wake(None)
         _notify(woken)
 
-    def after_fork(self) -> None:
-        """In the child: no other thread holds the lock, and no loop waits here."""
-        self._lock = threading.Lock()
-        self._waiting = {}
+    def before_fork(self) -> None:
+        """Keep other threads out, so that the child's copy is not caught in the middle."""
+        self._lock.acquire()
+
+    def after_fork(self, *, child: bool) -> None:
+        """Let others in again; no loop waits in the child, and its ids are its own."""
+        if child:
+            self._waiting = {}
+            self._prefix = _prefix()
+        self._lock.release()
 
     # -- publishing ------------------------------------------------------------------------
 
@@ -213,6 +221,11 @@ class Store:
         if not full:
             future.set_result(None)
         return future
+
+    def wake_publishers(self) -> None:
+        with self._lock:
+            woken = self._wake("room")
+        _notify(woken)
 
     def slowest(self) -> str:
         with self._lock:
@@ -247,8 +260,13 @@ class Store:
     def take(
         self, group: Group, view: View, limit: int, lease: float
     ) -> tuple[list[Lease], asyncio.Future[None] | None, float]:
-        """Lease up to ``limit`` messages; if there are none, a future and how long it may wait."""
+        """Lease up to ``limit`` messages; if there are none, a future and how long it may wait.
+
+        Neither from a deleted group.
+        """
         with self._lock:
+            if group.deleted:
+                return [], None, 0.0
             now = self.now()
             group.advance(now)
             leases = group.take(view, limit, now + lease)
@@ -299,6 +317,7 @@ class Store:
         return lost
 
     def extend(self, group: Group, leases: Sequence[Lease], seconds: float) -> list[int]:
+        """Let leases end ``seconds`` from now; returns the positions of those that are lost."""
         lost = []
         with self._lock:
             now = self.now()
@@ -308,6 +327,11 @@ class Store:
                     lost.append(position)
                 else:
                     lease.ends = now + seconds
+            sooner = now + seconds < group.next_expiry
+            if sooner:
+                group.next_expiry = now + seconds
+            woken = self._wake(group) if sooner else []
+        _notify(woken)
         return lost
 
     def forget_wait(self, future: asyncio.Future[None]) -> None:
@@ -351,17 +375,19 @@ class Store:
     ) -> list[tuple[Record, int, dict[str, str]]]:
         with self._lock:
             group = self._groups.get(name)
-            return [*group.dead.values()][: max(0, limit)] if group is not None else []
+            dead = group.dead.values() if group is not None else ()
+            return [*islice(dead, max(0, limit))]
 
     def replay(self, name: ConsumerGroup, ids: set[str] | None, limit: int | None) -> int:
         with self._lock:
             group = self._groups.get(name)
             if group is None:
                 return 0
-            chosen = [r for r, _, _ in group.dead.values() if ids is None or r.id in ids][:limit]
+            chosen = [r for r, _, _ in group.dead.values() if ids is None or r.id in ids]
+            chosen = chosen if limit is None else chosen[: max(0, limit)]
             for record in chosen:
+                # What every other group is done with is no longer retained for later groups.
                 del group.dead[record.seq]
-                self._records[record.seq] = record
                 record.pending += 1
                 group.put_back(record)
             woken = self._wake(group)
@@ -393,6 +419,7 @@ class Store:
                 for record in gone:
                     del self._records[record.seq]
             else:
+                group.advance(self.now())
                 late = [entry for entry in group.delayed if keys.matches(entry[2].key)]
                 gone = [r for r in group.ready.values() if keys.matches(r.key)]
                 gone += [record for _, _, record in late]
@@ -430,6 +457,10 @@ class Store:
         return woken
 
 
+def _prefix() -> str:
+    return uuid.uuid4().hex[:16]
+
+
 def _notify(futures: Iterable[asyncio.Future[None]]) -> None:
     if not futures:
         return
@@ -438,8 +469,9 @@ def _notify(futures: Iterable[asyncio.Future[None]]) -> None:
         loop = future.get_loop()
         if loop is running:
             _resolve(future)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(_resolve, future)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_resolve, future)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import ClassVar, Self
 
 from abe.backends.message_queue.base import (
@@ -23,8 +24,9 @@ from abe.backends.message_queue.base import (
     validate_group,
     validate_key,
 )
+from abe.backends.message_queue.base.env import env_number
 from abe.backends.message_queue.service._memory_store import Group, Lease, Store, View
-from abe.errors import ConfigurationError, PublishError
+from abe.errors import ConfigurationError, InvalidKeyError, PublishError
 from abe.types import ConsumerGroup, QueueStats
 
 __all__ = ["MemoryBackend"]
@@ -48,6 +50,10 @@ class MemoryBackend(BaseBackend):
         maxsize: Most messages retained; at the bound, ``publish`` waits. ``None`` = unbounded.
         publish_timeout: Seconds that ``publish`` waits for room.
         lease: Seconds after which a message that is neither settled nor extended comes back.
+
+    Raises:
+        InvalidKeyError: If ``name`` breaks the rules of keys.
+        ConfigurationError: If a number is out of range.
     """
 
     name: ClassVar[str] = "memory"
@@ -62,8 +68,13 @@ class MemoryBackend(BaseBackend):
         lease: float = 30.0,
     ) -> None:
         super().__init__()
-        validate_key(name)
-        self.store_name = name
+        if maxsize is not None and maxsize < 1:
+            raise ConfigurationError(f"maxsize is {maxsize}; it must be at least 1, or None")
+        if not publish_timeout >= 0:
+            raise ConfigurationError(f"publish_timeout is {publish_timeout}; it must be 0 or more")
+        if not 0 < lease < math.inf:
+            raise ConfigurationError(f"lease is {lease}; it must be more than 0 seconds")
+        self.store_name = name = validate_key(name)
         self.capabilities = Capabilities(
             groups=True,
             backlog=True,
@@ -101,12 +112,21 @@ class MemoryBackend(BaseBackend):
             ConfigurationError: If a variable is malformed.
         """
         logger.warning("backend memory keeps messages in this process only: for development")
-        maxsize = _number("ABE_MEMORY_MAXSIZE", math.inf, minimum=1)
+        name = os.environ.get("ABE_MEMORY_NAME") or "default"
+        try:
+            validate_key(name)
+        except InvalidKeyError as error:
+            raise ConfigurationError(
+                f"ABE_MEMORY_NAME is {name!a}; it must follow the rules of keys: {error}"
+            ) from error
+        maxsize = env_number("ABE_MEMORY_MAXSIZE", math.inf, minimum=1)
+        if maxsize != math.inf and not maxsize.is_integer():
+            raise ConfigurationError(f"ABE_MEMORY_MAXSIZE is {maxsize}; it must be a whole number")
         return cls(
-            os.environ.get("ABE_MEMORY_NAME", "default"),
+            name,
             maxsize=None if maxsize == math.inf else int(maxsize),
-            publish_timeout=_number("ABE_MEMORY_PUBLISH_TIMEOUT", 30.0, minimum=0),
-            lease=_number("ABE_MEMORY_LEASE", 30.0, minimum=0.001),
+            publish_timeout=env_number("ABE_MEMORY_PUBLISH_TIMEOUT", 30.0),
+            lease=env_number("ABE_MEMORY_LEASE", 30.0, minimum=0.001),
         )
 
     def __repr__(self) -> str:
@@ -116,25 +136,44 @@ class MemoryBackend(BaseBackend):
         sent = self._store.publish(items, self._maxsize)
         if sent == len(items):
             return
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._publish_timeout
+        deadline = asyncio.get_running_loop().time() + self._publish_timeout
         while sent < len(items):
-            room = self._store.wait_for_room(self._maxsize)
-            try:
+            if not await self._room(deadline):
+                raise self._refusal(sent, len(items))
+            sent += self._store.publish(items[sent:], self._maxsize)
+
+    async def _room(self, deadline: float) -> bool:
+        """Wait until a message may have gone; False if in vain, or the backend is closed."""
+        room = self._store.wait_for_room(self._maxsize)
+        try:
+            if not self._closed:
                 async with asyncio.timeout_at(deadline):
                     await room
-            except TimeoutError:
-                text = (
-                    f"memory store {self.store_name!r} is full ({self._maxsize:g} messages) and "
-                    f"had no room for {self._publish_timeout:g} s; {self._store.slowest()}"
-                )
-                failed = dict.fromkeys(range(sent, len(items)), "store is full")
-                raise PublishError(
-                    text, retryable=True, published=range(sent), failed=failed
-                ) from None
-            finally:
-                self._store.forget_wait(room)
-            sent += self._store.publish(items[sent:], self._maxsize)
+        except TimeoutError:
+            return False
+        finally:
+            self._store.forget_wait(room)
+        return not self._closed
+
+    def _refusal(self, sent: int, total: int) -> PublishError:
+        if self._closed:
+            reason = "the backend was closed"
+            text = f"{reason} while it waited for room in memory store {self.store_name!r}"
+        else:
+            reason = "the store is full"
+            text = (
+                f"memory store {self.store_name!r} is full ({self._maxsize} messages) and had no "
+                f"room for {self._publish_timeout:g} s; {self._store.slowest()}"
+            )
+        return PublishError(
+            text,
+            retryable=not self._closed,
+            published=range(sent),
+            failed=dict.fromkeys(range(sent, total), reason),
+        )
+
+    async def _disconnect(self) -> None:
+        self._store.wake_publishers()
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> MemoryReceiver:
         return MemoryReceiver(self._store, group, keys, self._lease)
@@ -153,7 +192,7 @@ class MemoryBackend(BaseBackend):
         self._check_open()
         records = self._store.peek(KeyFilter(keys), validate_group(group), limit)
         return [
-            Message(decode_payload(r.body), r.id, r.key, r.time, attempt, r.headers)
+            Message(decode_payload(r.body), r.id, r.key, r.time, attempt, {**r.headers})
             for r, attempt in records
         ]
 
@@ -170,7 +209,7 @@ class MemoryBackend(BaseBackend):
         self._check_open()
         dead = self._store.dead_letters(validate_group(group), limit)
         return [
-            Message(decode_payload(r.body), r.id, r.key, r.time, attempts, headers)
+            Message(decode_payload(r.body), r.id, r.key, r.time, attempts, {**headers})
             for r, attempts, headers in dead
         ]
 
@@ -241,12 +280,14 @@ class MemoryReceiver:
         assert self._view is not None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while not self._woken and not self._group.deleted:
+        while not self._woken:
             leases, waiting, pause = self._store.take(
                 self._group, self._view, max_messages, self._seconds
             )
-            if waiting is None:
+            if leases:
                 return [_deliver(lease) for lease in leases]
+            if waiting is None:
+                break
             self._waiting = waiting
             timer = loop.call_later(min(pause, deadline - loop.time()), _resolve, waiting)
             try:
@@ -295,7 +336,7 @@ def _deliver(lease: Lease) -> Delivery:
         record.key,
         record.time,
         lease.attempt,
-        record.headers,
+        {**record.headers},
     )
     return Delivery(message, lease)
 
@@ -305,25 +346,21 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _number(variable: str, default: float, *, minimum: float) -> float:
-    text = os.environ.get(variable, "")
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not minimum <= value < math.inf:
-        raise ConfigurationError(f"{variable} is {text!r}; it must be a number >= {minimum:g}")
-    return value
-
-
-def _after_fork() -> None:
-    global _stores_lock
-    _stores_lock = threading.Lock()
+def _before_fork() -> None:
+    _stores_lock.acquire()
     for store in _stores.values():
-        store.after_fork()
+        store.before_fork()
+
+
+def _after_fork(*, child: bool) -> None:
+    for store in _stores.values():
+        store.after_fork(child=child)
+    _stores_lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, child=False),
+        after_in_child=partial(_after_fork, child=True),
+    )
