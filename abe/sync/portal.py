@@ -48,6 +48,7 @@ class Portal:
     Attributes:
         loop: The event loop.
         closers: Coroutine functions that are run, concurrently, when the interpreter exits.
+        forked: Whether this is the portal of a parent process.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class Portal:
         self.loop.set_default_executor(DaemonExecutor("abe-worker"))
         self.closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
         self._process = os.getpid()
-        self._forked = False
+        self.forked = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="abe-portal", daemon=True)
         self._thread.start()
@@ -72,7 +73,7 @@ class Portal:
     @property
     def is_current(self) -> bool:
         """Whether the calling thread is the portal's own."""
-        return threading.get_ident() == self._ident and not self._forked
+        return threading.get_ident() == self._ident and not self.forked
 
     # -- from threads ----------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Portal:
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
         """Call ``callback`` on the portal soon, from any thread; False if it is gone."""
-        if self._forked or self._closed:
+        if self.forked or self._closed:
             return False
         try:
             self.loop.call_soon_threadsafe(callback, *arguments)
@@ -194,7 +195,7 @@ class Portal:
     # -- inside ----------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if self._forked:
+        if self.forked:
             raise LoopError(
                 f"this backend was opened in process {self._process}, before a fork, and cannot "
                 f"be used in its child {os.getpid()}; call abe.connect() in the child"
@@ -248,7 +249,7 @@ class Portal:
 
     def orphan(self) -> None:
         """After a fork: the thread is gone, and the loop's descriptors belong to the parent."""
-        self._forked = True
+        self.forked = True
         self.closers.clear()
 
 
@@ -319,9 +320,17 @@ def get_portal() -> Portal:
         if _exiting:
             raise BackendClosedError("abe cannot be used any more: the interpreter is exiting")
         if _portal is None:
-            _portal = Portal()
+            _portal = _new_portal()
             _close_with_child_process()
         return _portal
+
+
+def _new_portal() -> Portal:
+    if sys.platform == "emscripten":
+        from abe.sync.pyodide import PyodidePortal
+
+        return PyodidePortal()
+    return Portal()
 
 
 def _close_at_exit() -> None:

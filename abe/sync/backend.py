@@ -1,0 +1,434 @@
+"""`connect` and `SyncBackend`: any backend, for synchronous code and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from abe.backends.message_queue.base import BaseBackend, Capabilities, Message, SyncMessage
+from abe.backends.message_queue.client import aconnect
+from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.errors import ConfigurationError
+from abe.sync.aio import AsyncView
+from abe.sync.bulk import publish_in_chunks
+from abe.sync.feed import Feed
+from abe.sync.home import Home, place_of
+from abe.sync.iterator import SyncBatch, SyncStream
+from abe.sync.portal import get_portal
+from abe.sync.worker import Worker
+from abe.types import (
+    ConsumerGroup,
+    EventHandlerFunc,
+    MessageQueueBackendProtocol,
+    MessageQueueKey,
+    MessageQueuePayload,
+    QueueStats,
+)
+
+__all__ = ["SyncBackend", "connect"]
+
+T = TypeVar("T")
+
+Keys = Sequence[str] | str | None
+
+
+def connect(
+    name_or_backend: str | MessageQueueBackendProtocol | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+) -> SyncBackend:
+    """Open a backend for synchronous code: scripts, threads and notebook cells.
+
+    It connects when first used. Close it with ``with`` or `SyncBackend.close`; one that is
+    forgotten is closed quietly when it is collected, or when the interpreter exits.
+
+    Args:
+        name_or_backend: An installed backend's name, a backend object, or ``None`` to choose as
+            `abe.load_backend` does.
+        env: Environment variables that overlay the process's while the backend is created.
+
+    Raises:
+        UnknownBackendError: If no backend of that name is installed.
+        BackendLoadError: If the provider is broken.
+        ConfigurationError: If a variable is missing or malformed, or ``env`` is given with an
+            object.
+        LoopError: If the object is in use on another event loop, or if called on abe's own.
+        TypeError: If it is not a backend.
+    """
+    __tracebackhide__ = True
+    if not (name_or_backend is None or isinstance(name_or_backend, str)):
+        _check_is_backend(name_or_backend)
+    portal = get_portal()
+    backend = aconnect(name_or_backend, env=env)
+    if isinstance(backend.backend, BaseBackend):
+        portal.call(backend.backend.__aenter__())  # binds it to the portal's loop, or refuses
+    return SyncBackend(Home(portal, backend))
+
+
+def _check_is_backend(candidate: object) -> None:
+    if isinstance(candidate, SyncBackend):
+        raise TypeError("this is a SyncBackend already; use it as it is")
+    methods = ("publish", "consume")
+    if isinstance(candidate, type) or not all(
+        callable(getattr(candidate, method, None)) for method in methods
+    ):
+        kind = "a class" if isinstance(candidate, type) else f"a {type(candidate).__name__}"
+        raise TypeError(
+            f"connect() takes the name of a backend or a backend object, not {kind}"
+            + (" (call it, or its from_env())" if isinstance(candidate, type) else "")
+        )
+
+
+class SyncBackend:
+    """A backend whose methods block; made by `connect`.
+
+    Safe to use from several threads, also inside a running event loop. Ctrl-C ends a waiting call
+    and loses no message that had arrived; a second Ctrl-C does so at once. After ``os.fork`` the
+    child calls `connect` again; what the parent opened raises `LoopError` there. Every method
+    raises `BackendClosedError` after `close`, and `UnsupportedError` if the backend cannot do
+    what is asked for.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def __repr__(self) -> str:
+        return f"<SyncBackend {self.name}{' closed' if self._home.closed else ''}>"
+
+    @property
+    def name(self) -> str:
+        """What errors and the log call the backend."""
+        return self._home.backend.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend declares; a plain backend declares nothing."""
+        return self._home.backend.capabilities
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._home.closed
+
+    @property
+    def aio(self) -> AsyncView:
+        """The awaitable view of the same connection, for any event loop: async cells, handlers."""
+        return AsyncView(self)
+
+    # -- publishing ------------------------------------------------------------------------
+
+    def publish(
+        self,
+        key: MessageQueueKey,
+        payload: MessageQueuePayload,
+        *,
+        headers: Mapping[str, str] | None = None,
+        delay: float = 0.0,
+    ) -> None:
+        """Publish one message; blocks until the broker has accepted it.
+
+        Args:
+            key: Routing key, e.g. ``orders.created``.
+            payload: A JSON object; it may be changed afterwards.
+            headers: Text metadata, received as ``message.headers``.
+            delay: Seconds before it is delivered, at least.
+
+        Raises:
+            InvalidKeyError: If ``key`` is malformed.
+            PayloadError: If ``payload`` or ``headers`` would not arrive exactly as given.
+            PublishError: If the broker does not accept it.
+        """
+        __tracebackhide__ = True
+        self._home.check_open()
+        self._call(self._home.backend.publish(key, payload, headers=headers, delay=delay))
+
+    def publish_many(
+        self,
+        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        *,
+        key: MessageQueueKey | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Publish many messages in order; everything is checked before anything is sent.
+
+        Args:
+            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
+            key: Routing key of all of them.
+            progress: Called in this thread with the number published so far, now and then.
+
+        Returns:
+            How many were published.
+
+        Raises:
+            InvalidKeyError: If a key is malformed.
+            PayloadError: If a payload is not JSON.
+            PublishError: If not all were accepted; ``published`` and ``failed`` say which.
+        """
+        __tracebackhide__ = True
+        self._home.check_open()
+        listed = list(items)
+        publish = self._home.backend.publish_many
+        if progress is None:
+            return self._call(publish(listed, key=key))
+        return publish_in_chunks(
+            lambda chunk: self._call(publish(chunk, key=key)), listed, key, progress
+        )
+
+    # -- consuming -------------------------------------------------------------------------
+
+    def consume(
+        self,
+        keys: Keys = None,
+        *,
+        group: ConsumerGroup = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> SyncStream:
+        """Iterate over the messages of ``group``, settling on resume.
+
+        Asking for the next message acks the previous one. ``break`` or an exception releases the
+        message in hand; to keep it use ``limit``, `batch`, or ``message.ack()`` before ``break``.
+
+        Args:
+            keys: Only keys that match one of these: ``*`` is one segment, a final ``**`` one or
+                more.
+            group: The consumer group.
+            limit: Messages after which the loop ends, the last one acked.
+            timeout: Longest wait for the next message, in seconds; then the loop ends. 0 takes
+                what is there (and waits 0.1 s to see it). ``None`` waits for ever.
+
+        Raises:
+            InvalidKeyError: If ``group`` or a filter is malformed.
+            ConfigurationError: If ``limit`` or ``timeout`` is negative.
+        """
+        __tracebackhide__ = True
+        self._home.check_open()
+        place = place_of(self._home.backend, keys, group)
+        _check_count("limit", limit, at_least=0)
+        _check_timeout(timeout)
+        prefetch = None
+        if limit and self.capabilities.attempts != "upper":
+            prefetch = min(limit, 512)  # what a short loop does not need stays with the others
+        return SyncStream(self, Feed(self._home, place, prefetch), limit, timeout)
+
+    def take(
+        self,
+        n: int = 1,
+        *,
+        timeout: float | None = 5.0,
+        keys: Keys = None,
+        group: ConsumerGroup = None,
+    ) -> list[SyncMessage]:
+        """Return up to ``n`` messages, acked: the broker knows when it returns.
+
+        Args:
+            n: How many to wait for.
+            timeout: Seconds to wait in total (at least 0.1); then it returns what has come.
+                ``None`` waits until there are ``n``.
+            keys: Only keys that match one of these.
+            group: The consumer group.
+
+        Raises:
+            InvalidKeyError: If ``group`` or a filter is malformed.
+            ConfigurationError: If ``n`` or ``timeout`` is out of range.
+        """
+        __tracebackhide__ = True
+        self._home.check_open()
+        place = place_of(self._home.backend, keys, group)
+        _check_count("n", n, at_least=1)
+        _check_timeout(timeout)
+        keep = partial(self._home.stash_away, place)
+        taken: list[Message] = []
+        try:
+            taken = self._home.portal.call(self._home.take(place, n, timeout), keep=keep)
+            return [SyncMessage(message, self._home.portal.call) for message in taken]
+        except BaseException:  # an interrupt between these two lines
+            if taken:
+                self._home.portal.post(keep, taken)
+            raise
+
+    def batch(
+        self,
+        n: int,
+        *,
+        timeout: float | None = 5.0,
+        keys: Keys = None,
+        group: ConsumerGroup = None,
+    ) -> SyncBatch:
+        """Take messages for a ``with`` block: acked on a clean exit, released on an exception.
+
+        Args:
+            n: How many to wait for.
+            timeout: Seconds to wait in total (at least 0.1); then the block gets what has come,
+                which may be nothing. ``None`` waits until there are ``n``.
+            keys: Only keys that match one of these.
+            group: The consumer group.
+
+        Raises:
+            InvalidKeyError: If ``group`` or a filter is malformed.
+            ConfigurationError: If ``n`` or ``timeout`` is out of range.
+        """
+        __tracebackhide__ = True
+        self._home.check_open()
+        place = place_of(self._home.backend, keys, group)
+        _check_count("n", n, at_least=1)
+        _check_timeout(timeout)
+        return SyncBatch(self, self._home, place, n, timeout)
+
+    def worker(
+        self,
+        handler: EventHandlerFunc,
+        *,
+        keys: Keys = None,
+        group: ConsumerGroup = None,
+        concurrency: int = 1,
+        retry: RetryPolicy | None = None,
+        dead_letter_key: str | None = None,
+        drain_timeout: float = 30.0,
+    ) -> Worker:
+        """Handle messages in the background, as `abe.AsyncLoopConsumer` does.
+
+        Args:
+            handler: A sync function (runs in a thread, its messages block on settling), an async
+                function, or an object with ``handle_event``.
+            keys: Only keys that match one of these.
+            group: The consumer group.
+            concurrency: Most handlers at a time.
+            retry: What to do after a failure.
+            dead_letter_key: Where exhausted messages are published if the backend has no dead
+                letters.
+            drain_timeout: Seconds that `Worker.stop` waits for handlers in flight.
+
+        Returns:
+            A handle with counters and ``stop()``; the worker runs on if it is dropped.
+        """
+        __tracebackhide__ = True
+        self._home.check_open()
+        place_of(self._home.backend, keys, group)
+        consumer = AsyncLoopConsumer(
+            self._home.backend.backend,
+            group,
+            keys=keys,
+            concurrency=concurrency,
+            retry=retry,
+            dead_letter_key=dead_letter_key,
+            drain_timeout=drain_timeout,
+        )
+        worker = Worker(self, consumer, handler)
+        return self._home.portal.call(worker.start(), keep=Worker.request_stop)
+
+    # -- looking and cleaning up -----------------------------------------------------------
+
+    def peek(
+        self, keys: Keys = None, *, group: ConsumerGroup = None, limit: int = 10
+    ) -> list[SyncMessage]:
+        """Return up to ``limit`` messages that ``group`` could take now, taking none."""
+        __tracebackhide__ = True
+        found = self._look(self._home.backend.peek, keys, group=group, limit=limit)
+        return [SyncMessage(message) for message in found]
+
+    def stats(self) -> QueueStats:
+        """Return the backlog of every key and group."""
+        __tracebackhide__ = True
+        return self._look(self._home.backend.stats)
+
+    def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[SyncMessage]:
+        """Return up to ``limit`` dead letters of ``group``, oldest first, taking none."""
+        __tracebackhide__ = True
+        found = self._look(self._home.backend.dead_letters, group=group, limit=limit)
+        return [SyncMessage(message) for message in found]
+
+    def replay(
+        self,
+        *,
+        group: ConsumerGroup = None,
+        ids: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Put dead letters back for ``group`` alone, counted as never delivered.
+
+        Args:
+            group: The group whose dead letters are replayed.
+            ids: Only the messages with these ids; ``None`` for all.
+            limit: At most this many, oldest first.
+
+        Returns:
+            How many were put back.
+        """
+        __tracebackhide__ = True
+        return self._look(self._home.backend.replay, group=group, ids=ids, limit=limit)
+
+    def groups(self) -> list[ConsumerGroup]:
+        """Return the groups that exist; ``None`` stands for the default group."""
+        __tracebackhide__ = True
+        return self._look(self._home.backend.groups)
+
+    def delete_group(self, name: ConsumerGroup) -> None:
+        """Forget a group, its backlog and its dead letters."""
+        __tracebackhide__ = True
+        self._look(self._home.backend.delete_group, name)
+
+    def purge(self, keys: Keys = None, *, group: ConsumerGroup = None) -> int:
+        """Drop what waits for ``group``, not what is in flight, and return how many."""
+        __tracebackhide__ = True
+        return self._look(self._home.backend.purge, keys, group=group)
+
+    def ping(self, timeout: float = 5.0) -> None:
+        """Return once the broker has answered.
+
+        Raises:
+            ConnectionLostError: If it has not within ``timeout`` seconds.
+        """
+        __tracebackhide__ = True
+        self._look(self._home.backend.ping, timeout)
+
+    # -- life ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop its workers, give back what is not settled, disconnect; closing twice is fine.
+
+        Blocks until that is done.
+
+        Raises:
+            AbeError: If a settlement failed for good and no call has raised that yet.
+        """
+        __tracebackhide__ = True
+        if not self._home.closed and not self._home.portal.forked:
+            self._call(self._home.aclose())
+
+    def __enter__(self) -> Self:
+        self._home.check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        __tracebackhide__ = True
+        self.close()
+
+    def __del__(self) -> None:
+        self._home.abandon()
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        __tracebackhide__ = True
+        return self._home.portal.call(coroutine)
+
+    def _look(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
+        __tracebackhide__ = True
+        self._home.check_open()
+        return self._call(self._home.look(partial(method, *args, **options)))
+
+
+def _check_count(name: str, value: object, *, at_least: int) -> None:
+    if value is not None and (not isinstance(value, int) or value < at_least):
+        raise ConfigurationError(f"{name} is {value!r}; it must be a whole number >= {at_least}")
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not timeout >= 0:
+        raise ConfigurationError(f"timeout is {timeout!r}; it must be 0 or more seconds, or None")

@@ -1,0 +1,172 @@
+"""A background consumer, as started by ``SyncBackend.worker``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.types import ConsumerGroup, EventHandlerFunc
+
+if TYPE_CHECKING:
+    from abe.sync.backend import SyncBackend
+    from abe.sync.home import Home
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger(__name__)
+
+_inside: contextvars.ContextVar[Worker | None] = contextvars.ContextVar("_inside", default=None)
+
+
+class Worker:
+    """Handles messages in the background until it is stopped or the backend is closed.
+
+    The handler is a sync function (it runs in a thread of its own), an async function or an
+    object with ``handle_event`` (they run on abe's own event loop and must not block it).
+    What it prints goes to the notebook cell that started the worker.
+
+    Attributes:
+        error: What ended the worker, if it failed for good; ``None`` while all is well.
+    """
+
+    def __init__(
+        self, owner: SyncBackend, consumer: AsyncLoopConsumer, handler: EventHandlerFunc
+    ) -> None:
+        self._owner = owner  # keeps the connection open
+        self._home: Home = owner._home
+        self._consumer = consumer
+        self._handler = handler
+        self._task: asyncio.Task[None] | None = None
+        self._ended = threading.Event()
+        self.error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        name = getattr(self._handler, "__name__", type(self._handler).__name__)
+        state = "running" if self.running else "failed" if self.error else "stopped"
+        return (
+            f"<Worker {name} on {self._home.backend.name}, group {self.group}: {state}, "
+            f"{self.processed} processed, {self.failed} failed, {self.in_flight} in flight>"
+        )
+
+    @property
+    def group(self) -> ConsumerGroup:
+        """The consumer group."""
+        return self._consumer.group
+
+    @property
+    def running(self) -> bool:
+        """Whether it still takes messages or has handlers in flight."""
+        return not self._ended.is_set()
+
+    @property
+    def processed(self) -> int:
+        """Messages handled successfully."""
+        return self._consumer.processed
+
+    @property
+    def failed(self) -> int:
+        """Handler calls that ended in an exception."""
+        return self._consumer.failed
+
+    @property
+    def retried(self) -> int:
+        """Failures after which the message is to come back."""
+        return self._consumer.retried
+
+    @property
+    def dead(self) -> int:
+        """Messages given up."""
+        return self._consumer.dead
+
+    @property
+    def in_flight(self) -> int:
+        """Handlers running now."""
+        return self._consumer.in_flight
+
+    @property
+    def last_error(self) -> BaseException | None:
+        """The last exception of the handler."""
+        return self._consumer.last_error
+
+    @property
+    def rate(self) -> float:
+        """Messages handled per second, over the last ten seconds."""
+        return self._consumer.rate
+
+    def stop(self) -> None:
+        """Take no more messages and block until those in flight are settled; idempotent.
+
+        Handlers in flight get the worker's ``drain_timeout``. Called from its own handler, or on
+        abe's event loop, it returns at once and the worker stops after that.
+        """
+        __tracebackhide__ = True
+        portal = self._home.portal
+        if portal.is_current or _inside.get() is self:
+            portal.post(self.request_stop)
+        elif self.running:
+            portal.call(self.drain())
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the worker has ended, at most ``timeout`` seconds.
+
+        Returns:
+            Whether it has.
+        """
+        __tracebackhide__ = True
+        return self._ended.wait(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        __tracebackhide__ = True
+        self.stop()
+
+    # -- on the portal ---------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Begin; raises what makes the consumer fail at once."""
+        self._home.check_open()
+        await self._home.barrier()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="abe-worker")
+        self._home.workers.add(self)
+        try:
+            await asyncio.wait([self._task], timeout=0.0)
+        except asyncio.CancelledError:
+            self.request_stop()
+            raise
+        if self.error is not None:
+            raise self.error
+        return self
+
+    async def _run(self) -> None:
+        _inside.set(self)
+        try:
+            await self._consumer.run(self._handler)
+        except Exception as error:
+            self.error = error
+            if self._task is not None and self in self._home.workers:
+                logger.exception("worker on backend %s failed", self._home.backend.name)
+        finally:
+            self._home.workers.discard(self)
+            self._ended.set()
+
+    def request_stop(self) -> None:
+        """Begin to shut the consumer down."""
+        self._home.in_background(self._consumer.shutdown())
+
+    async def drain(self) -> None:
+        """Shut the consumer down and wait for the end; goes on if the waiting is cancelled."""
+        self.request_stop()
+        if self._task is not None:
+            await asyncio.wait([self._task])
