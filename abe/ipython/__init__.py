@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+from abe.errors import AbeError
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
+
+logger = logging.getLogger(__name__)
 
 _NAME = "AbeMagics"
 
@@ -32,4 +37,8 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
                 del manager.magics[kind][name]
     if magics in shell.configurables:
         shell.configurables.remove(magics)
-    magics.session.end()
+    try:
+        magics.session.end()
+    except AbeError as error:
+        # IPython would take the extension for loaded, and refuse to load it again.
+        logger.warning("closing the backend of this session: %s", error)

@@ -80,9 +80,9 @@ class Messages(TableList[M]):
 
 
 class Published(int):
-    """The number of messages published; shows itself as a sentence."""
+    """The number of messages published; a cell shows it as a sentence."""
 
-    def __new__(cls, number: int, key: str, backend: str) -> Published:
+    def __new__(cls, number: int, key: str = "", backend: str = "") -> Published:
         """Create the result of publishing ``number`` messages under ``key`` on ``backend``."""
         self = super().__new__(cls, number)
         self._where = f"to {cell(key, MAX_CELL)} on {cell(backend, MAX_CELL)}"
@@ -92,3 +92,5 @@ class Published(int):
 
     def __repr__(self) -> str:
         return f"published {plural(int(self), 'message')} {self._where}"
+
+    __str__ = int.__repr__

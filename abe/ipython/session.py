@@ -92,11 +92,12 @@ class Session:
         self.close()
 
     def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
-        if backend is not self.current:
-            self.close()
-            self._owned = owned
+        old, old_owned = self.current, self._owned
         self.current = backend
+        self._owned = owned or (old is backend and old_owned)
         self._source = None
+        if old is not None and old is not backend and old_owned:
+            old.close()
 
     def _remember_cell(self, info: ExecutionInfo) -> None:
         self._cell = info.raw_cell or ""

@@ -134,6 +134,21 @@ def test_unloading_closes_the_backend(run: Run, q: abe.SyncBackend) -> None:
         q.publish("k", {})
 
 
+def test_a_backend_that_fails_to_close(
+    shell: InteractiveShell, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn(Plain):
+        async def aclose(self) -> None:
+            raise abe.ConnectionLostError("gone")
+
+    shell.user_ns["plain"] = Stubborn()
+    run("%abe_connect -i plain")
+    run("%unload_ext abe")
+    assert caplog.messages[-1] == "closing the backend of this session: gone"
+    run("%load_ext abe")
+    run("%abe_backends")
+
+
 def test_magics_of_others_survive_unloading(shell: InteractiveShell, run: Run) -> None:
     def mine(line: str) -> None: ...
 

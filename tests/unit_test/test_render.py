@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -268,6 +269,8 @@ def test_published_is_a_number() -> None:
     result = Published(1200, "orders.created", "memory")
     assert result == 1200
     assert repr(result) == "published 1,200 messages to orders.created on memory"
+    assert f"{result} {result:,} {json.dumps(result)}" == "1200 1,200 1200"
+    assert repr(pickle.loads(pickle.dumps(result))) == repr(result)
 
 
 def test_small_things() -> None:
