@@ -527,16 +527,15 @@ class TestGuide:
             GUIDE.read_text(encoding="utf-8"),
             re.MULTILINE,
         )
+        sources = {
+            ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): source
+            for path in (ROOT / "abe").rglob("*.py")
+            if "\nlogger = " in (source := path.read_text(encoding="utf-8"))
+        }
+        assert {logger for logger, _, _ in rows} == set(sources), "bring the table up to date"
         for logger, event, fields in rows:
-            source = ROOT.joinpath(*logger.split(".")).with_suffix(".py").read_text("utf-8")
-            nodes = (it.value for it in ast.walk(ast.parse(source)) if isinstance(it, ast.Constant))
-            constants = [it for it in nodes if isinstance(it, str)]
+            nodes = ast.walk(ast.parse(sources[logger]))
+            constants = [str(it.value) for it in nodes if isinstance(it, ast.Constant)]
             for part in filter(None, event.split("…")):
                 assert any(part in constant for constant in constants), (logger, part)
             assert fields in {"all", "none"} or set(fields.split(", ")) <= set(FIELDS)
-        logging_modules = {
-            ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            for path in (ROOT / "abe").rglob("*.py")
-            if re.search(r"^logger = ", path.read_text(encoding="utf-8"), re.MULTILINE)
-        }
-        assert {logger for logger, _, _ in rows} == logging_modules, "bring the table up to date"
