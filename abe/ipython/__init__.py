@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from abe.errors import AbeError
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
-
-logger = logging.getLogger(__name__)
 
 _NAME = "AbeMagics"
 
@@ -37,8 +34,11 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
                 del manager.magics[kind][name]
     if magics in shell.configurables:
         shell.configurables.remove(magics)
+    from abe.ipython.render import MAX_LINE, cell
+    from abe.ipython.session import say
+
     try:
         magics.session.end()
     except AbeError as error:
         # IPython would take the extension for loaded, and refuse to load it again.
-        logger.warning("closing the backend of this session: %s", error)
+        say(f"abe: closing the backend of this session failed: {cell(str(error), MAX_LINE)}")

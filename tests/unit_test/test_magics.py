@@ -135,7 +135,7 @@ def test_unloading_closes_the_backend(run: Run, q: abe.SyncBackend) -> None:
 
 
 def test_a_backend_that_fails_to_close(
-    shell: InteractiveShell, run: Run, caplog: pytest.LogCaptureFixture
+    shell: InteractiveShell, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Stubborn(Plain):
         async def aclose(self) -> None:
@@ -144,7 +144,8 @@ def test_a_backend_that_fails_to_close(
     shell.user_ns["plain"] = Stubborn()
     run("%abe_connect -i plain")
     run("%unload_ext abe")
-    assert caplog.messages[-1] == "closing the backend of this session: gone"
+    out = capsys.readouterr().out
+    assert out.endswith("abe: closing the backend of this session failed: gone\n")
     run("%load_ext abe")
     run("%abe_backends")
 
