@@ -247,12 +247,17 @@ def test_deleting_a_group_while_others_take_from_it_hands_out_nothing_more() -> 
         receiver = MemoryBackend(name)._receiver("g", KeyFilter())
         await receiver.open()
         count = 0
-        started.set()
-        with pytest.raises(ConfigurationError, match="was deleted"):
+
+        async def forever() -> None:
+            nonlocal count
             while True:
                 deliveries = await receiver.receive(1, TIMEOUT)
                 count += len(deliveries)
                 await receiver.settle([Settlement(d, Outcome.ACK) for d in deliveries])
+
+        started.set()
+        with pytest.raises(ConfigurationError, match="was deleted"):
+            await forever()
         return count
 
     for _ in range(20):
