@@ -1,0 +1,55 @@
+"""The contract suite: prove that a backend does what its capabilities say.
+
+Under pytest, subclass `BackendContract` and `ConsumerContract` and give them a `Harness`::
+
+    from abe.testing import BackendContract, Harness
+
+
+    class MyHarness(Harness):
+        def make(self, namespace):
+            return MyBackend(prefix=namespace)
+
+
+    class TestMyBackend(BackendContract):
+        harness = MyHarness
+
+Without pytest, `run_contract` does the same and returns a `ContractReport`. Installed backends run
+with ``pytest --abe-backend=NAME`` or ``abe contract NAME``. `list_cases` is the specification:
+every obligation with the capabilities and hooks it depends on.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from abe.testing.case import Case
+    from abe.testing.contract import BackendContract, list_cases
+    from abe.testing.harness import Harness
+
+__all__ = [
+    "BackendContract",
+    "Case",
+    "Harness",
+    "list_cases",
+]
+
+_HOME = {
+    "BackendContract": "contract",
+    "Case": "case",
+    "Harness": "harness",
+    "list_cases": "contract",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: abe's pytest plugin is imported by every pytest run of an environment with abe in it.
+    if name not in _HOME:
+        raise AttributeError(f"module 'abe.testing' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"abe.testing.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

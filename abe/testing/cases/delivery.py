@@ -1,0 +1,91 @@
+"""Publishing and receiving: what every backend does, plain ones included."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+
+from abe.testing.base import ContractBase
+from abe.testing.case import case
+from abe.testing.expect import check, exactly, same
+from abe.testing.trial import Trial
+from abe.types import MessageQueueBackendProtocol
+
+__all__ = ["DeliveryCases"]
+
+
+class DeliveryCases(ContractBase):
+    """What is published arrives."""
+
+    @case()
+    async def test_has_the_three_methods(self, trial: Trial) -> None:
+        """A backend has from_env() on its class, publish() and consume()."""
+        backend = trial.backend
+        check(
+            isinstance(backend, MessageQueueBackendProtocol),
+            f"{type(backend).__name__} lacks one of from_env, publish and consume",
+        )
+        bound = getattr(type(backend), "from_env", None)
+        check(
+            getattr(bound, "__self__", None) is type(backend),
+            f"{type(backend).__name__}.from_env must be a classmethod",
+        )
+
+    @case()
+    async def test_what_is_published_arrives(self, trial: Trial) -> None:
+        """Every published message arrives once, equal to what was published."""
+        sent = await trial.send(5)
+        await trial.collect(sent)
+
+    @case()
+    async def test_keys_share_a_queue(self, trial: Trial) -> None:
+        """Messages of different keys all arrive at a consumer without a filter."""
+        sent = [{"n": n} for n in range(4)]
+        for payload, key in zip(sent, ("a", "a.b", "b", "orders.eu.created"), strict=True):
+            await trial.publish(payload, key)
+        await trial.collect(sent)
+
+    @case()
+    async def test_waiting_consumer_is_served(self, trial: Trial) -> None:
+        """A consumer that waits already receives what is published later."""
+        async with trial.stream() as stream:
+            await trial.nothing(stream, "nothing was published")
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            sent = await trial.send(1)
+            message = await trial.within(waiting, "the message published while waiting")
+            same(message, sent[0], "payload")
+            await trial.expect(stream, [], what="after the only message")
+
+    @case()
+    async def test_payload_is_copied_on_publish(self, trial: Trial) -> None:
+        """Changing the payload after publish() has returned changes nothing that arrives."""
+        payload = {"n": 1, "nested": {"list": [1, 2]}}
+        original = copy.deepcopy(payload)
+        await trial.publish(payload)
+        payload["n"] = 2
+        payload["nested"]["list"].append(3)  # type: ignore[index]
+        (message,) = await trial.collect([original], what="the payload as it was when published")
+        same(message, original, "payload")
+
+    @case()
+    async def test_concurrent_publishers(self, trial: Trial) -> None:
+        """Messages published by concurrent tasks all arrive, each once."""
+        count = 40
+        payloads = [{"n": n} for n in range(count)]
+        tasks = [trial.backend.publish("orders", payload) for payload in payloads]
+        await trial.within(asyncio.gather(*tasks), f"{count} concurrent publishes")
+        await trial.collect(payloads, what="what concurrent tasks published")
+
+    @case()
+    async def test_competing_consumers_never_share(self, trial: Trial) -> None:
+        """Within a group each message goes to one consumer, and none to nobody."""
+        async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
+            sent = await trial.send(6)
+            arrived = []
+            for _ in range(3):
+                arrived.append(await trial.next(first, "a message for the first of two consumers"))
+                arrived.append(await trial.next(second, "a message for the second of two"))
+            exactly(arrived, sent, "what two consumers of one group received together")
+            await trial.nothing(first, "two consumers have received everything")
+            await trial.nothing(second, "two consumers have received everything")
