@@ -24,6 +24,9 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Close the session's backend and remove everything that loading registered."""
+    from abe.ipython.render import MAX_LINE, cell
+    from abe.ipython.session import say
+
     manager = shell.magics_manager
     magics = manager.registry.pop(_NAME, None)
     if magics is None:
@@ -34,9 +37,6 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
                 del manager.magics[kind][name]
     if magics in shell.configurables:
         shell.configurables.remove(magics)
-    from abe.ipython.render import MAX_LINE, cell
-    from abe.ipython.session import say
-
     try:
         magics.session.end()
     except AbeError as error:

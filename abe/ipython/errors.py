@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from abe.errors import AbeError
+from abe.errors import AbeError, BackendClosedError
 from abe.ipython.render import MAX_LINE, redact, visible
 
 __all__ = ["short", "short_errors"]
@@ -54,6 +54,8 @@ def short_errors(magic: Callable[P, R]) -> Callable[P, R]:
         try:
             return magic(*args, **kwargs)
         except AbeError as error:
-            raise short(error) from error.__cause__
+            closed = isinstance(error, BackendClosedError)
+            hints = ["%abe_connect opens another."] if closed else []
+            raise short(error, *hints) from error.__cause__
 
     return run

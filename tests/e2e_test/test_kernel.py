@@ -160,7 +160,9 @@ def test_wrong_arguments_are_usage_errors(cells: Kernel, cell: str, message: str
 def test_a_closed_backend(cells: Kernel) -> None:
     cells.ok("q.close()")
     for cell in ('%abe_publish k {"a": 1}', "%abe_consume"):
-        assert "closed" in failed(cells.run(cell), "BackendClosedError")
+        outcome = cells.run(cell)
+        assert "closed" in failed(outcome, "BackendClosedError")
+        assert outcome.traceback[-1] == "%abe_connect opens another."
     cells.ok("%abe_connect memory")
     cells.ok('%abe_publish -H a=b k {"a": 1}')
 
