@@ -1,3 +1,3 @@
-"""The version, kept in one place: the build, `abe.__version__` and the documentation read it here."""
+"""The version, kept in one place: the build and `abe.__version__` read it here."""
 
 __version__ = "0.1.0"
