@@ -335,7 +335,9 @@ def _named_by_variable(overlay: Mapping[str, str]) -> str | None:
 def _choice_of_first(candidate: _Candidate, others: Sequence[str]) -> Choice:
     name = candidate.info.name
     if not others:
-        return Choice(candidate.info, f"{VARIABLE} is not set and it is the only one beside abe's own")
+        return Choice(
+            candidate.info, f"{VARIABLE} is not set and it is the only one beside abe's own"
+        )
     rest = ", ".join(map(repr, others))
     return Choice(
         candidate.info,
