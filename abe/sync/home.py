@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,7 +72,7 @@ class Home:
         self.backend = backend
         self.feeds: set[Feed] = set()
         self.workers: set[Worker] = set()
-        self.stash: dict[Place, deque[Message]] = {}
+        self.stash: dict[Place, list[Message]] = {}
         self.retains = backend.capabilities.redelivery == "none"
         self.closed = False
         self._at_rest: dict[Place, list[MessageStream]] = {}
@@ -173,14 +172,15 @@ class Home:
 
     def stash_away(self, place: Place, messages: Sequence[Message]) -> None:
         """Keep acked messages that did not reach the caller; the next `take` returns them first."""
-        self.stash.setdefault(place, deque()).extendleft(reversed(messages))
+        if messages:
+            self.stash[place] = [*messages, *self.stash.get(place, [])]
 
     def unstash(self, place: Place, n: int) -> list[Message]:
         """Return up to ``n`` messages that were acked and then not handed over."""
-        kept = self.stash.get(place)
-        if not kept:
-            return []
-        return [kept.popleft() for _ in range(min(n, len(kept)))]
+        kept = self.stash.pop(place, [])
+        if len(kept) > n:
+            self.stash[place] = kept[n:]
+        return kept[:n]
 
     async def look(self, method: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Call a method that shows or changes the backlog, after what was given up is back."""

@@ -102,7 +102,7 @@ class Worker:
         """Take no more messages and block until those in flight are settled; idempotent.
 
         Handlers in flight get the worker's ``drain_timeout``. Called from its own handler, or on
-        abe's event loop, it returns at once and the worker stops after that.
+        abe's event loop, it returns at once and the worker stops soon after that.
         """
         __tracebackhide__ = True
         portal = self._home.portal
