@@ -58,11 +58,12 @@ def connect(
         TypeError: If it is not a backend.
     """
     __tracebackhide__ = True
-    if not (name_or_backend is None or isinstance(name_or_backend, str)):
+    made_by_caller = not (name_or_backend is None or isinstance(name_or_backend, str))
+    if made_by_caller:
         _check_is_backend(name_or_backend)
     portal = get_portal()
     backend = aconnect(name_or_backend, env=env)
-    if isinstance(backend.backend, BaseBackend):
+    if made_by_caller and portal.threaded and isinstance(backend.backend, BaseBackend):
         portal.call(backend.backend.__aenter__())  # binds it to the portal's loop, or refuses
     return SyncBackend(Home(portal, backend))
 

@@ -49,7 +49,10 @@ class Portal:
         loop: The event loop.
         closers: Coroutine functions that are run, concurrently, when the interpreter exits.
         forked: Whether this is the portal of a parent process.
+        threaded: Whether the loop runs on a thread of its own.
     """
+
+    threaded = True
 
     def __init__(self) -> None:
         self.loop = _new_event_loop()

@@ -22,6 +22,8 @@ class PyodidePortal(Portal):
     entry points allow; elsewhere it says to use ``.aio``.
     """
 
+    threaded = False
+
     def __init__(self) -> None:
         self.loop = asyncio.get_event_loop()
         self.closers = set()
