@@ -219,6 +219,7 @@ class SyncBackend:
         n: int = 1,
         *,
         timeout: float | None = 5.0,
+        quiet: float | None = None,
         keys: Keys = None,
         group: ConsumerGroup = None,
     ) -> list[SyncMessage]:
@@ -228,22 +229,25 @@ class SyncBackend:
             n: How many to wait for.
             timeout: Seconds to wait in total (at least 0.1); then it returns what has come.
                 ``None`` waits until there are ``n``.
+            quiet: Seconds without a further message after which it returns what has come, if
+                anything has; ``None`` waits on.
             keys: Only keys that match one of these.
             group: The consumer group.
 
         Raises:
             InvalidKeyError: If ``group`` or a filter is malformed.
-            ConfigurationError: If ``n`` or ``timeout`` is out of range.
+            ConfigurationError: If ``n``, ``timeout`` or ``quiet`` is out of range.
         """
         __tracebackhide__ = True
         self._home.check_open()
         place = place_of(self._home.backend, keys, group)
         _check_count("n", n, at_least=1)
         _check_timeout(timeout)
+        _check_timeout(quiet, "quiet")
         keep = partial(self._home.stash_away, place)
         taken: list[Message] = []
         try:
-            taken = self._home.portal.call(self._home.take(place, n, timeout), keep=keep)
+            taken = self._home.portal.call(self._home.take(place, n, timeout, quiet), keep=keep)
             return [SyncMessage(message, self._home.portal.call) for message in taken]
         except BaseException:  # an interrupt between these two lines
             if taken:
@@ -430,6 +434,6 @@ def _check_count(name: str, value: object, *, at_least: int) -> None:
         raise ConfigurationError(f"{name} is {value!r}; it must be a whole number >= {at_least}")
 
 
-def _check_timeout(timeout: float | None) -> None:
+def _check_timeout(timeout: float | None, name: str = "timeout") -> None:
     if timeout is not None and not timeout >= 0:
-        raise ConfigurationError(f"timeout is {timeout!r}; it must be 0 or more seconds, or None")
+        raise ConfigurationError(f"{name} is {timeout!r}; it must be 0 or more seconds, or None")

@@ -120,6 +120,7 @@ class Home:
         place: Place,
         n: int,
         timeout: float | None,
+        quiet: float | None = None,
     ) -> list[Message]:
         """Wait for up to ``n`` messages and ack them; cancelled before that, it takes none."""
         self.check_open()
@@ -127,7 +128,7 @@ class Home:
         if len(kept) == n:
             return kept
         try:
-            stream, taken = await self.receive(place, n - len(kept), timeout)
+            stream, taken = await self.receive(place, n - len(kept), timeout, quiet)
         except BaseException:
             self.stash_away(place, kept)
             raise
@@ -142,6 +143,7 @@ class Home:
         place: Place,
         n: int,
         timeout: float | None,
+        quiet: float | None = None,
     ) -> tuple[MessageStream, list[Message]]:
         """Borrow a stream and wait for up to ``n`` messages, which are not acked."""
         loop = asyncio.get_running_loop()
@@ -150,7 +152,7 @@ class Home:
         stream = self.borrow(place, 1)
         try:
             left = None if deadline is None else max(deadline - loop.time(), SHORTEST_WAIT)
-            return stream, await stream.take(n, left)
+            return stream, await stream.take(n, left, quiet=quiet)
         except BaseException:
             self.give_back(place, stream, at_rest=False)
             raise

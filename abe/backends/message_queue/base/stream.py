@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import warnings
@@ -93,7 +94,9 @@ class MessageStream:
         self._took = False
         return delivery.message
 
-    async def take(self, n: int = 1, timeout: float | None = None) -> list[Message]:
+    async def take(
+        self, n: int = 1, timeout: float | None = None, *, quiet: float | None = None
+    ) -> list[Message]:
         """Return up to ``n`` messages, in order; acks what was handed over before.
 
         What it returns is acked by the next call, or by leaving ``async with`` without an
@@ -103,6 +106,8 @@ class MessageStream:
             n: How many to wait for.
             timeout: Seconds to wait in total; then it returns what has arrived. ``None`` waits
                 until there are ``n``, or the stream is closed.
+            quiet: Seconds without a further message after which it returns what has arrived, if
+                anything has; ``None`` waits on.
         """
         engine = self._engine
         engine.start()
@@ -112,7 +117,11 @@ class MessageStream:
         taken: list[Delivery] = []
         try:
             while len(taken) < n:
-                delivery = await engine.next(n - len(taken), deadline)
+                limit = deadline
+                if quiet is not None and taken:
+                    silence = asyncio.get_running_loop().time() + quiet
+                    limit = silence if deadline is None else min(deadline, silence)
+                delivery = await engine.next(n - len(taken), limit)
                 if delivery is None:
                     break
                 taken.append(delivery)
