@@ -11,8 +11,10 @@ from abe.backends.message_queue.base import (
     Message,
     MessageStream,
     capabilities_of,
+    decode_payload,
     encode_payload,
     open_stream,
+    validate_group,
     validate_key,
 )
 from abe.backends.message_queue.base.capabilities import unsupported
@@ -28,6 +30,8 @@ from abe.types import (
 )
 
 __all__ = ["AsyncBackend", "aconnect"]
+
+_TRANSIENT = (ConnectionError, TimeoutError)
 
 
 def aconnect(
@@ -119,7 +123,7 @@ class AsyncBackend:
             self._need(self.capabilities.delay, "publish(delay=…)", "delay")
             extras["delay"] = delay
         if self._plain:
-            self._check(key, payload)
+            key, payload = self._check(key, payload)
         await self.backend.publish(key, payload, **extras)
 
     async def publish_many(
@@ -155,7 +159,7 @@ class AsyncBackend:
                 failed = {n: str(error), **dict.fromkeys(range(n + 1, len(pairs)), "not sent")}
                 raise PublishError(
                     f"published {n} of {len(pairs)}; item {n} failed: {error}",
-                    retryable=getattr(error, "retryable", False),
+                    retryable=getattr(error, "retryable", isinstance(error, _TRANSIENT)),
                     published=range(n),
                     failed=failed,
                 ) from error
@@ -182,6 +186,7 @@ class AsyncBackend:
             BackendClosedError: If the backend is closed.
         """
         self._check_open()
+        group = validate_group(group)
         return open_stream(self.backend, group=group, keys=keys, prefetch=prefetch)
 
     async def peek(
@@ -321,9 +326,11 @@ class AsyncBackend:
         if not has:
             raise unsupported(self.name, what, capability)
 
-    def _check(self, key: MessageQueueKey, payload: MessageQueuePayload) -> None:
-        validate_key(key)
-        encode_payload(payload)
+    def _check(
+        self, key: MessageQueueKey, payload: MessageQueuePayload
+    ) -> tuple[MessageQueueKey, MessageQueuePayload]:
+        """Return what a plain backend is given: a copy, which the caller cannot change."""
+        return validate_key(key), decode_payload(encode_payload(payload))
 
     def _pair(
         self, position: int, item: Any, key: MessageQueueKey | None
@@ -336,7 +343,6 @@ class AsyncBackend:
                 "pass key=… to publish plain payloads under one key"
             )
         try:
-            self._check(*item)
+            return self._check(*item)
         except ValueError as error:
             raise type(error)(f"item {position}: {error}") from None
-        return item[0], item[1]

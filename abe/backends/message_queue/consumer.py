@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from abe.backends.message_queue.base import (
     Message,
-    MessageStream,
+    Outcome,
     SyncMessage,
     capabilities_of,
-    encode_payload,
     open_stream,
     validate_group,
     validate_key,
@@ -25,7 +27,13 @@ from abe.backends.message_queue.base import (
 from abe.backends.message_queue.base.dead import dead_headers, reason_for
 from abe.backends.message_queue.base.plain import backend_name
 from abe.backends.message_queue.base.threads import DaemonThreads
-from abe.errors import ConfigurationError, Reject, Retry
+from abe.errors import (
+    ConfigurationError,
+    LoopError,
+    PublishError,
+    Reject,
+    Retry,
+)
 from abe.types import (
     ConsumerGroup,
     EventHandlerFunc,
@@ -41,6 +49,9 @@ RATE_WINDOW = 10.0
 """Seconds over which `AsyncLoopConsumer.rate` is measured."""
 
 Handler = Callable[[Message], Awaitable[object]]
+
+_handling: ContextVar[object] = ContextVar("_handling", default=None)
+"""Identifies one call of a handler to whatever runs in its context: tasks, threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ConfigurationError(f"max_attempts is {self.max_attempts}; it must be at least 1")
-        if self.base < 0 or self.max_delay < 0 or self.factor < 1:
+        if not (self.base >= 0 and self.max_delay >= 0 and self.factor >= 1):
             raise ConfigurationError("base and max_delay must be 0 or more, factor 1 or more")
 
     def delay(self, attempt: int) -> float:
@@ -141,7 +152,8 @@ class AsyncLoopConsumer:
         self._name = backend_name(backend)
         self._finished: deque[float] = deque(maxlen=10_000)
         self._run: _Run | None = None
-        self._stopped = False
+        self._ended = False
+        self._stop_early = False
 
     @property
     def rate(self) -> float:
@@ -149,7 +161,8 @@ class AsyncLoopConsumer:
         now = time.monotonic()
         recent = 0
         oldest = now
-        for moment in reversed(self._finished):
+        # A copy, because handlers go on while another thread reads this.
+        for moment in reversed(self._finished.copy()):
             if now - moment > RATE_WINDOW:
                 break
             recent, oldest = recent + 1, moment
@@ -168,6 +181,7 @@ class AsyncLoopConsumer:
 
         Raises:
             RuntimeError: If it is running with another handler.
+            TypeError: If ``handler`` is nothing that can handle a message.
             UnsupportedError: If ``keys`` is given and the backend cannot filter.
             AbeError: What ended the stream, if the broker refused it for good.
         """
@@ -178,14 +192,15 @@ class AsyncLoopConsumer:
                 "this consumer is already running with another handler; "
                 "call shutdown() first, or create a second consumer"
             )
-        if self._stopped:
-            self._stopped = False
+        if self._stop_early:
+            self._stop_early = False
             return
+        run = _Run(self, handler)
         self._announce()
-        stream = open_stream(self.backend, group=self.group, keys=self.keys)
-        self._run = _Run(self, handler, stream)
+        self._run, self._ended = run, False
         try:
-            await self._run.work()
+            await run.work()
+            self._ended = True
         finally:
             self._run = None
 
@@ -197,10 +212,11 @@ class AsyncLoopConsumer:
         the lease lapses. Safe to call twice, before `run` (which then returns at once), and from
         the handler (it then returns without waiting for that handler).
         """
-        if self._run is None:
-            self._stopped = True
-            return
-        await self._run.drain()
+        if self._run is not None:
+            await self._run.drain()
+        elif not self._ended:
+            # run() is yet to begin, or failed and is about to be called again.
+            self._stop_early = True
 
     def _announce(self) -> None:
         can = capabilities_of(self.backend)
@@ -225,12 +241,9 @@ class AsyncLoopConsumer:
 class _Run:
     """One call of `AsyncLoopConsumer.run`: its stream, its workers, its verdicts."""
 
-    def __init__(
-        self, consumer: AsyncLoopConsumer, handler: EventHandlerFunc, stream: MessageStream
-    ) -> None:
+    def __init__(self, consumer: AsyncLoopConsumer, handler: EventHandlerFunc) -> None:
         self.handler = handler
         self._consumer = consumer
-        self._stream = stream
         self._can = capabilities_of(consumer.backend)
         self._threads = DaemonThreads("abe-handler")
         self._handle = self._adapt(handler)
@@ -238,44 +251,82 @@ class _Run:
         self._stopping = asyncio.Event()
         self._done = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
-        self._in_thread: set[asyncio.Task[None]] = set()
+        self._interrupted: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[Any] | None, object] = {}
+        """What each worker is handling, as found in the context of the handler."""
+        self._in_thread: set[asyncio.Task[Any] | None] = set()
+        """Interrupted workers whose handler goes on in a thread, with the message."""
         self._busy: dict[str, deque[Message]] = {}
         self._own_dead: Counter[str] = Counter()
+        runner = asyncio.current_task()
+        assert runner is not None
+        self._runner = runner
+        self._cancelled_before = runner.cancelling()
+        self._stream = open_stream(consumer.backend, group=consumer.group, keys=consumer.keys)
 
     # -- life ------------------------------------------------------------------------------
 
     async def work(self) -> None:
         try:
             async with self._stream:
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for n in range(self._consumer.concurrency):
-                            task = group.create_task(self._worker(), name=f"abe-handler-{n}")
-                            self._workers.add(task)
-                except* Exception as errors:
-                    raise _first(errors) from None
+                await self._run_workers()
         finally:
             self._threads.close()
             self._done.set()
 
+    async def _run_workers(self) -> None:
+        for n in range(self._consumer.concurrency):
+            self._workers.add(asyncio.create_task(self._worker(), name=f"abe-handler-{n}"))
+        try:
+            await asyncio.wait(self._workers, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            # Whatever ends this early, the workers have to give back what they hold.
+            self._interrupt(self._workers)
+            while not all(task.done() for task in self._workers):
+                await asyncio.wait(self._workers)
+            errors = [task.exception() for task in self._workers if not task.cancelled()]
+        for error in errors:
+            if error is not None:
+                raise error
+        if any(task.cancelled() for task in self._workers - self._interrupted):
+            raise asyncio.CancelledError("somebody cancelled the tasks of this consumer")
+
     async def drain(self) -> None:
         self._stopping.set()
         self._stream.stop()
-        current = asyncio.current_task()
-        others = [task for task in self._workers if task is not current and not task.done()]
+        call = _handling.get()
+        inside = [task for task, running in self._calls.items() if running is call]
+        others = [task for task in self._workers if task not in inside and not task.done()]
         if others:
             _, late = await asyncio.wait(others, timeout=self._consumer.drain_timeout)
-            for task in late:
-                task.cancel()
-        if current not in self._workers:
+            self._interrupt(late)
+        if not inside:
             await self._done.wait()
+
+    def _interrupt(self, workers: Iterable[asyncio.Task[None]]) -> None:
+        for task in workers:
+            if not task.done():
+                self._interrupted.add(task)
+                task.cancel()
+
+    def _is_interrupted(self) -> bool:
+        """Whether this consumer, or who cancels `run`, wants the running worker to end.
+
+        Counting the worker's own cancellations would not tell: handlers, and libraries that they
+        use, cancel the task they run in for reasons of their own.
+        """
+        stopped = asyncio.current_task() in self._interrupted
+        return stopped or self._runner.cancelling() > self._cancelled_before
 
     async def _worker(self) -> None:
         try:
-            while (message := await self._next()) is not None:
+            while not self._is_interrupted():
+                message = await self._next()
+                if message is None:
+                    return
                 await self._process(message)
         except asyncio.CancelledError:
-            # Cancelled by drain(): the message is settled, so this worker is simply done.
+            # By drain(), the message is settled by now, so this worker is simply done.
             if not self._stopping.is_set():
                 raise
 
@@ -289,7 +340,12 @@ class _Run:
             if message is None:
                 return None
             message.detach()
-            if not await self._refuse(message) and not self._queue_behind(message):
+            try:
+                refused = await self._refuse(message)
+            except BaseException:
+                await _release(message)
+                raise
+            if not refused and not self._queue_behind(message):
                 return message
 
     async def _refuse(self, message: Message) -> bool:
@@ -300,6 +356,7 @@ class _Run:
             return True
         if message.attempt > 2 * consumer.retry.max_attempts:
             reason = f"delivered {message.attempt} times without a verdict; not handled again"
+            self._log(logging.ERROR, reason, message)
             await self._give_up(message, reason)
             return True
         return False
@@ -308,10 +365,10 @@ class _Run:
         if message.key is not None:
             return message.key == self._consumer.dead_letter_key
         # A plain backend tells no key; what this consumer published there is known by its text.
-        body = encode_payload(message) if self._own_dead else ""
-        if not self._own_dead.get(body):
+        text = _text(message) if self._own_dead else ""
+        if not self._own_dead.get(text):
             return False
-        self._own_dead -= Counter([body])
+        self._own_dead -= Counter([text])
         return True
 
     def _queue_behind(self, message: Message) -> bool:
@@ -327,46 +384,60 @@ class _Run:
 
     # -- handling --------------------------------------------------------------------------
 
-    async def _process(self, message: Message | None) -> None:
+    async def _process(self, message: Message) -> None:
         """Handle a message, then those of its key that had to wait for it."""
-        while message is not None:
-            key = message.key
+        key = message.key
+        waiting = self._busy.get(key) if key is not None else None
+        if key is None or waiting is None:
             await self._attempt(message)
-            waiting = self._busy.get(key) if key is not None else None
-            if waiting is None:
-                return
-            failed = message.outcome is not None and message.outcome in ("nack", "release")
-            if failed or self._stopping.is_set():
-                while waiting:
-                    await _settle_quietly(waiting.popleft().release)
-            message = waiting.popleft() if waiting else None
-            if message is None and key is not None:
-                del self._busy[key]
+            return
+        waiting.appendleft(message)
+        try:
+            while waiting:
+                current = waiting.popleft()
+                await self._attempt(current)
+                if current.outcome in (None, Outcome.NACK, Outcome.RELEASE):
+                    break
+                if self._stopping.is_set() or self._is_interrupted():
+                    break
+        finally:
+            # An earlier one comes back, or nothing more is to be done: they come after it.
+            del self._busy[key]
+            for message in waiting:
+                await _release(message)
 
     async def _attempt(self, message: Message) -> None:
         """Run the handler until there is a verdict, and settle accordingly."""
-        consumer = self._consumer
-        consumer.in_flight += 1
+        task = asyncio.current_task()
+        self._calls[task] = call = object()
+        _handling.set(call)
+        self._consumer.in_flight += 1
         try:
-            while True:
-                try:
-                    await self._handle(message)
-                except asyncio.CancelledError as error:
-                    if _being_cancelled():
-                        await self._release_unless_in_thread(message)
-                        raise
-                    again = await self._failure(message, error)
-                except Exception as error:
-                    again = await self._failure(message, error)
-                else:
-                    await message.ack()
-                    consumer.processed += 1
-                    consumer._finished.append(time.monotonic())
-                    return
-                if not again:
-                    return
+            while await self._try(message):
+                pass
+        except BaseException:
+            if task not in self._in_thread:
+                await _release(message)
+            raise
         finally:
-            consumer.in_flight -= 1
+            self._consumer.in_flight -= 1
+            del self._calls[task]
+
+    async def _try(self, message: Message) -> bool:
+        """Run the handler once; True if it is to be run again."""
+        try:
+            await self._handle(message)
+        except asyncio.CancelledError as error:
+            if self._is_interrupted():
+                raise
+            _forget_cancellations()
+            return await self._failure(message, error)
+        except Exception as error:
+            return await self._failure(message, error)
+        if await message.ack():
+            self._consumer.processed += 1
+            self._consumer._finished.append(time.monotonic())
+        return False
 
     async def _failure(self, message: Message, error: BaseException) -> bool:
         """Settle a failed message; True if it is to be tried again in process."""
@@ -374,7 +445,8 @@ class _Run:
         consumer.failed += 1
         consumer.last_error = error
         if message.outcome is not None:
-            self._log_failure(message, error, "the handler had settled it")
+            lost = message.outcome is Outcome.LOST
+            self._log_failure(message, error, "lease lost" if lost else "the handler settled it")
             return False
         if isinstance(error, Reject):
             self._log(logging.INFO, f"rejected by the handler: {error.reason}", message)
@@ -385,45 +457,48 @@ class _Run:
             await self._give_up(message, reason_for(error))
             return False
         delay = error.delay if isinstance(error, Retry) else None
-        if delay is None:
+        if delay is None or not delay >= 0:
             delay = consumer.retry.delay(message.attempt)
         consumer.retried += 1
         self._log_failure(message, error, f"trying again in {delay:.3g} s")
         if self._can.nack_delay and self._can.attempts != "none":
             await message.nack(min(delay, self._can.nack_delay))
             return False
-        return await self._wait_in_process(message, delay)
+        if await self._stopped_within(delay):
+            await _release(message)
+            return False
+        message.attempt += 1
+        return True
 
-    async def _wait_in_process(self, message: Message, delay: float) -> bool:
-        """Wait ``delay`` seconds while the stream keeps the lease; False if told to stop."""
+    async def _stopped_within(self, delay: float) -> bool:
+        """Wait ``delay`` seconds, while the stream keeps leases; True if told to stop."""
         try:
             async with asyncio.timeout(delay):
                 await self._stopping.wait()
         except TimeoutError:
-            message.attempt += 1
-            return True
-        except asyncio.CancelledError:
-            await _settle_quietly(message.release)
-            raise
-        await _settle_quietly(message.release)
-        return False
+            return False
+        return True
 
     async def _give_up(self, message: Message, reason: str) -> None:
         consumer = self._consumer
-        consumer.dead += 1
         if self._can.reject:
             await message.reject(reason)
-            return
-        if consumer.dead_letter_key is not None:
-            await self._publish_dead(message, reason)
-        else:
+        elif consumer.dead_letter_key is None:
             self._log(logging.ERROR, "dropped: " + reason.partition("\n")[0], message)
-        await message.ack()
+            await message.ack()
+        elif await self._publish_dead(consumer.dead_letter_key, message, reason):
+            await message.ack()
+        else:
+            await _release(message)
+            return
+        consumer.dead += 1
 
-    async def _publish_dead(self, message: Message, reason: str) -> None:
-        consumer = self._consumer
-        key = consumer.dead_letter_key
-        assert key is not None
+    async def _publish_dead(self, key: str, message: Message, reason: str) -> bool:
+        """Publish under the dead letter key, while the broker is away again and again.
+
+        Returns:
+            False if told to stop before that.
+        """
         extras: dict[str, Any] = {}
         if self._can.headers:
             extras["headers"] = dead_headers(
@@ -433,44 +508,61 @@ class _Run:
                 id=message.id,
                 key=message.key,
             )
-        if message.key is None:
-            self._own_dead[encode_payload(message)] += 1
-        await consumer.backend.publish(key, dict(message), **extras)
-
-    async def _release_unless_in_thread(self, message: Message) -> None:
-        task = asyncio.current_task()
-        if task not in self._in_thread:
-            await _settle_quietly(message.release)
+        text = _text(message)
+        failures = 0
+        while True:
+            # Noted first: another worker may receive it before publish() returns here.
+            if message.key is None:
+                self._own_dead[text] += 1
+            try:
+                await self._consumer.backend.publish(key, dict(message), **extras)
+            except (ConnectionError, TimeoutError, PublishError) as error:
+                self._own_dead -= Counter([text])
+                if isinstance(error, PublishError) and not error.retryable:
+                    raise
+                failures += 1
+                delay = self._consumer.retry.delay(failures)
+                what = f"cannot publish to {key!r}; trying again in {delay:.3g} s"
+                self._log(logging.WARNING, what, message, error)
+                if await self._stopped_within(delay):
+                    return False
+            else:
+                return True
 
     # -- the handler -----------------------------------------------------------------------
 
     def _adapt(self, handler: EventHandlerFunc) -> Handler:
+        if isinstance(handler, type):
+            raise TypeError(f"handler is the class {handler.__name__}; give an instance of it")
+        function: Any = handler
         if isinstance(handler, EventHandlerProtocol):
-            return handler.handle_event
-        if not callable(handler):
+            function = handler.handle_event
+        if not callable(function):
             raise TypeError(
                 f"handler is {type(handler).__name__}; it must be a function or have handle_event()"
             )
-        function: Callable[[Any], Any] = handler
         if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-            return function
+            chosen: Handler = function
+            return chosen
         return self._threaded(function)
 
     def _threaded(self, handler: Callable[[Any], Any]) -> Handler:
         loop = asyncio.get_running_loop()
 
+        def block(settlement: Coroutine[Any, Any, bool]) -> bool:
+            return _block(settlement, loop)
+
         async def call(message: Message) -> object:
-            blocking = SyncMessage(
-                message, lambda coro: asyncio.run_coroutine_threadsafe(coro, loop).result()
-            )
-            task = asyncio.current_task()
-            assert task is not None
-            self._in_thread.add(task)
+            future = self._threads.submit(handler, SyncMessage(message, block))
             try:
-                result = await self._threads.run(handler, blocking)
-            finally:
-                if not _being_cancelled():  # cancelled: the thread still has the message
-                    self._in_thread.discard(task)
+                result = await future
+            except asyncio.CancelledError:
+                if future.cancelled():
+                    if self._is_interrupted():
+                        self._in_thread.add(asyncio.current_task())
+                    raise
+                # The handler was done when the cancellation came: what it did counts.
+                result = future.result()
             if inspect.isawaitable(result):
                 result = await result
             return result
@@ -503,21 +595,36 @@ class _Run:
         )
 
 
-async def _settle_quietly(method: Callable[[], Awaitable[bool]]) -> None:
-    """Release where the backend can; elsewhere the lease lapses."""
+async def _release(message: Message) -> None:
+    """Release what is not settled, where the backend can; elsewhere the lease lapses."""
+    if message.outcome is None:
+        with suppress(NotImplementedError):
+            await message.release()
+
+
+def _block(settlement: Coroutine[Any, Any, bool], loop: asyncio.AbstractEventLoop) -> bool:
+    """Run a settlement on ``loop`` from another thread; False if the loop is gone."""
+    if asyncio._get_running_loop() is loop:
+        settlement.close()
+        raise LoopError(
+            "a sync handler's message blocks until it is settled, and would block the event loop"
+            " here; a handler that returns a coroutine must be an async function itself"
+        )
     try:
-        await method()
-    except NotImplementedError:
-        return
+        return asyncio.run_coroutine_threadsafe(settlement, loop).result()
+    except RuntimeError:
+        settlement.close()
+        if loop.is_closed():
+            return False
+        raise
 
 
-def _being_cancelled() -> bool:
+def _forget_cancellations() -> None:
+    """What a handler did to its task must not confuse the next one's timeouts."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
-def _first(errors: BaseExceptionGroup[Exception]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _text(message: Message) -> str:
+    return json.dumps(message, sort_keys=True, default=repr)

@@ -26,22 +26,29 @@ class DaemonThreads:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._started = 0
         self._idle = threading.Semaphore(0)
+        self._closed = False
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
+    def submit(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run ``function(*args)`` in a thread, in a copy of the caller's context.
 
-        Cancelling stops the waiting, not the function.
+        Returns:
+            A future of the running loop. Cancelling it ends the waiting, not the function.
         """
+        if self._closed:
+            raise RuntimeError(f"the threads {self._name} are closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         context = contextvars.copy_context()
 
         def job() -> None:
+            # Idle before it reports: who waits for this job may bring the next one at once.
             try:
                 result = context.run(function, *args)
             except BaseException as error:
+                self._idle.release()
                 _report(loop, future, error=error)
             else:
+                self._idle.release()
                 _report(loop, future, result=result)
 
         self._jobs.put(job)
@@ -49,17 +56,18 @@ class DaemonThreads:
             self._started += 1
             name = f"{self._name}-{self._started}"
             threading.Thread(target=self._work, name=name, daemon=True).start()
-        return await future
+        return future
 
     def close(self) -> None:
         """Let the threads end once they have nothing left to do."""
+        self._closed = True
         for _ in range(self._started):
             self._jobs.put(None)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-            self._idle.release()
+            del job  # while it waits for the next, the thread must not keep what this one held
 
 
 def _report(
