@@ -25,18 +25,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from abe.testing.case import Case
-    from abe.testing.contract import BackendContract, list_cases
-    from abe.testing.harness import Harness
+    from abe.testing.contract import BackendContract, ConsumerContract, list_cases
+    from abe.testing.harness import GROUPS, Harness
 
 __all__ = [
     "BackendContract",
     "Case",
+    "ConsumerContract",
+    "GROUPS",
     "Harness",
     "list_cases",
 ]
 
 _HOME = {
     "BackendContract": "contract",
+    "ConsumerContract": "contract",
+    "GROUPS": "harness",
     "Case": "case",
     "Harness": "harness",
     "list_cases": "contract",

@@ -18,6 +18,7 @@ from abe.backends.message_queue.base import (
     dead_headers,
 )
 from abe.errors import ConfigurationError, PublishError
+from abe.testing.harness import GROUPS
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 
 __all__ = ["Group", "Lease", "Place", "Store", "Stored"]
@@ -82,6 +83,9 @@ class Store:
         """Counts the times that all connections were cut."""
         self.listeners: set[asyncio.Event] = set()
         self._offset = 0.0
+        if not can.backlog:
+            for name in GROUPS:
+                self.groups[name] = Group(name)
         self._ids = itertools.count(1)
 
     # -- time and waiting ------------------------------------------------------------------

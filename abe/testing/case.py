@@ -119,10 +119,10 @@ def unmet(needs: Sequence[str], can: Capabilities, declared: bool) -> str:
         if need.startswith("!"):
             if has(value):
                 return f"the backend declares {name}"
-        elif not has(value):
-            return f"the backend does not declare {name}"
         elif values and value not in values.split("|"):
             return f"the backend declares {name} {value!r}, not {values.replace('|', ' or ')}"
+        elif not values and not has(value):
+            return f"the backend does not declare {name}"
     return ""
 
 

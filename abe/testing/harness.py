@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol
 
-__all__ = ["HOOKS", "Harness"]
+__all__ = ["GROUPS", "HOOKS", "ODD_GROUPS", "Harness"]
 
 HOOKS = (
     "advance_time",
@@ -18,10 +18,25 @@ HOOKS = (
     "make_bounded",
     "make_short_lease",
     "make_unreachable",
+    "make_without_groups",
     "reopen",
     "restart_broker",
 )
 """What a case may need of a harness beyond `Harness.make`; see the methods of `Harness`."""
+
+ODD_GROUPS: tuple[ConsumerGroup, ...] = (
+    None,
+    "g",
+    "G",
+    "g.sub",
+    "with-dash_and:colon/slash%25",
+    "größe.группа.群",
+    "None",
+    "default",
+    "x" * 200,
+)
+GROUPS: tuple[ConsumerGroup, ...] = (*ODD_GROUPS, "a", "b", *(f"g{n}" for n in range(7)))
+"""Every group the cases consume from, for brokers whose groups have to be configured."""
 
 
 class Harness:
@@ -52,7 +67,8 @@ class Harness:
         """Return a new backend whose keys, groups and messages are those of ``namespace`` alone.
 
         ``namespace`` is a short identifier, new for every case; called again with the same one
-        it returns a further backend on the same data.
+        it returns a further backend on the same data. If groups have to be configured, `GROUPS`
+        are those that the cases use.
         """
         raise NotImplementedError(f"{type(self).__name__} has no make(namespace)")
 
@@ -72,6 +88,12 @@ class Harness:
         self, namespace: str
     ) -> MessageQueueBackendProtocol | Awaitable[MessageQueueBackendProtocol]:
         """Return a backend whose broker does not answer, with a time-out well below `patience`."""
+        raise NotImplementedError
+
+    def make_without_groups(
+        self, namespace: str
+    ) -> MessageQueueBackendProtocol | Awaitable[MessageQueueBackendProtocol]:
+        """Return a backend for which no group is configured, if groups are to be configured."""
         raise NotImplementedError
 
     def advance_time(self, seconds: float) -> Awaitable[None] | None:

@@ -296,6 +296,12 @@ class ReferenceHarness(Harness):
         """Return one that cannot reach its store."""
         return self.backend(self.store(namespace), reachable=False)
 
+    def make_without_groups(self, namespace: str) -> ReferenceBackend:
+        """Return one on a store of its own, without any group."""
+        store = self.store(f"{namespace}-empty")
+        store.groups.clear()
+        return self.backend(store)
+
     def advance_time(self, seconds: float) -> None:
         """Move the clock of every store."""
         for store in self._stores.values():

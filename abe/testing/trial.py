@@ -14,6 +14,7 @@ from abe.backends.message_queue.base import (
     capabilities_of,
     open_stream,
 )
+from abe.errors import AbeError
 from abe.testing.case import Case, Skipped, unmet
 from abe.testing.expect import check, exactly, shown
 from abe.testing.harness import Harness
@@ -133,6 +134,20 @@ class Trial:
         await self.within(chosen.publish(key, payload, **extras), f"publish({key!r}, …)")
         self._sent.append(payload)
 
+    async def publish_until_accepted(self, payload: dict[str, Any]) -> None:
+        """Publish, trying again for as long as a connection is being restored."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.harness.patience
+        while True:
+            try:
+                await self.publish(payload)
+                return
+            except AbeError as error:
+                if loop.time() > deadline:
+                    text = f"publish() still fails after the cut: {error!r}"
+                    raise AssertionError(text) from error
+                await asyncio.sleep(0.05)
+
     async def send(
         self, count: int, key: str = "orders", *, start: int = 0, backend: Any = None
     ) -> list[dict[str, Any]]:
@@ -176,14 +191,15 @@ class Trial:
         else:
             await self.within(stream.__aexit__(None, None, None), "aclose() of the stream")
         finally:
-            self._forget(stream)
+            self.forget(stream)
 
     async def leave(self, stream: MessageStream) -> None:
         """Close a stream the way a ``break`` out of ``async with`` does not: acking nothing."""
         await self.within(stream.aclose(), "aclose() of the stream")
-        self._forget(stream)
+        self.forget(stream)
 
-    def _forget(self, stream: MessageStream) -> None:
+    def forget(self, stream: MessageStream) -> None:
+        """Leave the stream to the scenario: it is not closed at the end."""
         self._streams = [s for s in self._streams if s is not stream]
 
     async def next(self, stream: MessageStream, what: str = "the next message") -> Message:
@@ -267,7 +283,60 @@ class Trial:
         exactly(arrived, expected, what, ordered=ordered)
         return arrived
 
+    async def share(
+        self, streams: Sequence[MessageStream], expected: Sequence[Mapping[str, Any]], what: str
+    ) -> list[list[Message]]:
+        """Receive and ack ``expected`` through competing streams; return what each received."""
+        received: list[list[Message]] = [[] for _ in streams]
+        complete = asyncio.Event()
+
+        async def drain(stream: MessageStream, own: list[Message]) -> None:
+            async for message in stream:
+                own.append(message)
+                self._arrived.append(message)
+                if sum(map(len, received)) >= len(expected):
+                    complete.set()
+
+        tasks = [
+            asyncio.create_task(drain(stream, own))
+            for stream, own in zip(streams, received, strict=True)
+        ]
+        # Too few must be reported as a difference, not as time that ran out.
+        await asyncio.wait(
+            [*tasks, asyncio.create_task(complete.wait())],
+            timeout=self.harness.patience * 2,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        await asyncio.sleep(self.harness.quiet)
+        complete.set()
+        for stream in streams:
+            stream.stop()
+        await self.within(asyncio.gather(*tasks), "consumers to end after stop()")
+        exactly([m for own in received for m in own], expected, what)
+        return received
+
+    # -- time ------------------------------------------------------------------------------
+
     async def lapse(self) -> None:
         """Let every lease lapse at once."""
-        lease = self.can.lease or 0.0
-        await self.hook("advance_time", lease * 1.05 + 0.1)
+        await self.hook("advance_time", (self.can.lease or 0.0) * 1.05 + 0.1)
+
+    async def let_unsettled_return(self) -> None:
+        """Where a closed stream cannot release what it held, wait until its lease has lapsed."""
+        if not self.can.release:
+            await self.let_held_by_the_dead_return()
+
+    async def let_held_by_the_dead_return(self) -> None:
+        """Wait until the leases of a consumer that will never settle have lapsed."""
+        lease = self.can.lease
+        if lease is None:
+            return
+        if self.harness.has("advance_time"):
+            await self.lapse()
+        elif lease <= self.harness.patience:
+            await asyncio.sleep(lease)
+        else:
+            raise Skipped(
+                "harness has no advance_time, and what nobody settles comes back only after its "
+                f"lease of {lease:g} s"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abe.backends.message_queue.service.memory import MemoryBackend
-from abe.testing.contract import BackendContract
+from abe.testing.contract import BackendContract, ConsumerContract
 from abe.testing.harness import Harness
 
 
@@ -34,4 +34,8 @@ class MemoryHarness(Harness):
 
 
 class TestMemory(BackendContract):
+    harness = MemoryHarness
+
+
+class TestMemoryConsumer(ConsumerContract):
     harness = MemoryHarness

@@ -1,0 +1,95 @@
+"""Counting deliveries, and giving messages back uncounted."""
+
+from __future__ import annotations
+
+from abe.testing.base import ContractBase
+from abe.testing.case import case
+from abe.testing.expect import check
+from abe.testing.trial import Trial
+
+__all__ = ["AttemptCases"]
+
+
+class AttemptCases(ContractBase):
+    """``message.attempt`` is what the capability ``attempts`` says."""
+
+    @case("attempts=exact", "redelivery")
+    async def test_attempts_are_exact(self, trial: Trial) -> None:
+        """The attempt is 1 at first and grows by one with every failure, to any consumer."""
+        await trial.send(1)
+        for expected in (1, 2, 3, 4):
+            async with trial.stream() as stream:
+                message = await trial.next(stream, f"attempt {expected}")
+                check(
+                    message.attempt == expected,
+                    f"attempt is {message.attempt} after {expected - 1} failures, not {expected}",
+                )
+                await message.nack()
+
+    @case("attempts=upper", "redelivery")
+    async def test_attempts_are_an_upper_bound(self, trial: Trial) -> None:
+        """The attempt is 1 at first and never lower than the number of failures plus one."""
+        await trial.send(1)
+        seen = []
+        async with trial.stream() as stream:
+            for failures in range(4):
+                message = await trial.next(stream, f"the message after {failures} failures")
+                seen.append(message.attempt)
+                await message.nack()
+        check(seen[0] == 1, f"the first attempt is {seen[0]}, not 1")
+        check(
+            all(attempt > failures for failures, attempt in enumerate(seen)),
+            f"attempts {seen} of a message that failed each time: one is too low",
+        )
+
+    @case("attempts=none", "declared", "redelivery")
+    async def test_attempts_unclaimed_are_one(self, trial: Trial) -> None:
+        """Without the capability attempts the attempt is always 1."""
+        await trial.send(1)
+        async with trial.stream() as stream:
+            for failures in range(3):
+                message = await trial.next(stream, f"the message after {failures} failures")
+                check(
+                    message.attempt == 1,
+                    "the backend does not declare the capability 'attempts', but tells attempt "
+                    f"{message.attempt} after {failures} failures",
+                )
+                await message.nack()
+
+    @case("attempts=exact", "release")
+    async def test_release_is_not_counted(self, trial: Trial) -> None:
+        """Releasing a message does not count as an attempt."""
+        await trial.send(1)
+        async with trial.stream() as stream:
+            for released in range(4):
+                message = await trial.next(stream, f"the message, released {released} times")
+                check(
+                    message.attempt == 1,
+                    f"attempt is {message.attempt} after {released} releases and no failure",
+                )
+                await message.release()
+
+    @case("attempts=exact", "release")
+    async def test_leaving_is_not_counted(self, trial: Trial) -> None:
+        """Leaving the loop with a message in hand does not count as an attempt."""
+        await trial.send(1)
+        for times in range(3):
+            async with trial.stream() as stream:
+                message = await trial.next(stream, f"the message, left {times} times")
+                check(
+                    message.attempt == 1,
+                    f"attempt is {message.attempt} after {times} breaks and no failure",
+                )
+
+    @case("attempts=exact", "groups", "redelivery")
+    async def test_attempts_are_per_group(self, trial: Trial) -> None:
+        """Failures in one group are not counted in another."""
+        async with trial.stream("a") as first, trial.stream("b") as second:
+            await trial.send(1)
+            for _ in range(2):
+                await (await trial.next(first, "the message, in group a")).nack()
+            message = await trial.next(second, "the message, in group b")
+            check(
+                message.attempt == 1,
+                f"attempt is {message.attempt} in group b, where nothing failed",
+            )

@@ -1,0 +1,236 @@
+"""Looking without taking, numbers, and cleaning up."""
+
+from __future__ import annotations
+
+from abe.errors import UnsupportedError
+from abe.testing.base import ContractBase
+from abe.testing.case import case
+from abe.testing.expect import check, exactly, refused, same
+from abe.testing.trial import Trial
+from abe.types import ConsumerGroup, KeyStats, QueueStats
+
+__all__ = ["InspectionCases"]
+
+
+class InspectionCases(ContractBase):
+    """``peek``, ``stats`` and ``admin``."""
+
+    # -- peek ------------------------------------------------------------------------------
+
+    @case("peek")
+    async def test_peek_takes_nothing(self, trial: Trial) -> None:
+        """peek() shows what waits as often as asked, and consumers then receive it as attempt 1."""
+        async with trial.stream():
+            pass
+        sent = await trial.send(3)
+        for _ in range(3):
+            seen = await trial.within(trial.backend.peek(), "peek()")
+            exactly(seen, sent, "peek()")
+            check(all(m.attempt == 1 for m in seen), "peek() should tell attempt 1")
+        arrived = await trial.collect(sent, what="what peek() has looked at")
+        check([m.attempt for m in arrived] == [1, 1, 1], "peek() has counted as an attempt")
+        left = await trial.within(trial.backend.peek(), "peek()")
+        exactly(left, [], "peek() after all was consumed")
+
+    @case("peek")
+    async def test_peek_selects(self, trial: Trial) -> None:
+        """peek() returns at most limit messages, the oldest first, of the keys asked for."""
+        async with trial.stream():
+            pass
+        for n in range(4):
+            await trial.publish({"n": n}, "b" if n % 2 else "a")
+        for what, seeing, expected in (
+            ("peek(limit=2)", trial.backend.peek(limit=2), (0, 1)),
+            ("peek('b')", trial.backend.peek("b"), (1, 3)),
+            ("peek(['a', 'b'], limit=3)", trial.backend.peek(["a", "b"], limit=3), (0, 1, 2)),
+            ("peek('c')", trial.backend.peek("c"), ()),
+        ):
+            seen = await trial.within(seeing, what)
+            ordered = trial.can.ordering != "none"
+            exactly(seen, [{"n": n} for n in expected], what, ordered=ordered)
+
+    @case("peek", "groups", "redelivery")
+    async def test_peek_is_per_group(self, trial: Trial) -> None:
+        """peek(group=…) shows what waits for that group: not what it has done or has in hand."""
+        async with trial.stream("a") as first, trial.stream("b"):
+            await trial.send(3)
+            await (await trial.next(first)).ack()
+            await trial.flush(first)
+            await trial.next(first)
+        await trial.let_unsettled_return()
+        for group, count in (("a", 2), ("b", 3)):
+            seen = await trial.within(trial.backend.peek(group=group), f"peek(group={group!r})")
+            check(len(seen) == count, f"{count} wait for group {group!r}, but peek() shows {seen}")
+
+    @case("peek")
+    async def test_peeked_cannot_be_settled(self, trial: Trial) -> None:
+        """What peek() returns has metadata, but cannot be acked."""
+        async with trial.stream():
+            pass
+        await trial.send(1, "orders.eu")
+        (seen,) = await trial.within(trial.backend.peek(), "peek()")
+        check(seen.key == "orders.eu", f"its key is {seen.key!r}")
+        with refused("ack() of a message from peek()", UnsupportedError):
+            await seen.ack()
+        (message,) = await trial.collect([{"n": 0}])
+        check(message.id == seen.id, f"peek() told id {seen.id!r}, consume() {message.id!r}")
+
+    # -- stats -----------------------------------------------------------------------------
+
+    @case("stats", "redelivery")
+    async def test_stats_add_up(self, trial: Trial) -> None:
+        """stats() counts what is ready, in flight, delayed and dead, of each key."""
+        async with trial.stream(prefetch=1) as stream:
+            await trial.send(5)
+            await trial.send(2, "other", start=5)
+            stats = await _stats(trial)
+            _compare(trial, stats, "orders", ready=5, in_flight=0, dead=0)
+            _compare(trial, stats, "other", ready=2, in_flight=0)
+            seen: dict[str, int] = {"orders": 0, "other": 0}
+            held = await trial.next(stream)
+            seen[str(held.key)] += 1
+            stats = await _stats(trial)
+            for key, total in (("orders", 5), ("other", 2)):
+                _compare(trial, stats, key, ready=total - seen[key], in_flight=seen[key])
+            await held.ack()
+            await trial.flush(stream)
+            stats = await _stats(trial)
+            for key, total in (("orders", 5), ("other", 2)):
+                _compare(trial, stats, key, ready=total - seen[key], in_flight=0)
+
+    @case("stats", "delay")
+    async def test_stats_count_delayed(self, trial: Trial) -> None:
+        """stats() counts a message that waits for its delay as delayed, not as ready."""
+        async with trial.stream():
+            pass
+        await trial.publish({"n": 0}, delay=min(60.0, trial.can.delay))
+        _compare(trial, await _stats(trial), "orders", ready=0, in_flight=0, delayed=1)
+
+    @case("stats", "reject", "dead_letters")
+    async def test_stats_count_dead(self, trial: Trial) -> None:
+        """stats() counts dead letters apart from what can be delivered."""
+        async with trial.stream() as stream:
+            await trial.send(1)
+            await (await trial.next(stream)).reject("test")
+            await trial.flush(stream)
+        _compare(trial, await _stats(trial), "orders", ready=0, in_flight=0, dead=1)
+
+    @case("stats", "groups")
+    async def test_stats_are_per_group(self, trial: Trial) -> None:
+        """stats() counts each group by itself."""
+        async with trial.stream("a") as first, trial.stream("b"):
+            await trial.send(3)
+            await trial.take(first, 3)
+        stats = await _stats(trial)
+        _compare(trial, stats, "orders", "a", ready=0, in_flight=0)
+        _compare(trial, stats, "orders", "b", ready=3, in_flight=0)
+
+    @case("stats")
+    async def test_stats_tell_age(self, trial: Trial) -> None:
+        """stats() tells the age of the oldest waiting message in seconds, if it tells it at all."""
+        async with trial.stream():
+            pass
+        await trial.send(1)
+        entry = _entry(await _stats(trial), "orders", None)
+        age = entry.oldest_age if entry is not None else None
+        check(
+            age is None or 0 <= age < 60,
+            f"a message published just now is said to be {age} s old",
+        )
+
+    # -- admin -----------------------------------------------------------------------------
+
+    @case("admin", "groups")
+    async def test_groups_are_listed(self, trial: Trial) -> None:
+        """groups() lists the groups that were opened, the default one as None, and no other."""
+        if trial.can.backlog:  # else groups are configured, not opened
+            none = await trial.within(trial.backend.groups(), "groups()")
+            check(list(none) == [], f"no group was opened, but groups() returned {none}")
+        for group in ("a", None):
+            async with trial.stream(group):
+                pass
+        listed = await trial.within(trial.backend.groups(), "groups()")
+        complete = {None, "a"} <= {*listed} and len({*listed}) == len(listed)
+        check(
+            complete and (len(listed) == 2 or not trial.can.backlog),
+            f"'a' and None were opened, but groups() returned {listed}",
+        )
+
+    @case("admin", "groups")
+    async def test_deleted_group_is_forgotten(self, trial: Trial) -> None:
+        """delete_group() forgets the group and what waits for it, and leaves other groups alone."""
+        for group in ("a", "b"):
+            async with trial.stream(group):
+                pass
+        sent = await trial.send(2)
+        await trial.within(trial.backend.delete_group("a"), "delete_group('a')")
+        listed = await trial.within(trial.backend.groups(), "groups()")
+        check(
+            "a" not in listed and "b" in listed,
+            f"after delete_group('a'), groups() returned {listed}",
+        )
+        await trial.collect(sent, "b", what="everything, in the group that was not deleted")
+
+    @case("admin", "redelivery")
+    async def test_purge_spares_what_is_in_flight(self, trial: Trial) -> None:
+        """purge() drops what waits and returns how many; what is in flight goes on."""
+        async with trial.stream(prefetch=1) as stream:
+            await trial.send(5)
+            held = await trial.next(stream)
+            count = await trial.within(trial.backend.purge(), "purge()")
+            check(
+                count == 4, f"4 messages waited and 1 was in flight, but purge() returned {count}"
+            )
+            check(await held.nack(), "nack() of the message in flight should return True")
+            again = await trial.next(stream, "the message that was in flight")
+            same(again, dict(held), "its redelivery")
+            await trial.nothing(stream, "everything else was purged")
+
+    @case("admin")
+    async def test_purge_selects(self, trial: Trial) -> None:
+        """purge(keys) drops only messages of those keys."""
+        async with trial.stream():
+            pass
+        for n in range(6):
+            await trial.publish({"n": n}, "b" if n % 2 else "a")
+        count = await trial.within(trial.backend.purge("b"), "purge('b')")
+        check(count == 3, f"3 messages of key b waited, but purge('b') returned {count}")
+        await trial.collect([{"n": n} for n in (0, 2, 4)], what="what was not purged")
+
+    @case("admin", "groups")
+    async def test_purge_is_per_group(self, trial: Trial) -> None:
+        """purge(group=…) drops nothing of what waits for other groups."""
+        for group in ("a", "b"):
+            async with trial.stream(group):
+                pass
+        sent = await trial.send(3)
+        await trial.within(trial.backend.purge(group="a"), "purge(group='a')")
+        await trial.collect([], "a", what="in the purged group")
+        await trial.collect(sent, "b", what="in the other group")
+
+
+async def _stats(trial: Trial) -> QueueStats:
+    stats = await trial.within(trial.backend.stats(), "stats()")
+    check(isinstance(stats, QueueStats), f"stats() must return QueueStats, not {stats!r}")
+    assert isinstance(stats, QueueStats)
+    return stats
+
+
+def _entry(stats: QueueStats, key: str, group: ConsumerGroup) -> KeyStats | None:
+    found = [e for e in stats.entries if e.key == key and e.group == group]
+    check(len(found) < 2, f"stats() has {len(found)} entries for key {key!r} of group {group!r}")
+    return found[0] if found else None
+
+
+def _compare(
+    trial: Trial, stats: QueueStats, key: str, group: ConsumerGroup = None, **expected: int
+) -> None:
+    """Fail if a number differs that the broker tells exactly; no entry means all 0."""
+    entry = _entry(stats, key, group)
+    for name, number in expected.items():
+        told = getattr(entry, name) if entry is not None else 0
+        check(
+            stats.approximate or told is None or told == number,
+            f"stats() of key {key!r}, group {group!r}: {name} should be {number}, but is {told}; "
+            f"{trial.account()}",
+        )

@@ -1,0 +1,144 @@
+"""Leases: what a consumer that is gone has held comes back, and its late verdict counts nothing."""
+
+from __future__ import annotations
+
+from abe.backends.message_queue.base import Outcome, capabilities_of
+from abe.testing.base import ContractBase
+from abe.testing.case import case
+from abe.testing.expect import check, exactly, same
+from abe.testing.trial import Trial
+
+__all__ = ["LeaseCases"]
+
+SHORT_LEASE = 0.6
+
+
+class LeaseCases(ContractBase):
+    """Time runs out, or does not."""
+
+    @case("lease", hooks=["advance_time"])
+    async def test_lapsed_lease_redelivers(self, trial: Trial) -> None:
+        """A message whose lease has lapsed is delivered to another consumer, as a new attempt."""
+        (sent,) = await trial.send(1)
+        async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
+            await trial.next(first)
+            await trial.nothing(second, "the only message is leased to another consumer")
+            await trial.lapse()
+            again = await trial.next(second, "the message whose lease has lapsed")
+            same(again, sent, "the redelivery")
+            if trial.can.attempts != "none":
+                check(again.attempt >= 2, f"attempt is {again.attempt} after a lapsed lease")
+
+    @case("lease", "redelivery", hooks=["advance_time"])
+    async def test_stale_ack_changes_nothing(self, trial: Trial) -> None:
+        """Acking a message that somebody else owns by now changes nothing and is reported lost."""
+        await trial.send(1)
+        async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
+            stale = await trial.next(first)
+            await trial.lapse()
+            current = await trial.next(second, "the message whose lease has lapsed")
+            await stale.ack()
+            await trial.flush(first)
+            check(
+                stale.outcome is Outcome.LOST,
+                f"the outcome of the stale delivery is {stale.outcome}, not lost",
+            )
+            check(not await stale.ack(), "ack() of a lost delivery should return False")
+            check(await current.nack(), "its present owner can still settle it")
+            again = await trial.next(second, "the message, whose stale ack must not count")
+            same(again, current, "the redelivery")
+
+    @case("lease", "redelivery", hooks=["advance_time"])
+    async def test_stale_nack_changes_nothing(self, trial: Trial) -> None:
+        """Nacking a message that somebody else owns by now does not deliver it a third time."""
+        await trial.send(1)
+        async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
+            stale = await trial.next(first)
+            await trial.lapse()
+            current = await trial.next(second, "the message whose lease has lapsed")
+            await stale.nack()
+            await trial.flush(first)
+            await trial.nothing(first, "the message is in the hands of another consumer")
+            check(await current.ack(), "its present owner can still ack it")
+            await trial.flush(second)
+            check(current.outcome is Outcome.ACK, f"its outcome is {current.outcome}")
+
+    @case("lease", "redelivery", hooks=["advance_time"])
+    async def test_flushed_ack_outlives_the_lease(self, trial: Trial) -> None:
+        """Once flush() has returned the broker has the acks: their leases may lapse."""
+        await trial.send(3)
+        async with trial.stream() as first:
+            for message in await trial.take(first, 3):
+                await message.ack()
+            await trial.flush(first)
+            await trial.lapse()
+            async with trial.stream() as second:
+                await trial.expect(second, [], what="after all were acked and flushed")
+
+    @case("lease", "redelivery", hooks=["make_short_lease"])
+    async def test_lease_is_kept_while_working(self, trial: Trial) -> None:
+        """A message that is worked on for longer than its lease is not delivered to others."""
+        backend = await trial.make("make_short_lease", SHORT_LEASE)
+        lease = capabilities_of(backend).lease or SHORT_LEASE
+        await trial.send(1)
+        async with (
+            trial.stream(prefetch=1, backend=backend) as first,
+            trial.stream(prefetch=1, backend=backend) as second,
+        ):
+            held = await trial.next(first)
+            came = await trial.within(
+                second.take(1, timeout=2.5 * lease), "take() to return", 2.5 * lease + 5
+            )
+            exactly(came, [], f"what a second consumer got while the first worked {2.5 * lease} s")
+            check(await held.ack(), "ack() after working for longer than the lease returns True")
+            await trial.flush(first)
+            check(held.outcome is Outcome.ACK, f"its outcome is {held.outcome}")
+
+    @case("lease", "release", "redelivery=message", hooks=["make_short_lease"])
+    async def test_idle_consumer_gives_back(self, trial: Trial) -> None:
+        """A consumer that is stuck on one message gives back those it has received ahead."""
+        backend = await trial.make("make_short_lease", SHORT_LEASE)
+        sent = await trial.send(40)
+        async with (
+            trial.stream(backend=backend) as stuck,
+            trial.stream(prefetch=1, backend=backend) as other,
+        ):
+            for _ in range(14):
+                await trial.next(stuck)
+            held = await trial.next(stuck)
+            rest = await trial.take(other, len(sent) - 15, "what the stuck consumer held ahead")
+            exactly(rest, [p for p in sent if p["n"] > held["n"]], "what the other received")
+
+    @case("redelivery", "lease", hooks=["kill_consumer"])
+    async def test_killed_consumer_loses_nothing(self, trial: Trial) -> None:
+        """What a consumer held that was killed with SIGKILL is delivered to another, all of it."""
+        sent = await trial.send(6)
+        await trial.within(
+            trial.harness.call("kill_consumer", trial.namespace, None, 2),
+            "the harness's kill_consumer()",
+            3 * trial.harness.patience,
+        )
+        await trial.let_held_by_the_dead_return()
+        again = await trial.collect(sent, what="all, the killed consumer's included")
+        if trial.can.attempts == "exact":
+            attempts = sorted(message.attempt for message in again)
+            check(attempts == [1] * 4 + [2] * 2, f"two were held by it, but attempts: {attempts}")
+
+    @case("durable", hooks=["kill_publisher"])
+    async def test_killed_publisher_loses_nothing(self, trial: Trial) -> None:
+        """What publish() has returned for survives the SIGKILL of the publishing process."""
+        count: int = await trial.within(
+            trial.harness.call("kill_publisher", trial.namespace, "orders"),
+            "the harness's kill_publisher()",
+            3 * trial.harness.patience,
+        )
+        check(count > 0, "the publisher was killed before it had published anything")
+        accepted = [{"n": n} for n in range(count)]
+        async with trial.stream() as stream:
+            arrived = await trial.take(stream, count, f"the {count} messages accepted")
+            # One more may be there: stored, but its publish() had not returned yet.
+            arrived += await trial.within(
+                stream.take(2, timeout=trial.harness.quiet), "take() to return"
+            )
+        counted = [message for message in arrived if message["n"] < count]
+        exactly(counted, accepted, "what was accepted before the process was killed")

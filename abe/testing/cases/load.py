@@ -1,0 +1,72 @@
+"""Many messages, many consumers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from abe.backends.message_queue.base import Message
+from abe.testing.base import ContractBase
+from abe.testing.case import case
+from abe.testing.expect import exactly
+from abe.testing.trial import Trial
+
+__all__ = ["LoadCases"]
+
+
+class LoadCases(ContractBase):
+    """Under load nothing is lost and nothing is shared."""
+
+    @case(limit=12.0)
+    async def test_load_is_shared_exactly(self, trial: Trial) -> None:
+        """Many messages, published while many consumers compete, each arrive at exactly one."""
+        streams = [trial.open() for _ in range(self.stress_consumers)]
+        for stream in streams:
+            await trial.within(stream.__aenter__(), "opening a stream")
+        sent = [{"n": n} for n in range(self.stress_messages)]
+        publishing = asyncio.gather(
+            *(
+                _publish(trial, sent[k :: self.stress_consumers])
+                for k in range(self.stress_consumers)
+            )
+        )
+        received = asyncio.create_task(
+            trial.share(streams, sent, f"what {len(streams)} consumers received together")
+        )
+        await trial.within(publishing, "publishing under load", 4 * trial.harness.patience)
+        await trial.within(received, "receiving under load", 4 * trial.harness.patience)
+
+    @case("redelivery=message", limit=12.0)
+    async def test_load_with_failures(self, trial: Trial) -> None:
+        """Under load, with consumers that fail and leave at random, each message is done once."""
+        sent = [{"n": n} for n in range(self.stress_messages // 2)]
+        await _publish(trial, sent)
+        done: list[Message] = []
+        dice = random.Random(7)
+
+        async def consume() -> None:
+            while len(done) < len(sent):
+                async with trial.stream() as stream:
+                    while len(done) < len(sent):
+                        wait = 0.2 if len(done) < len(sent) else 0.01
+                        taken = await stream.take(1, timeout=wait)
+                        if not taken:
+                            continue
+                        chance = dice.random()
+                        if chance < 0.1:
+                            await taken[0].nack()
+                        elif chance < 0.15 and trial.can.release:
+                            await taken[0].release()
+                            break
+                        elif await taken[0].ack():
+                            done.append(taken[0])
+
+        consumers = asyncio.gather(*(consume() for _ in range(self.stress_consumers)))
+        patience = 8 * trial.harness.patience
+        await trial.within(consumers, f"{len(sent)} messages to be done", patience)
+        exactly(done, sent, "what was done under load")
+
+
+async def _publish(trial: Trial, payloads: list[dict[str, int]]) -> None:
+    for payload in payloads:
+        await trial.backend.publish("orders", payload)
