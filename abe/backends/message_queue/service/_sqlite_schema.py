@@ -3,155 +3,219 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 import time
+from contextlib import closing
 from pathlib import Path
 
 from abe.errors import ConfigurationError
 
-__all__ = ["VERSION", "connect"]
+__all__ = ["VERSION", "connect", "primary_code"]
 
 APPLICATION_ID = 0x61626531
 """``abe1``: marks the file as ours, so that nobody else's database is written to by mistake."""
-QUICK_CHECK_BYTES = 64 * 2**20
+QUICK_CHECK_BYTES = 32 * 2**20
 """Files up to this size are checked whole on opening; larger ones would make opening slow."""
+LOG_BYTES = 16 * 2**20
+"""A longer log, the work of a big backlog or of somebody's long read, is cut to this."""
+SETTLING_SECONDS = 0.05
 
-_MIGRATIONS = (
-    """
-    CREATE TABLE messages (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, headers TEXT,
-        time REAL NOT NULL, visible REAL NOT NULL
-    );
-    -- `name` is '' for the default group. Messages up to `cursor` have been looked at: those the
-    -- group has not settled are in `pending`.
-    CREATE TABLE groups (gid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-        cursor INTEGER NOT NULL);
-    -- due = 0: ready. token NULL, due > 0: delayed until then. token set: leased until `due`.
-    CREATE TABLE pending (
-        gid INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL,
-        due REAL NOT NULL, attempts INTEGER NOT NULL, token INTEGER,
-        PRIMARY KEY (gid, seq)
-    ) WITHOUT ROWID;
-    -- Partial, so that leasing and settling, the common path, maintain no index.
-    CREATE INDEX ready ON pending (gid, key, seq) WHERE due = 0;
-    CREATE INDEX delayed ON pending (gid, due) WHERE due > 0 AND token IS NULL;
-    CREATE TABLE dead (
-        gid INTEGER NOT NULL, seq INTEGER NOT NULL,
-        id TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, headers TEXT,
-        time REAL NOT NULL, attempts INTEGER NOT NULL, dead_headers TEXT NOT NULL,
-        PRIMARY KEY (gid, seq)
-    ) WITHOUT ROWID;
-    """,
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # `visible`: 0 = at once, else not before. NULL = put back by a replay: it is reached
+        # through the row of the group it was replayed for, and is no news to any other.
+        """CREATE TABLE messages (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, headers TEXT,
+            time REAL NOT NULL, visible REAL
+        )""",
+        # `name` is '' for the default group. `gid` is random, so that a stream of a deleted group
+        # cannot mistake a later one for its own. What the group has not settled of the messages
+        # up to `cursor` is in `ready`, `leased` or `delayed`; those after it are new to it.
+        """CREATE TABLE groups (
+            gid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, cursor INTEGER NOT NULL
+        )""",
+        """CREATE TABLE ready (
+            gid INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL,
+            attempts INTEGER NOT NULL, PRIMARY KEY (gid, seq)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX ready_by_key ON ready (gid, key, seq)",
+        # No index by `due`: there are only as many rows as consumers hold messages.
+        """CREATE TABLE leased (
+            gid INTEGER NOT NULL, seq INTEGER NOT NULL, token INTEGER NOT NULL,
+            due REAL NOT NULL, attempts INTEGER NOT NULL, PRIMARY KEY (gid, seq)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE delayed (
+            gid INTEGER NOT NULL, seq INTEGER NOT NULL, due REAL NOT NULL,
+            attempts INTEGER NOT NULL, PRIMARY KEY (gid, seq)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX delayed_by_due ON delayed (gid, due)",
+        """CREATE TABLE dead (
+            gid INTEGER NOT NULL, seq INTEGER NOT NULL,
+            id TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, headers TEXT,
+            time REAL NOT NULL, attempts INTEGER NOT NULL, dead_headers TEXT NOT NULL,
+            PRIMARY KEY (gid, seq)
+        )""",
+    ),
 )
-"""Each script brings a file from the version that is its index to the next."""
+"""Each entry brings a file from the version that is its index to the next."""
 
 VERSION = len(_MIGRATIONS)
 
 
-def connect(path: Path, *, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
-    """Open the queue file, creating or migrating it.
+def primary_code(error: BaseException) -> int:
+    """Return SQLite's primary result code of ``error``; 0 if it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the queue file, creating or migrating it; waits for no lock.
 
     Raises:
         ConfigurationError: If the file is corrupt, not ours, or from a newer version; it is then
             left untouched.
-        OSError: If its folder cannot be created.
-        sqlite3.Error: If it cannot be opened or written.
+        OSError: If its folder cannot be created or read.
+        sqlite3.Error: If it cannot be opened or written; `sqlite3.SQLITE_BUSY`: not yet.
     """
-    deadline = time.monotonic() + busy_timeout
-    while True:
-        try:
-            return _open(path, synchronous, busy_timeout)
-        except sqlite3.OperationalError as error:
-            # Switching to WAL does not wait for another process that is just creating the file.
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _open(path: Path, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
-    _refuse_foreign(path)
+    _refuse(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(
-        path, timeout=busy_timeout, isolation_level=None, check_same_thread=False
-    )
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        _check(connection, path)
-        # Before WAL, so that the mark of ownership is in the file itself and not only in its log.
-        _migrate(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        _migrate(connection, path)
+        # After the tables, so that the mark of ownership is in the file and not only in its log.
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise ConfigurationError(
+                f"the file system of {path} cannot share memory between processes, which the"
+                " write-ahead log needs; give ABE_SQLITE_PATH a file on a local disk"
+            )
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        connection.execute("PRAGMA fullfsync = ON")  # without it a Mac's disk may keep a commit
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Look at the header only: opening a database with SQLite may already change its folder."""
-    problem = _foreign(path)
-    for _ in range(4):
-        if not problem:
-            return
-        time.sleep(0.05)  # another process may be creating the file at this moment
-        problem = _foreign(path)
-    if problem:
-        raise ConfigurationError(problem)
-
-
-def _foreign(path: Path) -> str:
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    if _marks(connection) == (APPLICATION_ID, VERSION):
+        return
+    connection.execute("BEGIN IMMEDIATE")
     try:
-        with path.open("rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        return ""
-    except IsADirectoryError:
-        return f"ABE_SQLITE_PATH is the folder {path}; name a file"
-    if not header:
-        return ""
-    if not header.startswith(b"SQLite format 3\0") or len(header) < 100:
-        return f"{path} is not a SQLite database; it was left untouched"
-    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        owner, version = _marks(connection)
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if problem := _not_ours(path, owner, version, empty=not tables):
+            raise ConfigurationError(problem)
+        for statements in _MIGRATIONS[version:]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _marks(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return to whom the file belongs, and its version."""
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return owner, version
+
+
+def _not_ours(path: Path, owner: int, version: int, *, empty: bool = False) -> str:
+    if owner != APPLICATION_ID and not (empty and owner == version == 0):
         return (
             f"{path} is a database of another program; it was left untouched. Give ABE_SQLITE_PATH"
             " a file of its own"
         )
+    if version > VERSION:
+        return (
+            f"{path} was written by a newer abe (schema {version}, this one knows {VERSION}); it"
+            " was left untouched. Upgrade abe"
+        )
     return ""
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
-    version, problem = 0, "ok"
-    try:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        size = path.stat().st_size
-        if version and size <= QUICK_CHECK_BYTES:
-            problem = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError as error:
-        problem = str(error)
-    if problem != "ok":
-        raise ConfigurationError(
-            f"{path} is corrupt ({problem}); it was left untouched. Restore a copy, or move it away"
-            " to start anew"
-        )
-    if version > VERSION:
-        raise ConfigurationError(
-            f"{path} was written by a newer abe (schema {version}, this one knows {VERSION}); "
-            "upgrade abe"
-        )
+# -- looking before touching ---------------------------------------------------------------
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
+def _refuse(path: Path) -> None:
+    """Raise for a file that is not to be opened; looks in ways that write nothing.
+
+    Raises:
+        ConfigurationError: If the file is corrupt, not ours, or from a newer version.
+    """
+    problem = _problem(path)
+    for _ in range(4):
+        if not problem:
+            return
+        time.sleep(SETTLING_SECONDS)  # somebody may be creating or writing it at this moment
+        problem = _problem(path)
+    if problem:
+        raise ConfigurationError(problem)
+
+
+def _problem(path: Path) -> str:
     try:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        for script in _MIGRATIONS[version:]:
-            for statement in script.split(";"):
-                connection.execute(statement)
-        if version < VERSION:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+        status = path.stat()
+    except FileNotFoundError:
+        return ""
+    if stat.S_ISDIR(status.st_mode):
+        return f"ABE_SQLITE_PATH is the folder {path}; name a file"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path} is not a regular file; give ABE_SQLITE_PATH a file of its own"
+    if not status.st_size:
+        return ""
+    whole = status.st_size <= QUICK_CHECK_BYTES
+    if _has(path, "-wal") or _has(path, "-journal"):
+        # What is in the log or journal belongs to the file: alone it may be half a change.
+        return _judge(path, "immutable=1", check=False, partial=True) or (
+            _judge(path, "mode=ro", check=whole, partial=True) if _has(path, "-wal") else ""
+        )
+    return _judge(path, "immutable=1", check=whole)
+
+
+def _has(path: Path, suffix: str) -> bool:
+    try:
+        return path.with_name(path.name + suffix).stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _judge(path: Path, option: str, *, check: bool, partial: bool = False) -> str:
+    """Look at the file through SQLite, read-only; returns what is wrong with it.
+
+    Through SQLite, because reading a database in any other way would drop, as POSIX has it, the
+    locks that this process may hold on it. And read-only, because a normal connection to a corrupt
+    file may write to it when it is closed.
+
+    Args:
+        path: The file.
+        option: ``immutable=1`` leaves no trace; ``mode=ro`` also reads the log.
+        check: Whether to look at every page.
+        partial: Whether the file may be in the middle of a change.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?{option}", uri=True, timeout=0)) as c:
+            owner, version = _marks(c)
+            problem = _not_ours(path, owner, version)
+            if problem or not check:
+                return problem
+            (verdict,) = c.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        code = primary_code(error)
+        if code == sqlite3.SQLITE_NOTADB:
+            return f"{path} is not a SQLite database; it was left untouched"
+        if code != sqlite3.SQLITE_CORRUPT or (partial and option == "immutable=1"):
+            return ""  # opening it will say what is wrong
+        verdict = str(error)
+    if verdict == "ok":
+        return ""
+    first, *_ = str(verdict).removeprefix("*** in database main ***").strip().splitlines() or [""]
+    return (
+        f"{path} is corrupt ({first}); it was left untouched. Restore a copy, or move it away to"
+        " start anew"
+    )

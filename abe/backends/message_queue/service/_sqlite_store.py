@@ -1,12 +1,15 @@
-"""What `SQLiteBackend` does to its file: functions of a connection, each run in a transaction."""
+"""What publishing and consuming do to the file: functions of a connection, in a transaction."""
 
 from __future__ import annotations
 
+import heapq
 import json
+import os
+import secrets
 import sqlite3
 import time
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count, islice
 from typing import NamedTuple
 
 from abe.backends.message_queue.base import (
@@ -17,31 +20,46 @@ from abe.backends.message_queue.base import (
     dead_headers,
     decode_payload,
 )
-from abe.errors import ConfigurationError
-from abe.types import ConsumerGroup, KeyStats, QueueStats
+from abe.types import ConsumerGroup
 
-__all__ = ["Claim", "Settled"]
+__all__ = ["Claim", "GroupGoneError", "Nothing", "Settled"]
 
 SUSPECT_ATTEMPT = 3
 """From this attempt on a message is handed out alone: it may be what kills its consumers."""
+SCAN_LIMIT = 10_000
+"""Most new messages that one claim looks at, so that it does not hold up other processes."""
 
 Row = tuple[str, str, str, str | None, float]
 
 
+class GroupGoneError(Exception):
+    """The group does not exist any more."""
+
+
 class Claim(NamedTuple):
-    """A leased message.
+    """The lease of a message.
 
     Attributes:
         seq: Its position in publish order.
         token: Proof of ownership, new for every claim.
         attempt: Which delivery this is.
-        row: What the message consists of.
+        key: The message's key.
     """
 
     seq: int
     token: int
     attempt: int
-    row: Row
+    key: str
+
+
+class Nothing(NamedTuple):
+    """There is nothing to claim.
+
+    Attributes:
+        due: When the next delay or lease of the group ends, if any does.
+    """
+
+    due: float | None
 
 
 class Settled(NamedTuple):
@@ -70,13 +88,27 @@ def message_of(row: Row, attempt: int = 1, headers: str | None = None) -> Messag
 
 # -- publishing ----------------------------------------------------------------------------
 
+_ids: Iterator[str] = iter(())
+
+
+def _number_ids() -> None:
+    """Begin ids that no other process, before or after, gives."""
+    global _ids
+    prefix = secrets.token_hex(8)
+    _ids = (f"{prefix}-{n:x}" for n in count(1))
+
+
+_number_ids()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_number_ids)
+
 
 def publish(c: sqlite3.Connection, items: Sequence[Outgoing], now: float) -> None:
     c.executemany(
         "INSERT INTO messages (id, key, body, headers, time, visible) VALUES (?, ?, ?, ?, ?, ?)",
         [
             (
-                uuid.uuid4().hex,
+                next(_ids),
                 item.key,
                 item.body,
                 json.dumps(item.headers) if item.headers else None,
@@ -92,13 +124,38 @@ def publish(c: sqlite3.Connection, items: Sequence[Outgoing], now: float) -> Non
 
 
 def open_group(c: sqlite3.Connection, group: ConsumerGroup) -> int:
-    c.execute("INSERT OR IGNORE INTO groups (name, cursor) VALUES (?, 0)", (group or "",))
-    return gid_of(c, group) or 0
+    gid = gid_of(c, group)
+    if gid is None:
+        gid = secrets.randbits(47)  # six bytes in every row
+        c.execute("INSERT INTO groups (gid, name, cursor) VALUES (?, ?, 0)", (gid, group or ""))
+    return gid
 
 
 def gid_of(c: sqlite3.Connection, group: ConsumerGroup) -> int | None:
     row = c.execute("SELECT gid FROM groups WHERE name = ?", (group or "",)).fetchone()
     return None if row is None else int(row[0])
+
+
+def glance(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> Nothing | None:
+    """Return `Nothing` if a claim would take nothing, ``None`` if it may take something.
+
+    Raises:
+        GroupGoneError: If the group was deleted.
+    """
+    news, lapse, delay = c.execute(
+        "SELECT (SELECT cursor FROM groups WHERE gid = :gid)"
+        " < (SELECT coalesce(max(seq), 0) FROM messages),"
+        " (SELECT min(due) FROM leased WHERE gid = :gid),"
+        " (SELECT min(due) FROM delayed WHERE gid = :gid)",
+        {"gid": gid},
+    ).fetchone()
+    if news is None:
+        raise GroupGoneError
+    due = min((d for d in (lapse, delay) if d is not None), default=None)
+    if news or (due is not None and due <= now):
+        return None
+    waiting = any(keys.matches(key) for key in ready_keys(c, gid))
+    return None if waiting else Nothing(due)
 
 
 def claim(
@@ -109,67 +166,79 @@ def claim(
     now: float,
     lease: float,
     token: int,
-) -> list[Claim]:
+) -> list[tuple[Claim, Row]]:
     """Lease up to ``limit`` messages, in publish order; a suspect comes alone.
 
     Raises:
-        ConfigurationError: If the group was deleted.
+        GroupGoneError: If the group was deleted.
     """
-    if c.execute("SELECT 1 FROM groups WHERE gid = ?", (gid,)).fetchone() is None:
-        raise ConfigurationError(
-            "the group was deleted while this stream was open; open a new stream"
-        )
-    _advance(c, gid, now)
-    chosen = _ready(c, gid, keys, limit)
-    first_suspect = next((n for n, x in enumerate(chosen) if x[1] + 1 >= SUSPECT_ATTEMPT), None)
-    if first_suspect is not None:
-        chosen = chosen[: max(1, first_suspect)]
-    c.executemany(
-        "UPDATE pending SET due = ?, attempts = attempts + 1, token = ? WHERE gid = ? AND seq = ?",
-        [(now + lease, token, gid, seq) for seq, _ in chosen],
-    )
-    claims = _rows(c, [(seq, attempts + 1) for seq, attempts in chosen], token)
-    if first_suspect is None and len(claims) < limit:
-        claims += _claim_new(c, gid, keys, limit - len(claims), now, lease, token)
-    return claims
+    advance(c, gid, now)
+    chosen = ready(c, gid, keys, limit)
+    suspect = next((n for n, x in enumerate(chosen) if x[2] + 1 >= SUSPECT_ATTEMPT), None)
+    if suspect is not None:
+        chosen = chosen[: max(1, suspect)]
+    taken = _take_ready(c, gid, chosen, now + lease, token)
+    if suspect is None and len(taken) < limit:
+        taken += _take_new(c, gid, keys, limit - len(taken), now, lease, token)
+    return taken
 
 
-def _advance(c: sqlite3.Connection, gid: int, now: float) -> None:
+def advance(c: sqlite3.Connection, gid: int, now: float) -> None:
     """Make ready what is due: delays that are over, leases that have lapsed."""
-    c.execute(
-        "UPDATE pending SET due = 0 WHERE gid = ? AND token IS NULL AND due > 0 AND due <= ?",
-        (gid, now),
-    )
-    c.execute(
-        "UPDATE pending SET due = 0, token = NULL WHERE gid = ? AND token IS NOT NULL AND due <= ?",
-        (gid, now),
-    )
+    for table in ("leased", "delayed"):
+        due = f"FROM {table} t WHERE t.gid = ? AND t.due <= ?"
+        if c.execute(f"SELECT 1 {due}", (gid, now)).fetchone() is not None:
+            c.execute(
+                "INSERT INTO ready SELECT t.gid, t.seq, (SELECT key FROM messages m"  # noqa: S608
+                f" WHERE m.seq = t.seq), t.attempts {due}",
+                (gid, now),
+            )
+            c.execute(f"DELETE FROM {table} WHERE gid = ? AND due <= ?", (gid, now))  # noqa: S608
 
 
-def _ready(c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int) -> list[tuple[int, int]]:
-    """Return (seq, attempts) of ready messages that pass the filter, in publish order."""
-    select = "SELECT seq, attempts FROM pending INDEXED BY ready WHERE gid = ? AND due = 0"
-    found: list[tuple[int, int]] = []
-    for key in _ready_keys(c, gid):
-        if keys.matches(key):
-            query = f"{select} AND key = ? ORDER BY seq LIMIT ?"
-            found += c.execute(query, (gid, key, limit)).fetchall()
-    return sorted(found)[:limit]
+def ready(
+    c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int
+) -> list[tuple[int, str, int]]:
+    """Return (seq, key, attempts) of ready messages that pass the filter, in publish order."""
+    if not keys:
+        query = "SELECT seq, key, attempts FROM ready WHERE gid = ? ORDER BY seq LIMIT ?"
+        return c.execute(query, (gid, limit)).fetchall()
+    query = "SELECT seq, key, attempts FROM ready WHERE gid = ? AND key = ? ORDER BY seq"
+    cursors = [c.execute(query, (gid, key)) for key in ready_keys(c, gid) if keys.matches(key)]
+    found = list(islice(heapq.merge(*cursors), limit))
+    for cursor in cursors:
+        cursor.close()
+    return found
 
 
-def _ready_keys(c: sqlite3.Connection, gid: int) -> list[str]:
+def ready_keys(c: sqlite3.Connection, gid: int) -> list[str]:
     """Return the distinct keys of ready messages, one index look-up each."""
     query = (
-        "WITH RECURSIVE k(key) AS ("
-        " SELECT min(key) FROM pending INDEXED BY ready WHERE gid = :gid AND due = 0"
-        " UNION ALL SELECT (SELECT min(key) FROM pending INDEXED BY ready"
-        " WHERE gid = :gid AND due = 0 AND key > k.key) FROM k WHERE k.key IS NOT NULL"
-        ") SELECT key FROM k WHERE key IS NOT NULL"
+        "WITH RECURSIVE k(key) AS (SELECT min(key) FROM ready WHERE gid = :gid"
+        " UNION ALL SELECT (SELECT min(key) FROM ready WHERE gid = :gid AND key > k.key) FROM k"
+        " WHERE k.key IS NOT NULL) SELECT key FROM k WHERE key IS NOT NULL"
     )
     return [key for (key,) in c.execute(query, {"gid": gid})]
 
 
-def _claim_new(
+def _take_ready(
+    c: sqlite3.Connection,
+    gid: int,
+    chosen: Sequence[tuple[int, str, int]],
+    due: float,
+    token: int,
+) -> list[tuple[Claim, Row]]:
+    select = "SELECT id, key, body, headers, time FROM messages WHERE seq = ?"
+    taken = [
+        (Claim(seq, token, attempts + 1, key), c.execute(select, (seq,)).fetchone())
+        for seq, key, attempts in chosen
+    ]
+    c.executemany("DELETE FROM ready WHERE gid = ? AND seq = ?", [(gid, x[0]) for x in chosen])
+    _lease(c, gid, (x for x, _ in taken), due)
+    return taken
+
+
+def _take_new(
     c: sqlite3.Connection,
     gid: int,
     keys: KeyFilter,
@@ -177,237 +246,150 @@ def _claim_new(
     now: float,
     lease: float,
     token: int,
-) -> list[Claim]:
+) -> list[tuple[Claim, Row]]:
     """Lease messages the group has not looked at; those that do not match wait for others."""
-    claims: list[Claim] = []
-    while len(claims) < limit:
-        rows = c.execute(
-            "SELECT m.seq, m.visible, m.id, m.key, m.body, m.headers, m.time FROM messages m"
-            " WHERE m.seq > (SELECT cursor FROM groups WHERE gid = ?) ORDER BY m.seq LIMIT ?",
-            (gid, limit - len(claims)),
-        ).fetchall()
-        if not rows:
-            break
-        pending: list[tuple[int, int, str, float, int, int | None]] = []
-        for seq, visible, *row in rows:
-            if visible > now:
-                pending.append((gid, seq, row[1], visible, 0, None))
-            elif keys.matches(row[1]):
-                pending.append((gid, seq, row[1], now + lease, 1, token))
-                claims.append(Claim(seq, token, 1, tuple(row)))
-            else:
-                pending.append((gid, seq, row[1], 0.0, 0, None))
-        c.executemany("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?)", pending)
-        c.execute("UPDATE groups SET cursor = ? WHERE gid = ?", (rows[-1][0], gid))
-    return claims
+    found = c.execute("SELECT cursor FROM groups WHERE gid = ?", (gid,)).fetchone()
+    if found is None:
+        raise GroupGoneError
+    (cursor,) = found
+    taken: list[tuple[Claim, Row]] = []
+    skipped: list[tuple[int, int, str, int]] = []
+    late: list[tuple[int, int, float, int]] = []
+    rows = c.execute(
+        "SELECT seq, visible, id, key, body, headers, time FROM messages"
+        " WHERE seq > ? ORDER BY seq LIMIT ?",
+        (cursor, SCAN_LIMIT if keys else limit),
+    )
+    for seq, visible, *row in rows:
+        cursor = seq
+        if visible is None:
+            continue
+        if visible > now:
+            late.append((gid, seq, visible, 0))
+        elif keys.matches(row[1]):
+            taken.append((Claim(seq, token, 1, row[1]), tuple(row)))
+            if len(taken) == limit:
+                break
+        else:
+            skipped.append((gid, seq, row[1], 0))
+    rows.close()
+    c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
+    c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", skipped)
+    _lease(c, gid, (x for x, _ in taken), now + lease)
+    c.execute("UPDATE groups SET cursor = ? WHERE gid = ?", (cursor, gid))
+    return taken
 
 
-def _rows(c: sqlite3.Connection, chosen: Sequence[tuple[int, int]], token: int) -> list[Claim]:
-    select = "SELECT id, key, body, headers, time FROM messages WHERE seq = ?"
-    return [
-        Claim(seq, token, attempt, c.execute(select, (seq,)).fetchone()) for seq, attempt in chosen
-    ]
+def _lease(c: sqlite3.Connection, gid: int, claims: Iterable[Claim], due: float) -> None:
+    c.executemany(
+        "INSERT INTO leased VALUES (?, ?, ?, ?, ?)",
+        [(gid, seq, token, due, attempt) for seq, token, attempt, _ in claims],
+    )
+
+
+def give_back(c: sqlite3.Connection, gid: int, token: int) -> None:
+    """Release all of a claim that its consumer did not live to receive."""
+    c.execute(
+        "INSERT INTO ready SELECT l.gid, l.seq, m.key, l.attempts - 1 FROM leased l"
+        " JOIN messages m USING (seq) WHERE l.gid = ? AND l.token = ?",
+        (gid, token),
+    )
+    c.execute("DELETE FROM leased WHERE gid = ? AND token = ?", (gid, token))
+
+
+# -- settling ------------------------------------------------------------------------------
 
 
 def settle(c: sqlite3.Connection, gid: int, settled: Sequence[Settled], now: float) -> list[int]:
     """Apply settlements; returns the positions of those whose lease is lost."""
+    owned = _owned(c, gid, [s.claim.seq for s in settled])
     lost: list[int] = []
+    ended: list[int] = []
     done: list[int] = []
-    drop = "DELETE FROM pending WHERE gid = ? AND seq = ? AND token = ?"
-    put_back = (
-        "UPDATE pending SET due = ?, attempts = ?, token = NULL"
-        " WHERE gid = ? AND seq = ? AND token = ?"
-    )
+    back: list[tuple[int, int, str, int]] = []
+    late: list[tuple[int, int, float, int]] = []
     for position, (taken, outcome, delay, reason) in enumerate(settled):
-        if outcome is Outcome.ACK or outcome is Outcome.REJECT:
-            changed = c.execute(drop, (gid, taken.seq, taken.token)).rowcount
-            if changed:
-                done.append(taken.seq)
-                if outcome is Outcome.REJECT:
-                    _bury(c, gid, taken, reason)
-        else:
-            attempts = taken.attempt if outcome is Outcome.NACK else taken.attempt - 1
-            due = now + delay if delay else 0.0
-            changed = c.execute(put_back, (due, attempts, gid, taken.seq, taken.token)).rowcount
-        if not changed:
+        seq, token, attempt, key = taken
+        if (seq, token) not in owned:
             lost.append(position)
-    _forget(c, done)
+            continue
+        owned.remove((seq, token))
+        ended.append(seq)
+        if outcome is Outcome.ACK:
+            done.append(seq)
+        elif outcome is Outcome.REJECT:
+            _bury(c, gid, taken, reason)
+            done.append(seq)
+        else:
+            attempts = attempt if outcome is Outcome.NACK else attempt - 1
+            if delay:
+                late.append((gid, seq, now + delay, attempts))
+            else:
+                back.append((gid, seq, key, attempts))
+    c.executemany(
+        "DELETE FROM leased WHERE gid = ? AND seq BETWEEN ? AND ?",
+        [(gid, *run) for run in _runs(ended)],
+    )
+    c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", back)
+    c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
+    forget(c, done)
     return lost
 
 
+def _owned(c: sqlite3.Connection, gid: int, seqs: Sequence[int]) -> set[tuple[int, int]]:
+    """Return (seq, token) of the leases among ``seqs``, whoever holds them."""
+    query = "SELECT seq, token FROM leased WHERE gid = ? AND seq BETWEEN ? AND ?"
+    return set(chain.from_iterable(c.execute(query, (gid, *run)) for run in _runs(seqs)))
+
+
 def _bury(c: sqlite3.Connection, gid: int, taken: Claim, reason: str) -> None:
-    id_, key, body, headers, published = taken.row
+    query = "SELECT id, key, body, headers, time FROM messages WHERE seq = ?"
+    id_, key, body, headers, published = c.execute(query, (taken.seq,)).fetchone()
     own = json.loads(headers) if headers else {}
     why = dead_headers(own, reason=reason, attempts=taken.attempt, id=id_, key=key)
     c.execute(
-        "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (gid, taken.seq, id_, key, body, headers, published, taken.attempt, json.dumps(why)),
     )
 
 
-def _forget(c: sqlite3.Connection, seqs: Iterable[int]) -> None:
-    """Delete those messages that every group has settled."""
+def forget(c: sqlite3.Connection, seqs: Iterable[int]) -> None:
+    """Delete messages that a group has just settled, if every other group has too."""
     (groups,) = c.execute("SELECT count(*) FROM groups").fetchone()
-    query = "DELETE FROM messages WHERE seq = ?"
+    query = "DELETE FROM messages WHERE seq BETWEEN ? AND ?"
     if groups > 1:
-        query += (
-            " AND NOT EXISTS (SELECT 1 FROM groups g WHERE g.cursor < messages.seq OR EXISTS"
-            " (SELECT 1 FROM pending p WHERE p.gid = g.gid AND p.seq = messages.seq))"
-        )
-    c.executemany(query, [(seq,) for seq in seqs])
+        query += f" AND {SETTLED_BY_ALL}"
+    c.executemany(query, _runs(seqs))
+
+
+SETTLED_BY_ALL = (
+    "NOT EXISTS (SELECT 1 FROM groups g WHERE"
+    " (g.cursor < messages.seq AND messages.visible IS NOT NULL)"
+    " OR EXISTS (SELECT 1 FROM leased t WHERE t.gid = g.gid AND t.seq = messages.seq)"
+    " OR EXISTS (SELECT 1 FROM ready t WHERE t.gid = g.gid AND t.seq = messages.seq)"
+    " OR EXISTS (SELECT 1 FROM delayed t WHERE t.gid = g.gid AND t.seq = messages.seq))"
+)
+"""A condition on `messages`."""
+
+
+def _runs(seqs: Iterable[int]) -> list[tuple[int, int]]:
+    """Return ``seqs`` as first and last of each run of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for seq in sorted(seqs):
+        if runs and seq <= runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], seq)
+        else:
+            runs.append((seq, seq))
+    return runs
 
 
 def extend(
     c: sqlite3.Connection, gid: int, claims: Sequence[Claim], now: float, seconds: float
 ) -> list[int]:
-    query = "UPDATE pending SET due = ? WHERE gid = ? AND seq = ? AND token = ?"
+    """Move the end of leases; returns the positions of those that are lost."""
+    query = "UPDATE leased SET due = ? WHERE gid = ? AND seq = ? AND token = ?"
     return [
         position
         for position, taken in enumerate(claims)
         if not c.execute(query, (now + seconds, gid, taken.seq, taken.token)).rowcount
     ]
-
-
-def next_due(c: sqlite3.Connection, gid: int) -> float | None:
-    """Return when the next delay or lease of the group ends, if any does."""
-    row = c.execute("SELECT min(due) FROM pending WHERE gid = ? AND due > 0", (gid,)).fetchone()
-    return None if row is None or row[0] is None else float(row[0])
-
-
-# -- looking and cleaning up ---------------------------------------------------------------
-
-
-def peek(
-    c: sqlite3.Connection, group: ConsumerGroup, keys: KeyFilter, limit: int, now: float
-) -> list[tuple[Row, int]]:
-    """Return (row, attempt) of what the group could take now, in publish order."""
-    gid = gid_of(c, group)
-    if gid is not None:
-        _advance(c, gid, now)
-    rows = c.execute(
-        "SELECT m.id, m.key, m.body, m.headers, m.time, coalesce(p.attempts, 0) FROM messages m"
-        " LEFT JOIN groups g ON g.gid = :gid"
-        " LEFT JOIN pending p ON p.gid = g.gid AND p.seq = m.seq"
-        " WHERE (p.seq IS NOT NULL AND p.due = 0) OR (p.seq IS NULL"
-        " AND m.seq > coalesce(g.cursor, 0) AND m.visible <= :now) ORDER BY m.seq",
-        {"gid": gid, "now": now},
-    )
-    found: list[tuple[Row, int]] = []
-    for *row, attempts in rows:
-        if len(found) >= limit:
-            break
-        if keys.matches(row[1]):
-            found.append(((row[0], row[1], row[2], row[3], row[4]), attempts + 1))
-    return found
-
-
-def stats(c: sqlite3.Connection, now: float) -> QueueStats:
-    groups = c.execute("SELECT gid, name, cursor FROM groups ORDER BY name").fetchall()
-    entries: list[KeyStats] = []
-    for gid, name, cursor in groups or [(0, "", 0)]:
-        if groups:
-            _advance(c, gid, now)
-        entries += _count(c, gid, name or None, cursor, now)
-    return QueueStats(tuple(entries))
-
-
-def _count(
-    c: sqlite3.Connection, gid: int, group: ConsumerGroup, cursor: int, now: float
-) -> list[KeyStats]:
-    rows = c.execute(
-        "SELECT key, sum(ready), sum(leased), sum(late), sum(dead), min(time) FROM ("
-        " SELECT p.key, p.due = 0 AS ready, p.token IS NOT NULL AS leased,"
-        "  p.token IS NULL AND p.due > 0 AS late, 0 AS dead, m.time"
-        "  FROM pending p JOIN messages m USING (seq) WHERE p.gid = :gid"
-        " UNION ALL SELECT key, visible <= :now, 0, visible > :now, 0, time FROM messages"
-        "  WHERE seq > :cursor"
-        " UNION ALL SELECT key, 0, 0, 0, 1, NULL FROM dead WHERE gid = :gid"
-        ") GROUP BY key ORDER BY key",
-        {"gid": gid, "cursor": cursor, "now": now},
-    )
-    return [
-        KeyStats(
-            key=key,
-            group=group,
-            ready=ready,
-            in_flight=leased,
-            delayed=late,
-            dead=dead,
-            oldest_age=None if oldest is None else max(0.0, time.time() - oldest),
-        )
-        for key, ready, leased, late, dead, oldest in rows
-    ]
-
-
-def dead_letters(
-    c: sqlite3.Connection, group: ConsumerGroup, limit: int
-) -> list[tuple[Row, int, str]]:
-    rows = c.execute(
-        "SELECT m.id, m.key, m.body, m.headers, m.time, m.attempts, m.dead_headers FROM dead m"
-        " WHERE m.gid = ? ORDER BY m.seq LIMIT ?",
-        (gid_of(c, group) or 0, max(0, limit)),
-    )
-    return [((a, b, d, e, f), attempts, headers) for a, b, d, e, f, attempts, headers in rows]
-
-
-def replay(
-    c: sqlite3.Connection, group: ConsumerGroup, ids: set[str] | None, limit: int | None
-) -> int:
-    gid = gid_of(c, group) or 0
-    rows = c.execute(
-        "SELECT seq, id, key, body, headers, time FROM dead WHERE gid = ? ORDER BY seq", (gid,)
-    ).fetchall()
-    chosen = [row for row in rows if ids is None or row[1] in ids][:limit]
-    for seq, *row in chosen:
-        c.execute("INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?, ?, 0)", (seq, *row))
-        c.execute("INSERT INTO pending VALUES (?, ?, ?, 0, 0, NULL)", (gid, seq, row[1]))
-        c.execute("DELETE FROM dead WHERE gid = ? AND seq = ?", (gid, seq))
-    return len(chosen)
-
-
-def group_names(c: sqlite3.Connection) -> list[ConsumerGroup]:
-    return [name or None for (name,) in c.execute("SELECT name FROM groups ORDER BY gid")]
-
-
-def delete_group(c: sqlite3.Connection, group: ConsumerGroup) -> None:
-    """Forget a group.
-
-    Raises:
-        ConfigurationError: If there is no such group.
-    """
-    gid = gid_of(c, group)
-    if gid is None:
-        raise ConfigurationError(f"there is no group {group!r}")
-    for table in ("pending", "dead", "groups"):
-        c.execute(f"DELETE FROM {table} WHERE gid = ?", (gid,))  # noqa: S608 - names from above
-    if c.execute("SELECT 1 FROM groups").fetchone() is not None:
-        _forget(c, [seq for (seq,) in c.execute("SELECT seq FROM messages").fetchall()])
-
-
-def purge(c: sqlite3.Connection, group: ConsumerGroup, matches: Callable[[str], bool]) -> int:
-    """Drop what waits for ``group``; with no group at all, what is retained."""
-    gid = gid_of(c, group)
-    if gid is None:
-        if c.execute("SELECT 1 FROM groups").fetchone() is not None:
-            return 0
-        rows = c.execute("SELECT seq, key FROM messages").fetchall()
-        gone = [(seq,) for seq, key in rows if matches(key)]
-        c.executemany("DELETE FROM messages WHERE seq = ?", gone)
-        return len(gone)
-    c.execute(
-        "INSERT INTO pending SELECT g.gid, m.seq, m.key, m.visible, 0, NULL"
-        " FROM messages m JOIN groups g ON g.gid = ? WHERE m.seq > g.cursor",
-        (gid,),
-    )
-    c.execute(
-        "UPDATE groups SET cursor = max(cursor, (SELECT coalesce(max(seq), 0) FROM messages))"
-        " WHERE gid = ?",
-        (gid,),
-    )
-    rows = c.execute(
-        "SELECT seq, key FROM pending WHERE gid = ? AND token IS NULL", (gid,)
-    ).fetchall()
-    waiting = [seq for seq, key in rows if matches(key)]
-    c.executemany("DELETE FROM pending WHERE gid = ? AND seq = ?", [(gid, s) for s in waiting])
-    _forget(c, waiting)
-    return len(waiting)

@@ -1,145 +1,213 @@
-"""The thread that owns a SQLite connection and commits what several callers ask for at once."""
+"""Sharing a SQLite connection: callers of any event loop, and who is told of news."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["Worker"]
+from abe.backends.message_queue.service._sqlite_schema import primary_code
+from abe.backends.message_queue.service._sqlite_thread import (
+    Job,
+    Listener,
+    Listeners,
+    Mode,
+    WriterThread,
+)
+from abe.errors import AbeError, ConfigurationError, ConnectionLostError
+
+__all__ = ["Listener", "Mode", "Worker", "may_pass"]
 
 T = TypeVar("T")
-MAX_BATCH = 500
 
+REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
+PASSING = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL,
+)
 
-class _Job(NamedTuple):
-    function: Callable[[sqlite3.Connection], Any]
-    future: asyncio.Future[Any]
-    writes: bool
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+_workers_lock = threading.Lock()
+_inherited: list[WriterThread | None] = []
+"""Of the parent process: a connection must not be closed by a forked child, nor collected."""
 
 
 class Worker:
     """Runs functions on one connection, each inside a transaction, many to a commit.
 
-    Whatever is waiting when a transaction begins becomes part of it, so concurrent callers share
-    one sync to disk; a caller's result arrives after the commit. If a shared transaction fails,
-    its functions run again one by one, so that only the one at fault fails.
+    Loop-agnostic and thread-safe; the thread starts when first needed. A function that fails is
+    left out of the shared transaction and the others run again, so functions must not have other
+    effects than on the file.
 
     Args:
-        connect: Opens the connection, on the thread.
-        name: Name of the thread.
+        path: The file.
+        synchronous: ``"FULL"`` or ``"NORMAL"``.
+        busy_timeout: Seconds to wait while another process writes.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], name: str) -> None:
-        self._connect = connect
-        self._name = name
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._pid = 0
-        self._start_lock = threading.Lock()
+    def __init__(self, path: Path, *, synchronous: str, busy_timeout: float) -> None:
+        self.path = path
+        self._durable = synchronous == "FULL"
+        self._busy_timeout = busy_timeout
+        self._listeners = Listeners()
+        self._lock = threading.Lock()
+        self._thread: WriterThread | None = None
+        self._closed = False
+        with _workers_lock:
+            _workers.add(self)
 
-    async def run(self, function: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+    @property
+    def generation(self) -> object:
+        """Changes when the file has been replaced by another."""
+        return self._thread and self._thread.generation
+
+    async def run(
+        self,
+        function: Callable[[sqlite3.Connection], T],
+        *,
+        mode: Mode = Mode.DURABLE,
+        news: bool = False,
+        glance: Callable[[sqlite3.Connection], T | None] | None = None,
+    ) -> T:
         """Run ``function(connection)`` and return its result once it is committed.
+
+        A cancelled caller does not know whether it was run.
 
         Args:
             function: What to do.
-            writes: False for a single query, which then takes no lock that others wait for.
+            mode: Whether it writes, which takes a lock that other processes wait for.
+            news: Whether listeners are to be told once it is committed.
+            glance: Reads, before any lock is taken; unless it returns ``None``, its result is
+                the job's, and ``function`` is not run.
 
         Raises:
             sqlite3.Error: If it failed; then nothing of it was stored.
+            OSError: If the file cannot be created.
+            ConfigurationError: If the file is not to be used.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._start()
-        self._jobs.put(_Job(function, future, writes))
-        # Once queued it will happen: a cancelled caller must not think otherwise and go on.
-        return await asyncio.shield(future)
+        self._put(Job(function, future, mode, news, glance))
+        return await future
 
-    def close(self) -> None:
-        """Finish what is queued, close the connection and wait for the thread."""
-        if self._thread is not None and self._pid == os.getpid():
-            self._jobs.put(None)
-            self._thread.join()
+    async def transact(
+        self,
+        function: Callable[[sqlite3.Connection], T],
+        *,
+        mode: Mode = Mode.DURABLE,
+        news: bool = False,
+        glance: Callable[[sqlite3.Connection], T | None] | None = None,
+    ) -> T:
+        """Do what `run` does, with errors that streams understand.
+
+        Raises:
+            ConnectionLostError: If the file cannot be read or written now.
+            ConfigurationError: If it is damaged, or not a queue file.
+        """
+        try:
+            return await self.run(function, mode=mode, news=news, glance=glance)
+        except (sqlite3.Error, OSError) as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: sqlite3.Error | OSError) -> AbeError:
+        if isinstance(error, OSError) or primary_code(error) in REFUSED + PASSING:
+            return ConnectionLostError(f"cannot use {self.path}: {error}")
+        return ConfigurationError(
+            f"{self.path} is damaged ({error}). Restore a copy, or move it away to start anew"
+        )
+
+    def post(self, function: Callable[[sqlite3.Connection], object], *, news: bool = False) -> None:
+        """Run ``function(connection)`` after what is queued, without waiting for it."""
+        self._put(Job(function, None, Mode.WRITE, news, None))
+
+    def listen(self, listener: Listener) -> None:
+        """Tell ``listener``, referred to weakly, when the file may have changed, from next run."""
+        self._listeners.add(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Tell ``listener`` no more."""
+        self._listeners.discard(listener)
+
+    def tell(self) -> None:
+        """Tell every listener."""
+        self._listeners.tell()
+
+    async def aclose(self) -> None:
+        """Finish what is queued, close the connection and wait for the thread.
+
+        What is asked for later, by streams that another event loop has yet to close, is still
+        done: on a connection that is closed at once.
+        """
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            thread.stop()
+            await asyncio.wrap_future(thread.ended)
+            thread.join()
+
+    def after_fork(self) -> None:
+        """In the child: no thread runs here, and the connection belongs to the parent."""
+        _inherited.append(self._thread)
+        if self._thread is not None:
+            self._thread.after_fork()
+        self._lock = threading.Lock()
+        self._listeners = Listeners()
         self._thread = None
 
-    def _start(self) -> None:
-        with self._start_lock:
-            # A forked child has neither the thread nor the right to its connection.
-            if self._thread is None or self._pid != os.getpid():
-                self._jobs = SimpleQueue()
-                self._pid = os.getpid()
-                self._thread = threading.Thread(
-                    target=self._work, args=(self._jobs,), name=self._name, daemon=True
+    def _put(self, job: Job) -> None:
+        thread = self._started()
+        while not thread.put(job):
+            thread = self._started()
+        if self._closed:
+            thread.stop()
+
+    def _started(self) -> WriterThread:
+        with self._lock:
+            thread = self._thread
+            if thread is None or thread.stopping:
+                thread = WriterThread(
+                    self.path, self._durable, self._busy_timeout, self._listeners, announce
                 )
-                self._thread.start()
-
-    def _work(self, jobs: SimpleQueue[_Job | None]) -> None:
-        connection: sqlite3.Connection | None = None
-        open_ = True
-        while open_:
-            first = jobs.get()
-            batch = [] if first is None else [first]
-            open_ = first is not None
-            while open_ and len(batch) < MAX_BATCH:
-                try:
-                    job = jobs.get_nowait()
-                except Empty:
-                    break
-                if job is None:
-                    open_ = False
-                else:
-                    batch.append(job)
-            try:
-                if connection is None and batch:
-                    connection = self._connect()
-            except BaseException as error:
-                _finish((job, None, error) for job in batch)
-                continue
-            if connection is not None and batch:
-                _finish(_commit(connection, batch))
-        if connection is not None:
-            connection.close()
+                self._thread = thread
+                thread.start()
+                # The thread does not refer to the worker: one that is forgotten ends it.
+                weakref.finalize(self, thread.stop).atexit = False
+            return thread
 
 
-def _commit(
-    connection: sqlite3.Connection, batch: list[_Job]
-) -> list[tuple[_Job, Any, BaseException | None]]:
-    try:
-        if any(job.writes for job in batch):
-            connection.execute("BEGIN IMMEDIATE")
-        results = [job.function(connection) for job in batch]
-        if connection.in_transaction:
-            connection.execute("COMMIT")
-    except BaseException as error:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        if len(batch) == 1:
-            return [(batch[0], None, error)]
-        return [_commit(connection, [job])[0] for job in batch]
-    return [(job, result, None) for job, result in zip(batch, results, strict=True)]
+def may_pass(error: sqlite3.Error | OSError) -> bool:
+    """Whether the same may succeed later without anybody giving permission or repairing."""
+    if isinstance(error, OSError):
+        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return primary_code(error) in PASSING
 
 
-def _finish(outcomes: Iterable[tuple[_Job, Any, BaseException | None]]) -> None:
-    """Tell each caller, with one hop to each event loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Any, BaseException | None]]] = {}
-    for outcome in outcomes:
-        loops.setdefault(outcome[0].future.get_loop(), []).append(outcome)
-    for loop, group in loops.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, group)
-        except RuntimeError:
-            continue  # the loop is closed: nobody waits any more
+def announce(path: Path) -> None:
+    """Tell the listeners of every worker of this process that uses ``path``."""
+    with _workers_lock:
+        workers = [worker for worker in _workers if worker.path == path]
+    for worker in workers:
+        worker.tell()
 
 
-def _resolve(outcomes: list[tuple[_Job, Any, BaseException | None]]) -> None:
-    for job, result, error in outcomes:
-        if job.future.done():
-            continue
-        if error is None:
-            job.future.set_result(result)
-        else:
-            job.future.set_exception(error)
-            job.future.exception()  # a cancelled caller does not ask; the others get it raised
+def _after_fork() -> None:
+    global _workers_lock
+    _workers_lock = threading.Lock()
+    for worker in _workers:
+        worker.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
