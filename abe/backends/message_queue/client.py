@@ -35,7 +35,7 @@ _TRANSIENT = (ConnectionError, TimeoutError)
 
 
 def aconnect(
-    name_or_backend: str | MessageQueueBackendProtocol | None = None,
+    name_or_backend: str | MessageQueueBackendProtocol | AsyncBackend | None = None,
     *,
     env: Mapping[str, str] | None = None,
 ) -> AsyncBackend:
