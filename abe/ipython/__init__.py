@@ -16,15 +16,27 @@ _NAME = "AbeMagics"
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics with ``shell``."""
+    from traitlets import TraitError
+
     from abe.ipython.magics import AbeMagics
+    from abe.ipython.render import MAX_LINE, cell
+    from abe.ipython.session import say
 
     unload_ipython_extension(shell)
-    shell.register_magics(AbeMagics(shell))
+    try:
+        magics = AbeMagics(shell)
+    except TraitError as error:
+        # What %config refused stays in the configuration, and would keep the extension out.
+        say(f"abe: ignoring the settings of {_NAME}: {cell(str(error), MAX_LINE)}")
+        shell.config.pop(_NAME, None)
+        shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != _NAME]
+        magics = AbeMagics(shell)
+    shell.register_magics(magics)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Close the session's backend and remove everything that loading registered."""
-    from abe.ipython.render import MAX_LINE, cell
+    from abe.ipython.render import MAX_LINE, cell, reset_limits
     from abe.ipython.session import say
 
     manager = shell.magics_manager
@@ -37,6 +49,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
                 del manager.magics[kind][name]
     if magics in shell.configurables:
         shell.configurables.remove(magics)
+    reset_limits()
     try:
         magics.session.end()
     except AbeError as error:

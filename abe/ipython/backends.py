@@ -10,7 +10,7 @@ from typing import Any
 from abe.backends.message_queue.loader import BackendInfo, choose_backend, list_backends
 from abe.errors import AbeError, ConfigurationError
 from abe.ipython.grammar import Option, Syntax, env_name, identifier, parse
-from abe.ipython.render import MAX_ROWS, Table, cell, plural
+from abe.ipython.render import Table, cell, limits, plural
 from abe.ipython.results import TableList
 from abe.ipython.session import Call
 
@@ -62,12 +62,12 @@ class Backends(TableList[BackendInfo]):
                 "deprecated" if info.deprecated is not None else info.status,
                 "chosen" if info.name == self.chosen else "",
             )
-            for info in self[:MAX_ROWS]
+            for info in self[: limits.rows]
         ]
         columns = ("backend", "distribution", "class", "status", "without a name")
         problems = [
             f"{info.name}: {info.error or info.deprecated}"
-            for info in self[:MAX_ROWS]
+            for info in self[: limits.rows]
             if info.error or info.deprecated
         ]
         notes = [cell(note, 1000) for note in (*problems, *self.notes)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from abe.ipython.grammar import Option, Syntax, count, identifier, parse, seconds
-from abe.ipython.render import cell, plural
+from abe.ipython.render import cell, plural, whose
 from abe.ipython.results import Messages
 from abe.ipython.session import Call, say
 
@@ -13,11 +13,12 @@ __all__ = ["CONSUME", "consume"]
 
 CONSUME = Syntax(
     "%abe_consume",
-    "[KEYS…] [-g GROUP] [-n 10] [-t 5] [-o NAME]",
+    "[KEYS…] [-g GROUP] [-n 10] [-t 5] [-q 0.5] [-o NAME]",
     (
         Option("--group", "-g", "GROUP"),
-        Option("--number", "-n", "N", count, default=10),
-        Option("--timeout", "-t", "S", seconds, default=5.0),
+        Option("--number", "-n", "N", count),
+        Option("--timeout", "-t", "S", seconds),
+        Option("--quiet", "-q", "S", seconds),
         Option("--out", "-o", "NAME", identifier),
     ),
 )
@@ -27,13 +28,19 @@ def consume(call: Call) -> Any:
     """Take messages, acknowledge them and return them."""
     arguments = parse(CONSUME, call.line, call.evaluate)
     options = arguments.options
-    group, timeout = options["group"], options["timeout"]
+    settings = call.session.settings
+    group = call.group(options["group"])
+    timeout = settings.timeout if options["timeout"] is None else options["timeout"]
     backend = call.session.backend()
     taken = backend.take(
-        options["number"], timeout=timeout, keys=arguments.words or None, group=group
+        options["number"] or settings.limit,
+        timeout=timeout,
+        quiet=settings.quiet if options["quiet"] is None else options["quiet"],
+        keys=arguments.words or None,
+        group=group,
     )
-    whose = "the default group" if group is None else f"group {cell(group)}"
-    source = f"from {cell(backend.name)}, {whose}"
+    call.session.note((message.key for message in taken), [group])
+    source = f"from {cell(backend.name)}, {whose(group)}"
     nothing = "" if taken else f": nothing arrived within {timeout:g} s"
     say(f"acked {plural(len(taken), 'message')} {source}{nothing}")
     return call.result(Messages(taken, source), options["out"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import (
-    Magics,
     line_cell_magic,
     line_magic,
     magics_class,
@@ -17,26 +16,34 @@ from abe.ipython.backends import backends, connect
 from abe.ipython.consuming import consume
 from abe.ipython.errors import short_errors
 from abe.ipython.publishing import publish
-from abe.ipython.session import Call, Session
+from abe.ipython.queue_magics import QueueMagics
+from abe.ipython.session import Call, Namespace, Session
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["AbeMagics"]
 
-Namespace = dict[str, Any] | None
+
+def _combined(cls: type[AbeMagics]) -> type[AbeMagics]:
+    """Give ``cls`` the magics of its bases too, which IPython does not look at."""
+    for base in cls.__mro__[1:]:
+        for kind, names in getattr(base, "magics", {}).items():
+            cls.magics[kind] = {**names, **cls.magics[kind]}
+    return cls
 
 
+@_combined
 @magics_class
-class AbeMagics(Magics):
-    """Publish and consume events in one line."""
+class AbeMagics(QueueMagics):
+    """Publish, consume, look at and handle events in one line."""
 
     shell: InteractiveShell
 
     def __init__(self, shell: InteractiveShell) -> None:
         """Belong to ``shell``."""
         super().__init__(shell)
-        self.session = Session(shell)
+        self.session = Session(shell, self)
 
     @line_magic
     @no_var_expand
@@ -154,6 +161,7 @@ class AbeMagics(Magics):
           -g, --group GROUP  the consumer group (without it: the default group)
           -n, --number N     take at most N messages (10)
           -t, --timeout S    wait at most S seconds in total (5)
+          -q, --quiet S      end after S seconds without a further message, once one has come (0.5)
           -o, --out NAME     also store the result in the variable NAME
 
         Returns:

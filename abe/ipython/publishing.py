@@ -59,6 +59,7 @@ def publish(call: Call, body: str | None) -> Any:
     key = validate_key(arguments.words[0])
     payloads = _payloads(call, arguments, key, body)
     count = _send(call, key, payloads, arguments.options)
+    call.session.note([key])
     return call.result(count, arguments.options["out"])
 
 

@@ -20,13 +20,17 @@ __all__ = [
     "MAX_LINE",
     "MAX_ROWS",
     "SECRET",
+    "Limits",
     "Table",
     "cell",
+    "limits",
     "plural",
     "preview",
     "redact",
+    "reset_limits",
     "visible",
     "when",
+    "whose",
 ]
 
 MAX_CELL = 160
@@ -37,6 +41,29 @@ MAX_ROWS = 50
 """Most rows of one table."""
 SECRET = "***"  # noqa: S105 - what stands in for one
 """What is shown in the place of a secret."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """How much a table shows; ``%config AbeMagics`` changes it.
+
+    Attributes:
+        rows: Most rows.
+        cell: Most characters of one cell.
+    """
+
+    rows: int = MAX_ROWS
+    cell: int = MAX_CELL
+
+
+limits = Limits()
+"""What holds in this process."""
+
+
+def reset_limits() -> None:
+    """Show as much as when nothing is configured."""
+    limits.rows, limits.cell = MAX_ROWS, MAX_CELL
+
 
 _SLACK = 500  # a URL that begins inside a cell is redacted even if it ends behind it
 
@@ -61,8 +88,9 @@ _URL_QUERY = re.compile(
 )
 
 
-def visible(text: str, limit: int = MAX_CELL) -> str:
+def visible(text: str, limit: int | None = None) -> str:
     """Return ``text`` on one line, with what cannot be seen as escapes, cut to ``limit``."""
+    limit = limits.cell if limit is None else limit
     cut = len(text) > limit
     shown = _INVISIBLE.sub(_escape, text[:limit] if cut else text)
     if cut or len(shown) > limit:
@@ -79,13 +107,15 @@ def redact(text: str) -> str:
     return text
 
 
-def cell(text: str, limit: int = MAX_CELL) -> str:
+def cell(text: str, limit: int | None = None) -> str:
     """Return foreign ``text`` fit to be shown: redacted, visible and short."""
+    limit = limits.cell if limit is None else limit
     return visible(_redact_start(text, limit), limit)
 
 
-def preview(value: object, limit: int = MAX_CELL) -> str:
+def preview(value: object, limit: int | None = None) -> str:
     """Return the beginning of ``value`` as JSON, redacted, visible and short."""
+    limit = limits.cell if limit is None else limit
     parts: list[str] = []
     length = 0
     for part in _json(value, limit):
@@ -155,9 +185,14 @@ def when(moment: datetime | None) -> str:
     return moment.astimezone(UTC).isoformat(sep=" ", timespec="milliseconds").replace("+00:00", "Z")
 
 
-def plural(number: int, noun: str) -> str:
+def plural(number: int, noun: str, several: str = "") -> str:
     """Return ``1 message``, ``2 messages``, ``12,000 messages``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun if number == 1 else several or f'{noun}s'}"
+
+
+def whose(group: str | None) -> str:
+    """Return how sentences name a consumer group."""
+    return "the default group" if group is None else f"group {cell(group)}"
 
 
 @dataclass(slots=True)
@@ -173,6 +208,7 @@ class Table:
         rows: The rows to show; the first cell names the row.
         total: Number of rows there are, if not all are given.
         notes: Lines below the table.
+        figure: HTML that stands below the rows; the rows say the same in words.
     """
 
     caption: str
@@ -180,6 +216,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     total: int | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    figure: str = ""
 
     def to_html(self) -> str:
         """Return the table as HTML without styles of its own but the alignment."""
@@ -192,7 +229,7 @@ class Table:
                 cells = "".join(f"<td{left}>{_html(c)}</td>" for c in others)
                 lines.append(f'<tr><th scope="row"{left}>{_html(first)}</th>{cells}</tr>')
             lines.append("</tbody>")
-        lines.append("</table>")
+        lines += ["</table>", self.figure] if self.figure else ["</table>"]
         return "\n".join([*lines, *(f"<p>{_html(note)}</p>" for note in self._notes())])
 
     def to_text(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from IPython.core.error import UsageError
 
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 
     from abe.backends.message_queue.loader import Choice
+    from abe.ipython.settings import Settings
     from abe.sync import SyncBackend
 
-__all__ = ["Call", "Session", "say"]
+__all__ = ["Call", "Namespace", "Session", "say"]
+
+Namespace: TypeAlias = dict[str, Any] | None
+"""The local variables where a magic was called."""
 
 
 def say(text: str) -> None:
@@ -26,12 +30,36 @@ def say(text: str) -> None:
     print(text)  # noqa: T201
 
 
+class Seen:
+    """The names seen last, each once; bounded."""
+
+    def __init__(self, most: int = 500) -> None:
+        """Remember nothing yet, and never more than ``most``."""
+        self._most = most
+        self._names: dict[str, None] = {}
+
+    def add(self, names: Iterable[str | None]) -> None:
+        """Remember ``names``."""
+        for name in names:
+            if name:
+                self._names.pop(name, None)
+                self._names[name] = None
+        for name in list(self._names)[: -self._most]:
+            del self._names[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return reversed(list(self._names))
+
+
 class Session:
     """What outlives a single magic: the open backend, and who opened it."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell, settings: Settings) -> None:
         """Belong to ``shell``; nothing is opened yet."""
         self.shell = shell
+        self.settings = settings
+        self.keys = Seen()
+        self.groups = Seen()
         self.current: SyncBackend | None = None
         self._owned = False
         self._source: object = None
@@ -43,6 +71,11 @@ class Session:
         if self.current is None:
             return self.open(None)
         return self.current
+
+    def note(self, keys: Iterable[str | None] = (), groups: Iterable[str | None] = ()) -> None:
+        """Remember keys and groups, for completion."""
+        self.keys.add(keys)
+        self.groups.add(groups)
 
     def open(self, name: str | None, env: Mapping[str, str] | None = None) -> SyncBackend:
         """Open the backend called ``name``, or select one and say which and why."""
@@ -144,6 +177,10 @@ class Call:
         near = difflib.get_close_matches(name, sorted(names), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise short(NameError(f"name {name!r} is not defined{hint}"))
+
+    def group(self, given: str | None) -> str | None:
+        """Return the group that ``-g`` or the settings name; ``-g ""`` is the default group."""
+        return (self.session.settings.group if given is None else given) or None
 
     def result(self, value: Any, out: str | None = None) -> Any:
         """Return ``value`` for ``x = %magic``, after storing it for ``-o NAME``.

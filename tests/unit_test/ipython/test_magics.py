@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -19,54 +19,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
 
 import abe
-from abe.ipython import backends, consuming, progress, publishing
+from abe.ipython import backends, cleaning, consuming, looking, progress, publishing
 from abe.ipython.magics import AbeMagics
 from abe.ipython.results import Messages
 
 Run = Callable[..., Any]
-MAGICS = {"abe_backends", "abe_connect", "abe_publish", "abe_consume"}
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
-    """A shell without history."""
-    config = Config()
-    config.HistoryManager.enabled = False
-    config.InteractiveShell.colors = "nocolor"
-    folder = str(tmp_path_factory.mktemp("ipython"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IPYTHONDIR", folder)
-        made = InteractiveShell.instance(config=config)
-        yield made
-        InteractiveShell.clear_instance()
-
-
-@pytest.fixture
-def run(shell: InteractiveShell) -> Iterator[Run]:
-    """Run a cell and return its value; raise what it raised."""
-
-    def run_cell(code: str) -> Any:
-        outcome = shell.run_cell(code, store_history=True)
-        outcome.raise_error()
-        return outcome.result
-
-    before = dict(shell.user_ns)
-    run_cell("%load_ext abe")
-    yield run_cell
-    run_cell("%unload_ext abe")
-    for name in set(shell.user_ns) - set(before):
-        del shell.user_ns[name]
-
-
-@pytest.fixture
-def q(run: Run) -> abe.SyncBackend:
-    """The session's backend, on an empty store."""
-    backend = run(f"q = %abe_connect memory --env ABE_MEMORY_NAME=test-{uuid4().hex}\nq")
-    assert isinstance(backend, abe.SyncBackend)
-    return backend
+MAGICS = {
+    "abe_backends",
+    "abe_connect",
+    "abe_consume",
+    "abe_dead",
+    "abe_peek",
+    "abe_publish",
+    "abe_purge",
+    "abe_stats",
+}
 
 
 class Plain:
@@ -166,6 +135,10 @@ def test_magics_of_others_survive_unloading(shell: InteractiveShell, run: Run) -
         ("abe_connect", [backends.CONNECT]),
         ("abe_publish", [publishing.LINE, publishing.CELL]),
         ("abe_consume", [consuming.CONSUME]),
+        ("abe_peek", [looking.PEEK]),
+        ("abe_stats", [looking.STATS]),
+        ("abe_dead", [cleaning.DEAD]),
+        ("abe_purge", [cleaning.PURGE]),
     ],
 )
 def test_the_help_names_every_option(name: str, syntaxes: list[Any]) -> None:

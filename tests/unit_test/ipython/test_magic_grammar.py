@@ -125,7 +125,7 @@ def test_a_trailing_semicolon_is_dropped() -> None:
 
 def test_defaults() -> None:
     options = consume("").options
-    assert options == {"group": None, "number": 10, "timeout": 5.0, "out": None}
+    assert options == dict.fromkeys(("group", "number", "timeout", "quiet", "out"))
     assert publish("k {}").options == {
         "header": [],
         "delay": 0.0,
