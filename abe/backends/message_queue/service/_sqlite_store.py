@@ -109,13 +109,13 @@ def publish(c: sqlite3.Connection, items: Sequence[Outgoing], now: float) -> Non
         [
             (
                 next(_ids),
-                item.key,
-                item.body,
-                json.dumps(item.headers) if item.headers else None,
+                key,
+                body,
+                json.dumps(headers) if headers else None,
                 time.time(),
-                now + item.delay if item.delay else 0.0,
+                now + delay if delay else 0.0,
             )
-            for item in items
+            for key, body, headers, delay in items
         ],
     )
 
@@ -252,6 +252,7 @@ def _take_new(
     if found is None:
         raise GroupGoneError
     (cursor,) = found
+    first = cursor
     taken: list[tuple[Claim, Row]] = []
     skipped: list[tuple[int, int, str, int]] = []
     late: list[tuple[int, int, float, int]] = []
@@ -275,7 +276,13 @@ def _take_new(
     rows.close()
     c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
     c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", skipped)
-    _lease(c, gid, (x for x, _ in taken), now + lease)
+    if len(taken) == cursor - first:
+        c.execute(
+            "INSERT INTO leased SELECT ?, seq, ?, ?, 1 FROM messages WHERE seq BETWEEN ? AND ?",
+            (gid, token, now + lease, first + 1, cursor),
+        )
+    else:
+        _lease(c, gid, (x for x, _ in taken), now + lease)
     c.execute("UPDATE groups SET cursor = ? WHERE gid = ?", (cursor, gid))
     return taken
 

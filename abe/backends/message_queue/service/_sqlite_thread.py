@@ -28,6 +28,7 @@ MAX_BATCH = 512
 FIRST_LOOK = 0.002
 LAST_LOOK = 0.05
 """Bounds of the time, in seconds, between two looks for what other processes have written."""
+PAUSE = 0.0001
 CLOSING_PATIENCE = 2.0
 """Seconds to wait for another process's write lock once the backend is being closed."""
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -59,12 +60,8 @@ class Job(NamedTuple):
     glance: Callable[[sqlite3.Connection], Any] | None
 
 
-class Outcome(NamedTuple):
-    """What became of a job."""
-
-    job: Job
-    result: Any
-    error: BaseException | None
+Outcome = tuple[Job, Any, BaseException | None]
+"""A job, its result, its error."""
 
 
 class Listener(Protocol):
@@ -199,8 +196,8 @@ class WriterThread:
         """Give those who shared the last commit the time to come back, and share the next too."""
         if self._company > 1 and not self.stopping:
             until = time.monotonic() + self._patience
-            while self._jobs.qsize() + 1 < self._company and time.monotonic() < until:
-                time.sleep(0.0001)
+            while self._jobs.qsize() + 1 < self._company and time.monotonic() + PAUSE < until:
+                time.sleep(PAUSE)
 
     def _serve(self, batch: list[Job]) -> None:
         outcomes: list[Outcome] = []
@@ -210,21 +207,22 @@ class WriterThread:
             try:
                 connection = self._connected()
                 answered = _glance(connection, batch)
-                outcomes += answered.values()
-                batch = [job for n, job in enumerate(batch) if n not in answered]
+                if answered:
+                    outcomes += answered.values()
+                    batch = [job for n, job in enumerate(batch) if n not in answered]
                 if batch:
                     batch = self._commit(connection, batch, outcomes)
             except BaseException as error:
                 self._roll_back()
                 if not self._retry(error, started):
-                    outcomes += [Outcome(job, None, error) for job in batch]
+                    outcomes += [(job, None, error) for job in batch]
                     break
         self._interval = FIRST_LOOK
-        if any(primary_code(o.error) in BROKEN for o in outcomes if o.error is not None):
+        if any(primary_code(error) in BROKEN for _, _, error in outcomes if error is not None):
             self._disconnect()
-        if any(o.job.news for o in outcomes if o.error is None):
-            self._announce(self._path)
         _finish(outcomes)
+        if any(job.news for job, _, error in outcomes if error is None):
+            self._announce(self._path)
 
     def _retry(self, error: BaseException, started: float) -> bool:
         """Pause and return True if another process was in the way and there is time left."""
@@ -249,12 +247,12 @@ class WriterThread:
         done: list[Outcome] = []
         for position, job in enumerate(batch):
             try:
-                done.append(Outcome(job, job.function(connection), None))
+                done.append((job, job.function(connection), None))
             except BaseException as error:
                 if primary_code(error) in BUSY:
                     raise
                 self._roll_back()
-                outcomes.append(Outcome(job, None, error))
+                outcomes.append((job, None, error))
                 return batch[:position] + batch[position + 1 :]
         began = time.monotonic()
         connection.execute("COMMIT")
@@ -331,15 +329,17 @@ def _glance(connection: sqlite3.Connection, batch: Iterable[Job]) -> dict[int, O
     """Answer the jobs for which looking is enough, by position."""
     answered: dict[int, Outcome] = {}
     for position, job in enumerate(batch):
+        if job.glance is None:
+            continue
         try:
-            seen = job.glance(connection) if job.glance is not None else None
+            seen = job.glance(connection)
         except BaseException as error:
             if primary_code(error) in BUSY:
                 raise
-            answered[position] = Outcome(job, None, error)
+            answered[position] = (job, None, error)
         else:
             if seen is not None:
-                answered[position] = Outcome(job, seen, None)
+                answered[position] = (job, seen, None)
     return answered
 
 
@@ -347,8 +347,8 @@ def _finish(outcomes: Iterable[Outcome]) -> None:
     """Tell each caller, with one hop to each event loop."""
     loops: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
     for outcome in outcomes:
-        if outcome.job.future is not None:
-            loops.setdefault(outcome.job.future.get_loop(), []).append(outcome)
+        if outcome[0].future is not None:
+            loops.setdefault(outcome[0].future.get_loop(), []).append(outcome)
     for loop, group in loops.items():
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_resolve, group)

@@ -167,8 +167,8 @@ class Worker:
         self._thread = None
 
     def _put(self, job: Job) -> None:
-        thread = self._started()
-        while not thread.put(job):
+        thread = self._thread
+        while thread is None or not thread.put(job):
             thread = self._started()
         if self._closed:
             thread.stop()
