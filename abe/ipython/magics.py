@@ -15,6 +15,7 @@ from IPython.core.magic import (
 from abe.ipython.backends import backends, connect
 from abe.ipython.consuming import consume
 from abe.ipython.errors import short_errors
+from abe.ipython.handler_magics import HandlerMagics
 from abe.ipython.publishing import publish
 from abe.ipython.queue_magics import QueueMagics
 from abe.ipython.session import Call, Namespace, Session
@@ -35,7 +36,7 @@ def _combined(cls: type[AbeMagics]) -> type[AbeMagics]:
 
 @_combined
 @magics_class
-class AbeMagics(QueueMagics):
+class AbeMagics(QueueMagics, HandlerMagics):
     """Publish, consume, look at and handle events in one line."""
 
     shell: InteractiveShell

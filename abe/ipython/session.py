@@ -10,6 +10,7 @@ from IPython.core.error import UsageError
 
 from abe.ipython.errors import short
 from abe.ipython.expressions import Evaluate, evaluator
+from abe.ipython.registry import Registry
 from abe.ipython.render import cell
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Session:
         """Belong to ``shell``; nothing is opened yet."""
         self.shell = shell
         self.settings = settings
+        self.handlers = Registry()
         self.keys = Seen()
         self.groups = Seen()
         self.current: SyncBackend | None = None
@@ -112,8 +114,14 @@ class Session:
         self._source = value
         return backend
 
+    @property
+    def in_notebook(self) -> bool:
+        """Whether what was displayed can be updated."""
+        return getattr(self.shell, "kernel", None) is not None
+
     def close(self) -> None:
-        """Let go of the backend; close it if it is the session's."""
+        """Stop the handlers and let go of the backend; close it if it is the session's."""
+        self.handlers.close()
         backend, self.current = self.current, None
         self._source = None
         if backend is not None and self._owned:
@@ -126,6 +134,8 @@ class Session:
 
     def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
         old, old_owned = self.current, self._owned
+        if old is not backend:
+            self.handlers.close()
         self.current = backend
         self._owned = owned or (old is backend and old_owned)
         self._source = None

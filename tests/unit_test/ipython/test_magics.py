@@ -21,7 +21,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import abe
-from abe.ipython import backends, cleaning, consuming, looking, progress, publishing
+from abe.ipython import backends, cleaning, consuming, handlers, looking, progress, publishing
 from abe.ipython.magics import AbeMagics
 from abe.ipython.results import Messages
 
@@ -31,10 +31,12 @@ MAGICS = {
     "abe_connect",
     "abe_consume",
     "abe_dead",
+    "abe_handlers",
     "abe_peek",
     "abe_publish",
     "abe_purge",
     "abe_stats",
+    "abe_stop",
 }
 
 
@@ -89,7 +91,7 @@ def test_unloading_leaves_nothing_behind(shell: InteractiveShell) -> None:
         shell.run_cell("%load_ext abe\n%load_ext abe").raise_error()
         loaded = footprint(shell)
         assert loaded["line"] - before["line"] == MAGICS
-        assert loaded["cell"] - before["cell"] == {"abe_publish"}
+        assert loaded["cell"] - before["cell"] == {"abe_handler", "abe_publish"}
         assert loaded["configurables"].count("AbeMagics") == 1
         shell.run_cell("%reload_ext abe").raise_error()
         assert footprint(shell) == loaded
@@ -139,6 +141,9 @@ def test_magics_of_others_survive_unloading(shell: InteractiveShell, run: Run) -
         ("abe_stats", [looking.STATS]),
         ("abe_dead", [cleaning.DEAD]),
         ("abe_purge", [cleaning.PURGE]),
+        ("abe_handler", [handlers.HANDLER]),
+        ("abe_handlers", [handlers.HANDLERS]),
+        ("abe_stop", [handlers.STOP]),
     ],
 )
 def test_the_help_names_every_option(name: str, syntaxes: list[Any]) -> None:
