@@ -20,6 +20,8 @@ TRANSIENT = (ConnectionError, TimeoutError)
 
 FIRST_DELAY = 0.1
 MAX_DELAY = 10.0
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a broken connection may take to close."""
 
 
 class Connection:
@@ -40,6 +42,8 @@ class Connection:
         self._on_lost = on_lost
         self._lock = asyncio.Lock()
         self._closing = asyncio.Event()
+        self._failures = 0
+        """In a row; an outage is over only once a call has succeeded."""
         self.receiver: Receiver | None = None
 
     async def open(self) -> Receiver:
@@ -58,10 +62,19 @@ class Connection:
         async with self._lock:
             if self.receiver is not broken:
                 return
+            self.receiver = None
             self._on_lost()
             with suppress(Exception):
-                await broken.aclose()
+                broken.wake()
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await broken.aclose()
             self.receiver = await self._reach(error)
+
+    def confirm(self) -> None:
+        """A call has succeeded: the outage, if there was one, is over."""
+        if self._failures:
+            self._failures = 0
+            logger.info("reconnected to backend %s", self._name, extra=self._fields)
 
     async def aclose(self) -> None:
         """Close the receiver."""
@@ -77,37 +90,32 @@ class Connection:
 
     async def _reach(self, error: BaseException | None) -> Receiver:
         """Open a new receiver; ``error`` is what ended the last one, if there was one."""
-        delay = FIRST_DELAY
-        failures = 0
         while True:
             if error is not None:
-                failures += 1
-                self._report(failures, error)
-                await self._pause(delay * random.uniform(0.5, 1.0))
-                delay = min(delay * 2, MAX_DELAY)
-            receiver = self._factory()
+                await self._back_off(error)
+            receiver = None
             try:
+                receiver = self._factory()
                 await receiver.open()
             except BaseException as failure:
-                with suppress(Exception):
-                    await receiver.aclose()
+                if receiver is not None:
+                    with suppress(Exception):
+                        await receiver.aclose()
                 if not isinstance(failure, TRANSIENT):
                     raise
                 if self._closing.is_set():
                     text = f"backend {self._name!r} cannot be reached: {failure}"
                     raise ConnectionLostError(text) from failure
                 error = failure
-                continue
-            if failures:
-                logger.info("reconnected to backend %s", self._name, extra=self._fields)
-            return receiver
+            else:
+                return receiver
 
-    def _report(self, failures: int, error: BaseException) -> None:
-        level = logging.WARNING if failures == 1 else logging.DEBUG
+    async def _back_off(self, error: BaseException) -> None:
+        level = logging.DEBUG if self._failures else logging.WARNING
         text = "backend %s cannot be reached (%s: %s); retrying"
         logger.log(level, text, self._name, type(error).__name__, error, extra=self._fields)
-
-    async def _pause(self, seconds: float) -> None:
+        delay = min(FIRST_DELAY * 2 ** min(self._failures, 20), MAX_DELAY)
+        self._failures += 1
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(delay * random.uniform(0.5, 1.0)):
                 await self._closing.wait()

@@ -93,7 +93,8 @@ class StreamEngine:
         self._waiter: asyncio.Future[None] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] | None = None
-        self._closer: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._impatience: asyncio.TimerHandle | None = None
         self._limit = 1
         self._idle = True
         self._mark = (0, 0.0)
@@ -107,14 +108,21 @@ class StreamEngine:
     def start(self) -> None:
         """Bind to the running loop and begin to connect; refuses another loop than before."""
         loop = asyncio.get_running_loop()
-        if self.loop is None:
-            self.loop = loop
-            self._opened = loop.create_future()
-            self._pump = loop.create_task(self._run(), name=f"abe-receive-{self.backend}")
-            _live.add(self)
-            if self._on_opened is not None:
-                self._on_opened(self)
-        elif self.loop is not loop:
+        if self.loop is loop:
+            return
+        if self.loop is not None:
+            self._check_loop()
+        if self.stopping:
+            return
+        self.loop = loop
+        self._opened = loop.create_future()
+        self._pump = loop.create_task(self._run(), name=f"abe-receive-{self.backend}")
+        _live.add(self)
+        if self._on_opened is not None:
+            self._on_opened(self)
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self.loop:
             raise LoopError(
                 f"this stream of backend {self.backend!r} runs on another event loop; "
                 "call consume() on the loop that iterates"
@@ -123,8 +131,9 @@ class StreamEngine:
     async def open(self) -> None:
         """Return once the group exists."""
         self.start()
-        assert self._opened is not None
-        await asyncio.shield(self._opened)
+        if self._opened is not None:
+            await asyncio.shield(self._opened)
+            await self._raise_error()
 
     def stop(self) -> None:
         """Take no more: a waiting caller sees the end, buffered messages are given back.
@@ -134,108 +143,126 @@ class StreamEngine:
         self.stopping = True
         self._demand.set()
         self._connection.stop_waiting()
-        if self._connection.receiver is not None:
-            self._connection.receiver.wake()
-        self._give_back(self.buffer)
-        self.buffer.clear()
+        self._end_receive()
+        self._release_buffered(self.buffer)
         self._wake_caller()
+
+    @property
+    def closing(self) -> bool:
+        """Whether messages in hand have been, or are being, given back."""
+        return self._closing.is_set()
 
     async def close(self) -> None:
         """Give back what is not settled, flush, disconnect. Safe to call twice, or at once."""
         if self.loop is None:
             self.stopping = True
-            return
-        self.begin_close()
-        assert self._closer is not None
-        await asyncio.shield(self._closer)
+        elif self in _live and not self.loop.is_closed():
+            self._check_loop()
+            self.begin_close()
+            assert self._pump is not None
+            await asyncio.wait([self._pump])
 
     def begin_close(self) -> None:
         """Start closing, from the stream's loop."""
-        if self._closer is None and self.loop is not None:
+        if self.loop is not None and self in _live and not self.closing:
+            self._closing.set()
+            self._give_back(list(self._held))
+            self.hand.clear()
             self.stop()
-            self._closer = self.loop.create_task(self._close(), name="abe-close")
+            self._impatience = self.loop.call_later(CLOSE_TIMEOUT, self._cancel_receive)
 
     def abandon(self) -> None:
         """Start closing, from any thread, for a stream that nobody refers to any more."""
-        if self.loop is not None and not self.loop.is_closed() and self in _live:
-            with suppress(RuntimeError):  # the loop may close at this very moment
+        if self.loop is not None and self in _live:
+            try:
                 self.loop.call_soon_threadsafe(self.begin_close)
+            except RuntimeError:  # the loop is closed
+                _live.discard(self)
 
-    async def _close(self) -> None:
+    def _cancel_receive(self) -> None:
+        logger.warning(
+            "backend %s was still receiving %g s after wake(); cancelling it",
+            self.backend,
+            CLOSE_TIMEOUT,
+        )
         assert self._pump is not None
-        done, _ = await asyncio.wait([self._pump], timeout=CLOSE_TIMEOUT)
-        if not done:
-            logger.warning("receive() of backend %s ignored wake(); cancelling it", self.backend)
-            self._pump.cancel()
-            await asyncio.wait([self._pump])
+        self._pump.cancel()
+
+    async def _run(self) -> None:
+        """The one task that calls ``receive``, and at last gives everything back."""
         try:
+            await self._receive_all()
+            await self._closing.wait()
             await self._wind_up()
         except asyncio.CancelledError:
+            # asyncio.run() cancels every task before it closes the loop: the last chance to
+            # give back what a forgotten stream holds.
+            self.begin_close()
             await self._wind_up()
             raise
 
     async def _wind_up(self) -> None:
-        """Give everything back and disconnect; each step may be repeated after a cancellation."""
-        self._give_back([*self.hand, *self.buffer])
-        self.hand.clear()
-        self.buffer.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._outbox.flush()
+        """Give everything back and disconnect; may be repeated after a cancellation."""
+        if self._impatience is not None:
+            self._impatience.cancel()
+        await self._outbox.close(CLOSE_TIMEOUT)
         for delivery in list(self._held):
             self._forget(delivery)
         if self._tick is not None:
             self._tick.cancel()
         if self._extension is not None:
+            self._extension.cancel()
             await asyncio.wait([self._extension])
-        await self._connection.aclose()
+        try:
+            await self._connection.aclose()
+        except Exception as error:
+            self._fail(error)
         _live.discard(self)
         if self._on_closed is not None:
             self._on_closed(self)
 
     # -- receiving -------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        """The one task that calls ``receive``."""
+    async def _receive_all(self) -> None:
         assert self._opened is not None
         try:
             await self._connection.open()
             self._opened.set_result(None)
             while not self.stopping:
                 await self._receive()
-        except asyncio.CancelledError:
-            # asyncio.run() cancels every task before it closes the loop: the last chance to
-            # give back what a forgotten stream holds.
-            self.stop()
-            await self._wind_up()
-            raise
         except EndOfStream:
             self.stopping = True
         except Exception as error:
-            self._fail(error)
+            # Once stopped, nobody waits for the broker to return.
+            if not (self.stopping and isinstance(error, TRANSIENT)):
+                self._fail(error)
         finally:
             if not self._opened.done():
-                if self.error is None:
-                    self._opened.set_result(None)
-                else:
-                    self._opened.set_exception(self.error)
-                    self._opened.exception()  # nobody may be waiting for it
+                self._opened.set_result(None)
             self._wake_caller()
 
     async def _receive(self) -> None:
+        receiver = await self._connection.open()
+        if self.stopping:
+            return  # a receiver opened since then has not been told to wake
         room = self._room()
         if room == 0:
             self._demand.clear()
             await self._demand.wait()
             return
-        receiver = await self._connection.open()
         try:
             deliveries = await receiver.receive(room, RECEIVE_TIMEOUT)
         except TRANSIENT as error:
             await self._connection.recover(receiver, error)
             return
-        if receiver is self._connection.receiver:
-            self._arrived(deliveries)
+        self._connection.confirm()
+        self._arrived(deliveries)
+        if receiver is not self._connection.receiver:
+            self._drop_buffer()
+
+    def _end_receive(self) -> None:
+        if self._connection.receiver is not None:
+            self._connection.receiver.wake()
 
     def _room(self) -> int:
         """How many messages to ask for now: what the caller waits for, or a refill ahead."""
@@ -243,7 +270,7 @@ class StreamEngine:
         ahead = 0
         if self._limit > 1 and not self._idle and buffered * 2 <= self._limit:
             ahead = self._limit - buffered
-        return max(self._wanted - buffered, ahead)
+        return min(max(self._wanted - buffered, ahead), MAX_PREFETCH)
 
     def _arrived(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
@@ -260,8 +287,11 @@ class StreamEngine:
             self._held[delivery] = None
             suspect = suspect or delivery.message.attempt >= SUSPECT_ATTEMPT
         self.buffer.extend(deliveries)
+        if self.stopping:
+            self._release_buffered(self.buffer)
+        self.careful = self.careful or suspect
         if suspect:
-            self._limit, self.low, self.careful = 1, 0, True
+            self._limit, self.low = 1, 0
         if self._tick is None:
             self._ticks.clear()
             self._tick = self.loop.call_later(lease / 16, self._on_tick)
@@ -293,27 +323,29 @@ class StreamEngine:
             self._isolate(delivery)
         return delivery
 
-    async def next(self, wanted: int = 1, deadline: float | None = None) -> Delivery | None:
+    async def next(
+        self, wanted: int = 1, deadline: float | None = None, *, ask: bool = True
+    ) -> Delivery | None:
         """Return the next message; ``None`` at the end, or at ``deadline`` (loop time).
 
         Args:
             wanted: How many the caller wants soon.
             deadline: When to stop waiting.
+            ask: Ask the broker even if ``deadline`` has passed, so that polling finds messages.
 
         Raises:
             Exception: What ended the stream, if it failed for good.
         """
         self.start()
-        assert self.loop is not None
         self._idle = False
         while not self.buffer:
-            if self.error is not None:
-                await self.close()
-                self.surface()
+            await self._raise_error()
             if self.stopping:
                 return None
-            if deadline is not None and self.loop.time() >= deadline:
+            assert self.loop is not None
+            if not ask and deadline is not None and self.loop.time() >= deadline:
                 return None
+            ask = False
             await self._wait(wanted, deadline)
         return self.pop()
 
@@ -344,14 +376,18 @@ class StreamEngine:
             return False
         self.hand.remove(delivery)
         delivery.detached = False
-        self.buffer.appendleft(delivery)
-        self.careful = self.careful or message.attempt >= SUSPECT_ATTEMPT
-        self._wake_caller()
+        self.put_back([delivery])
         return True
 
-    def put_back(self, deliveries: Iterable[Delivery]) -> None:
+    def put_back(self, deliveries: Sequence[Delivery]) -> None:
         """Put what was popped and not handed over back at the front."""
-        self.buffer.extendleft(reversed(list(deliveries)))
+        if self.stopping:
+            self._give_back(deliveries)
+            return
+        for delivery in reversed(deliveries):
+            self.buffer.appendleft(delivery)
+            self.careful = self.careful or delivery.message.attempt >= SUSPECT_ATTEMPT
+        self._wake_caller()
 
     def _wake_caller(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -361,9 +397,10 @@ class StreamEngine:
         """Hold nothing beside a message that may kill this process and so cost it attempts."""
         if delivery.message.attempt < SUSPECT_ATTEMPT:
             return
+        self._limit, self.low = 1, 0
         if self.capabilities.release:
-            self._give_back(self.buffer)
-            self.buffer.clear()
+            self._end_receive()
+            self._release_buffered(self.buffer)
         self.careful = bool(self.buffer)
 
     def _adapt(self) -> None:
@@ -387,6 +424,7 @@ class StreamEngine:
         self, delivery: Delivery, outcome: Outcome, delay: float = 0.0, reason: str = ""
     ) -> bool:
         """Record how ``delivery`` ended; returns True, since it was not settled before."""
+        self._check_loop()
         if outcome is not Outcome.ACK:
             self._check_supported(outcome, delay)
         self._forget(delivery, outcome)
@@ -398,8 +436,15 @@ class StreamEngine:
 
     async def flush(self) -> None:
         """Return once the broker has accepted everything recorded; raises what it refused."""
-        await self._outbox.flush()
+        if self in _live:
+            self._check_loop()
+            await self._outbox.flush()
         self.surface()
+
+    async def _raise_error(self) -> None:
+        if self.error is not None:
+            await self.close()
+            self.surface()
 
     def surface(self) -> None:
         """Raise what ended the stream, if it failed for good."""
@@ -437,15 +482,15 @@ class StreamEngine:
                 if outcome is Outcome.RELEASE:
                     self._outbox.add(Settlement(delivery, outcome))
 
-    def _release_buffered(self, deliveries: Sequence[Delivery]) -> None:
-        self._give_back(deliveries)
+    def _release_buffered(self, deliveries: Iterable[Delivery]) -> None:
         gone = set(deliveries)
+        self._give_back(d for d in self.buffer if d in gone)
         self.buffer = deque(d for d in self.buffer if d not in gone)
 
     def _drop_buffer(self) -> None:
         """Called when the connection is lost: its receipts may be void."""
-        self._give_back(self.buffer)
-        self.buffer.clear()
+        if self.capabilities.redelivery != "none":
+            self._release_buffered(self.buffer)
 
     def _lost_in_settle(self, settlement: Settlement) -> None:
         if settlement.outcome is not Outcome.RELEASE:
@@ -484,8 +529,10 @@ class StreamEngine:
         if recent == 0 and self.buffer and self._waiter is None:
             self._idle = True
             self._limit, self.low = 1, 0
-            self._release_buffered(list(self.buffer))
-        elif len(self.buffer) > 3 * recent + 1 and self._limit > 1:
+            self._end_receive()
+            self._release_buffered(self.buffer)
+        elif len(self.buffer) > 3 * recent + 1:
+            self._adapt()
             self._limit = max(1, recent)
             self.low = self._limit // 2
             self._release_buffered(list(self.buffer)[self._limit :])
@@ -510,25 +557,37 @@ class StreamEngine:
             self._extension = self.loop.create_task(self._send_extension(receiver, due))
 
     async def _send_extension(self, receiver: Receiver, due: list[Delivery]) -> None:
-        assert self.loop is not None
         try:
-            now = self.loop.time()
-            lost = await receiver.extend(due, receiver.lease or DEFAULT_LEASE)
-            for delivery in due:
-                delivery.deadline = now + (receiver.lease or DEFAULT_LEASE)
-            for delivery in lost:
-                if delivery in self._held:
-                    self._forget(delivery)
-                    with suppress(ValueError):
-                        self.buffer.remove(delivery)
-                    self._report_lost(delivery)
+            await self._extend_now(receiver, due)
         except TRANSIENT as error:
-            with suppress(*TRANSIENT):
-                await self._connection.recover(receiver, error)
+            await self._recover(receiver, error)
         except Exception as error:
             self._fail(error)
         finally:
             self._extension = None
+
+    async def _extend_now(self, receiver: Receiver, due: list[Delivery]) -> None:
+        assert self.loop is not None
+        lease = receiver.lease or DEFAULT_LEASE
+        ends = self.loop.time() + lease
+        lost = await receiver.extend(due, lease)
+        self._connection.confirm()
+        for delivery in due:
+            delivery.deadline = ends
+        for delivery in lost:
+            if delivery in self._held:
+                self._forget(delivery)
+                with suppress(ValueError):
+                    self.buffer.remove(delivery)
+                self._report_lost(delivery)
+
+    async def _recover(self, receiver: Receiver, error: BaseException) -> None:
+        try:
+            await self._connection.recover(receiver, error)
+        except TRANSIENT:
+            return  # the stream is closing
+        except Exception as refused:
+            self._fail(refused)
 
     def _log(self, level: int, text: str, message: Message) -> None:
         fields = {

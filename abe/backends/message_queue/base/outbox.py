@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from abe.backends.message_queue.base.connection import TRANSIENT, Connection
 from abe.backends.message_queue.base.message import Outcome
 from abe.backends.message_queue.base.receiver import SettleFailure, Settlement
+from abe.errors import ConnectionLostError
 
 __all__ = ["Outbox"]
 
@@ -47,7 +48,7 @@ class Outbox:
         self._pending.append(settlement)
         if settlement.outcome is not Outcome.ACK or len(self._pending) >= MAX_BATCH:
             self.send()
-        elif self._timer is None and self._sender is None:
+        elif self._timer is None and not self._sending:
             self._timer = asyncio.get_running_loop().call_later(MAX_WAIT, self.send)
 
     def send(self) -> None:
@@ -55,31 +56,44 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._pending and self._sender is None:
+        if self._pending and not self._sending:
             self._sender = asyncio.get_running_loop().create_task(self._run(), name="abe-settle")
+
+    async def close(self, timeout: float) -> None:
+        """Flush; what the broker has not accepted after ``timeout`` seconds is given up."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self.flush()
+        except TimeoutError:
+            if self._sender is not None:
+                self._sender.cancel()
+                await asyncio.wait([self._sender])
+            self._give_up(self._pending, f"the broker did not answer within {timeout:g} s")
+            self._pending.clear()
 
     async def flush(self) -> None:
         """Return once the broker has answered for everything recorded so far."""
         self.send()
-        while self._sender is not None:
+        while self._sender is not None and self._sending:
             await asyncio.wait([self._sender])
             self.send()
 
+    @property
+    def _sending(self) -> bool:
+        return self._sender is not None and not self._sender.done()
+
     async def _run(self) -> None:
-        try:
-            while self._pending:
-                batch = self._pending[:MAX_BATCH]
-                del self._pending[:MAX_BATCH]
-                try:
-                    retry = await self._send(batch)
-                except BaseException:
-                    self._pending[:0] = batch
-                    raise
-                if retry:
-                    self._pending[:0] = retry
-                    await asyncio.sleep(RETRY_DELAY)
-        finally:
-            self._sender = None
+        while self._pending:
+            batch = self._pending[:MAX_BATCH]
+            del self._pending[:MAX_BATCH]
+            try:
+                retry = await self._send(batch)
+            except BaseException:
+                self._pending[:0] = batch
+                raise
+            if retry:
+                self._pending[:0] = retry
+                await asyncio.sleep(RETRY_DELAY)
 
     async def _send(self, batch: list[Settlement]) -> list[Settlement]:
         """Settle ``batch`` and return what has to be tried again."""
@@ -90,11 +104,21 @@ class Outbox:
             except TRANSIENT as error:
                 await self._connection.recover(receiver, error)
                 return batch
+            self._connection.confirm()
+            return self._sort(failures)
+        except TRANSIENT as error:
+            self._give_up(batch, str(error))
         except Exception as error:
             logger.exception("settling %d deliveries failed for good", len(batch))
             self._on_failure(error)
-            return []
-        return self._sort(failures)
+        return []
+
+    def _give_up(self, settlements: Sequence[Settlement], reason: str) -> None:
+        """Called while closing. A release that never arrives does no harm: the lease lapses."""
+        count = sum(settlement.outcome is not Outcome.RELEASE for settlement in settlements)
+        if count:
+            text = f"closed with {count} settlements not delivered, those messages will come again"
+            self._on_failure(ConnectionLostError(f"{text}: {reason}"))
 
     def _sort(self, failures: Sequence[SettleFailure]) -> list[Settlement]:
         retry = []

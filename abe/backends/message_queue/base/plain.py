@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ from abe.backends.message_queue.base.receiver import (
     Settlement,
 )
 from abe.backends.message_queue.base.stream import MessageStream
+from abe.errors import ConnectionLostError
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol, MessageQueueMessage
 
 __all__ = ["backend_name", "open_stream"]
@@ -76,37 +77,43 @@ class _PlainReceiver:
     """Drives the iterator of a plain backend.
 
     With a prefetch of 1 the stream receives only when its caller asks for more, so the iterator
-    is resumed exactly then.
+    is resumed exactly then. One task runs it from its first step to its last, because what an
+    iterator holds across ``yield`` (a task group, a timeout, a context variable) may belong to
+    a task.
     """
 
     lease: float | None = None
 
     def __init__(self, source: Any) -> None:
         self._source = source
-        self._iterator: AsyncIterator[MessageQueueMessage] | None = None
-        self._next: asyncio.Task[MessageQueueMessage] | None = None
-        self._woken = asyncio.Event()
+        self._message: MessageQueueMessage | None = None
+        self._wanted = asyncio.Event()
+        self._news = asyncio.Event()
+        self._driver: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        source = self._source
-        if inspect.isawaitable(source):
-            source = await source
-        self._iterator = aiter(source)
+        if inspect.isawaitable(self._source):
+            self._source = await self._source
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
-        assert self._iterator is not None
-        if self._next is None:
-            self._next = asyncio.ensure_future(_advance(self._iterator))
-        woken = asyncio.ensure_future(self._woken.wait())
-        await asyncio.wait(
-            [self._next, woken], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-        )
-        woken.cancel()
-        self._woken.clear()
-        if not self._next.done():
-            return []
-        task, self._next = self._next, None
-        return [Delivery(_as_message(task.result()), None)]
+        if self._driver is None:
+            self._driver = asyncio.create_task(self._drive(), name="abe-iterate")
+            self._driver.add_done_callback(lambda _: self._news.set())
+        if self._message is None:
+            self._wanted.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._news.wait()
+        self._news.clear()
+        if self._message is not None:
+            message, self._message = self._message, None
+            return [Delivery(_as_message(message), None)]
+        if self._driver.cancelled():
+            raise ConnectionLostError("the backend's iterator was cancelled")
+        if self._driver.done():
+            self._driver.result()
+            raise EndOfStream
+        return []
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         return []
@@ -115,24 +122,33 @@ class _PlainReceiver:
         return []
 
     def wake(self) -> None:
-        self._woken.set()
+        self._news.set()
 
     async def aclose(self) -> None:
-        task, self._next = self._next, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
-        close = getattr(self._iterator, "aclose", None)
+        driver = self._driver
+        if driver is None:
+            await self._close_source()
+            return
+        if not driver.cancelling():  # asyncio.run() has cancelled it already when the loop ends
+            driver.cancel()
+        await asyncio.wait([driver])
+        if not driver.cancelled():
+            driver.result()
+
+    async def _drive(self) -> None:
+        try:
+            async for message in self._source:
+                self._message = message
+                self._wanted.clear()
+                self._news.set()
+                await self._wanted.wait()
+        finally:
+            await self._close_source()
+
+    async def _close_source(self) -> None:
+        close = getattr(self._source, "aclose", None)
         if close is not None:
             await close()
-
-
-async def _advance(iterator: AsyncIterator[MessageQueueMessage]) -> MessageQueueMessage:
-    try:
-        return await anext(iterator)
-    except StopAsyncIteration as end:
-        raise EndOfStream from end
 
 
 def _as_message(payload: MessageQueueMessage) -> Message:

@@ -107,5 +107,9 @@ class Receiver(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Give the connection back. Never settles anything; closing twice is fine."""
+        """Give the connection back. Never settles anything; closing twice is fine.
+
+        A `receive` that waits ends soon, empty or with `abe.errors.ConnectionLostError`: where
+        `settle` or `extend` found the connection broken, it is closed under a waiting `receive`.
+        """
         ...

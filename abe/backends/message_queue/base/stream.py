@@ -85,6 +85,7 @@ class MessageStream:
             AbeError: What ended the stream, if the broker refused it for good.
         """
         engine = self._engine
+        engine.start()
         if engine.hand:
             engine.resume()
         delivery = engine.pop() if engine.buffer else await engine.next()
@@ -112,8 +113,9 @@ class MessageStream:
         engine = self._engine
         engine.start()
         engine.resume()
-        assert engine.loop is not None
-        deadline = None if timeout is None else engine.loop.time() + timeout
+        deadline = None
+        if timeout is not None:
+            deadline = asyncio.get_running_loop().time() + timeout
         taken: list[Delivery] = []
         try:
             while len(taken) < n:
@@ -121,13 +123,16 @@ class MessageStream:
                 if quiet is not None and taken:
                     silence = asyncio.get_running_loop().time() + quiet
                     limit = silence if deadline is None else min(deadline, silence)
-                delivery = await engine.next(n - len(taken), limit)
+                delivery = await engine.next(n - len(taken), limit, ask=not taken)
                 if delivery is None:
                     break
                 taken.append(delivery)
         except BaseException:
             engine.put_back(taken)
             raise
+        if engine.closing:
+            engine.put_back(taken)
+            return []
         engine.hand.extend(taken)
         self._took = True
         return [delivery.message for delivery in taken]
@@ -172,7 +177,11 @@ class MessageStream:
 
     async def __aenter__(self) -> Self:
         """Connect; when it returns, the group exists."""
-        await self._engine.open()
+        try:
+            await self._engine.open()
+        except BaseException:  # then __aexit__ is not called
+            await self._engine.close()
+            raise
         return self
 
     async def __aexit__(
@@ -181,34 +190,40 @@ class MessageStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None and self._took:
-            self._engine.resume()
-        await self.aclose()
+        if kind is None:
+            if self._took:
+                self._engine.resume()
+            await self.aclose()
+            return
+        try:
+            await self.aclose()
+        except Exception:
+            # The exception of the block matters more; a cancellation must not be replaced.
+            logger.exception("closing a stream of backend %s failed", self._engine.backend)
 
     def __del__(self) -> None:
-        if sys.is_finalizing():
+        engine: StreamEngine | None = getattr(self, "_engine", None)
+        if engine is None or sys.is_finalizing():
             return
-        engine = self._engine
-        for delivery in engine.hand:
-            message = delivery.message
-            if message.outcome is None and not delivery.detached:
-                text = (
-                    f"a stream of backend {engine.backend!r} was dropped with message"
-                    f" {message.id} of key {message.key!r} unsettled; it will be delivered again."
-                    " Close streams with 'async with', and ack the last message before 'break'"
-                )
-                logger.warning(
-                    text,
-                    extra={
-                        "backend": engine.backend,
-                        "group": engine.group,
-                        "key": message.key,
-                        "id": message.id,
-                        "attempt": message.attempt,
-                    },
-                )
-                warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-        engine.abandon()
+        hand = [d.message for d in engine.hand if d.message.outcome is None and not d.detached]
+        engine.abandon()  # first: warnings may be errors
+        for message in hand:
+            text = (
+                f"a stream of backend {engine.backend!r} was dropped with message"
+                f" {message.id} of key {message.key!r} unsettled; it will be delivered again."
+                " Close streams with 'async with', and ack the last message before 'break'"
+            )
+            logger.warning(
+                text,
+                extra={
+                    "backend": engine.backend,
+                    "group": engine.group,
+                    "key": message.key,
+                    "id": message.id,
+                    "attempt": message.attempt,
+                },
+            )
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     @property
     def closed(self) -> bool:

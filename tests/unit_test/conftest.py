@@ -1,0 +1,599 @@
+"""Fixtures of the unit tests: an event loop on a virtual clock, and a scripted broker."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import selectors
+from collections import defaultdict, deque
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+
+from abe.backends.message_queue.base import (
+    Capabilities,
+    Delivery,
+    EndOfStream,
+    Message,
+    MessageStream,
+    SettleFailure,
+    Settlement,
+    engine,
+)
+from abe.errors import ConnectionLostError
+
+T = TypeVar("T")
+
+START = 1000.0
+PATIENCE = 5.0
+"""Real seconds to wait for another thread when nothing else can happen."""
+END_OF_TIME = START + 1_000_000.0
+MAX_TURNS = 100_000
+"""Turns of the loop in which no time passes."""
+
+
+class Deadlock(Exception):
+    """Nothing will ever happen any more."""
+
+
+class _Selector(selectors.DefaultSelector):
+    """Lets virtual time pass instead of waiting."""
+
+    loop: VirtualLoop
+    turns = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        self.turns += 1
+        if self.turns > MAX_TURNS:
+            raise Deadlock("busy for ever")
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        self.turns = 0
+        if timeout is not None:
+            self.loop.pass_time(timeout)
+            return ready
+        ready = super().select(PATIENCE)
+        if not ready:
+            raise Deadlock("nothing is scheduled")
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer as soon as nothing else is to be done."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.problems: list[str] = []
+        selector = _Selector()
+        selector.loop = self
+        super().__init__(selector)
+        self.set_exception_handler(self._note)
+
+    def time(self) -> float:
+        return self.now
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now > END_OF_TIME:
+            raise Deadlock("waiting for ever")
+
+    def timers(self) -> list[asyncio.TimerHandle]:
+        """Timers that would still fire."""
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        return [timer for timer in scheduled if not timer.cancelled()]
+
+    def _note(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.problems.append(f"{context['message']}: {context.get('exception')!r}")
+
+
+class VirtualRun:
+    """Runs a coroutine as `asyncio.run` does, on a `VirtualLoop`, and checks what it leaves."""
+
+    def __call__(self, main: Coroutine[Any, Any, T], *, debug: bool = True, tidy: bool = True) -> T:
+        """Run ``main``.
+
+        Args:
+            main: The test.
+            debug: Whether the loop is in debug mode.
+            tidy: Whether it must have ended every task and timer by itself.
+        """
+        with asyncio.Runner(loop_factory=VirtualLoop, debug=debug) as runner:
+            loop = runner.get_loop()
+            assert isinstance(loop, VirtualLoop)
+            result = runner.run(self._checked(main, loop) if tidy else main)
+        gc.collect()
+        assert loop.problems == []
+        assert not [e for e in engine._live if e.loop is loop], "an engine outlived its loop"
+        return result
+
+    async def _checked(self, main: Coroutine[Any, Any, T], loop: VirtualLoop) -> T:
+        result = await main
+        for _ in range(3):
+            await asyncio.sleep(0)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not tasks, f"left behind: {tasks}"
+        assert not loop.timers(), f"left behind: {loop.timers()}"
+        return result
+
+
+@dataclass
+class Fault:
+    """What happens to one call of a receiver.
+
+    Attributes:
+        delay: Seconds before the broker hears of it.
+        error: Raised instead of doing it.
+        late: Do it, and then raise: the broker's answer is what got lost.
+        answer: Seconds from the broker's doing it to its answer.
+    """
+
+    delay: float = 0.0
+    error: BaseException | None = None
+    late: bool = False
+    answer: float = 0.0
+
+
+@dataclass(eq=False)
+class Record:
+    """A published message, and what became of it in the group."""
+
+    seq: int
+    key: str
+    payload: dict[str, Any]
+    failed: int = 0
+    """Deliveries that counted."""
+    deliveries: int = 0
+    due: float = 0.0
+    outcome: str = ""
+    lease: Lease | None = None
+    outcomes: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Lease:
+    """A record in a consumer's hands; the receipt of its delivery."""
+
+    record: Record
+    owner: ScriptedReceiver
+    ends: float
+    attempt: int
+    answered: bool = False
+    disturbed: bool = False
+    """Whether the script took it away."""
+    message: Message | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a receiver's method."""
+
+    time: float
+    method: str
+    receiver: int
+    detail: tuple[Any, ...] = ()
+
+
+class Broker:
+    """One group of a broker that does as the test says, and checks who calls it.
+
+    Args:
+        lease: Seconds after which it redelivers; ``None`` = when the connection closes.
+        bound: Whether receipts die with their connection.
+        capabilities: Declared besides ``lease``; by default, everything with exact attempts.
+    """
+
+    def __init__(
+        self, *, lease: float | None = 30.0, bound: bool = False, **capabilities: Any
+    ) -> None:
+        declared: dict[str, Any] = {
+            "groups": True,
+            "redelivery": "message",
+            "release": True,
+            "reject": True,
+            "attempts": "exact",
+            "nack_delay": math.inf,
+            **capabilities,
+        }
+        self.capabilities = Capabilities(lease=lease, **declared)
+        self.lease = lease
+        self.bound = bound
+        self.records: list[Record] = []
+        self._open: dict[int, Record] = {}
+        self.receivers: list[ScriptedReceiver] = []
+        self.calls: list[Call] = []
+        self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
+        self.refuse: Callable[[Settlement], Exception | None] = lambda settlement: None
+        self.down: Exception | None = None
+        self.ended = False
+        self.latency = 0.0
+        self.cancellable = False
+        self.violations: list[str] = []
+
+    # -- for the test ----------------------------------------------------------------------
+
+    def stream(self, **options: Any) -> MessageStream:
+        options.setdefault("max_hold", 900.0)
+        return MessageStream(
+            self.receiver, capabilities=self.capabilities, backend="scripted", **options
+        )
+
+    def receiver(self) -> ScriptedReceiver:
+        receiver = ScriptedReceiver(self, len(self.receivers))
+        self.receivers.append(receiver)
+        return receiver
+
+    def fault(self, method: str, *, times: int = 1, **fault: Any) -> None:
+        """Let the next calls of a method go wrong; see `Fault`."""
+        self.faults[method].extend([Fault(**fault)] * times)
+
+    def publish(self, count: int = 1, key: str = "k") -> list[Record]:
+        first = len(self.records)
+        new = [Record(first + n, key, {"n": first + n}) for n in range(count)]
+        self.records += new
+        self._open |= {record.seq: record for record in new}
+        self.notify()
+        return new
+
+    def cut(self, down: Exception | None = None) -> None:
+        """Break every connection; with ``down``, refuse new ones until it is set to None."""
+        self.down = down
+        for receiver in self.receivers:
+            if receiver.opened and not receiver.closed:
+                receiver.broken = True
+                self._let_go(receiver)
+        self.notify()
+
+    def expire(self, *records: Record) -> None:
+        """Let leases lapse now, as if time had passed."""
+        for record in records:
+            if record.lease is not None:
+                record.lease.disturbed = True
+                self._lapse(record)
+        self.notify()
+
+    def called(self, *methods: str) -> list[Call]:
+        return [call for call in self.calls if call.method in methods]
+
+    def settled(self, outcome: str) -> list[int]:
+        """Numbers of the messages settled so, in the order the broker heard of it."""
+        return [n for call in self.called("settle") for n, o in call.detail if o == outcome]
+
+    def extended(self) -> list[int]:
+        return sorted({n for call in self.called("extend") for n in call.detail})
+
+    def leased(self) -> list[int]:
+        self.advance()
+        return [record.seq for record in self._open.values() if record.lease is not None]
+
+    def unsettled(self) -> list[int]:
+        return list(self._open)
+
+    def acked(self) -> list[int]:
+        return [record.seq for record in self.records if record.outcome == "ack"]
+
+    def check(self) -> None:
+        """Assert that the contract of `Receiver` was kept and nothing is left open."""
+        assert self.violations == []
+        still_open = [r.number for r in self.receivers if r.opened and not r.closed]
+        assert not still_open, f"receivers never closed: {still_open}"
+
+    # -- the model -------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def notify(self) -> None:
+        for receiver in self.receivers:
+            receiver.look_again()
+
+    def advance(self) -> None:
+        for record in self._open.values():
+            if record.lease is not None and record.lease.ends <= self.now:
+                self._lapse(record)
+
+    def due(self) -> float:
+        """When something becomes ready by itself."""
+        times = [r.lease.ends if r.lease is not None else r.due for r in self._open.values()]
+        return min((t for t in times if t > self.now), default=math.inf)
+
+    def take(self, limit: int, owner: ScriptedReceiver) -> list[Lease]:
+        self.advance()
+        leases: list[Lease] = []
+        blocked: set[str] = set()
+        ordered = self.capabilities.ordering == "key"
+        if ordered:
+            blocked = {r.key for r in self._open.values() if r.lease is not None}
+        for record in self._open.values():
+            if len(leases) == limit:
+                break
+            if record.lease is not None or record.key in blocked:
+                continue
+            if record.due > self.now:
+                if ordered:
+                    blocked.add(record.key)
+                continue
+            leases.append(self._lend(record, owner))
+        return leases
+
+    def _lend(self, record: Record, owner: ScriptedReceiver) -> Lease:
+        upper = self.capabilities.attempts == "upper"
+        counted = record.deliveries if upper else record.failed
+        attempt = 1 if self.capabilities.attempts == "none" else counted + 1
+        ends = self.now + self.lease if self.lease is not None else math.inf
+        record.deliveries += 1
+        record.lease = Lease(record, owner, ends, attempt)
+        return record.lease
+
+    def settle(self, settlement: Settlement, owner: ScriptedReceiver) -> bool:
+        """Apply a settlement; False if the delivery is lost."""
+        lease: Lease = settlement.delivery.receipt
+        record = lease.record
+        if record.lease is not lease or (self.bound and lease.owner is not owner):
+            return False
+        record.lease = None
+        record.outcomes.append(settlement.outcome.value)
+        if settlement.outcome in ("ack", "reject"):
+            record.outcome = settlement.outcome.value
+            del self._open[record.seq]
+        elif settlement.outcome == "nack":
+            record.failed += 1
+            record.due = self.now + settlement.delay
+        else:
+            assert settlement.outcome == "release"
+            assert self.capabilities.release
+        return True
+
+    def _lapse(self, record: Record) -> None:
+        record.lease = None
+        record.failed += 1
+        record.outcomes.append("lapsed")
+
+    def _let_go(self, receiver: ScriptedReceiver) -> None:
+        """The connection is gone: what the broker had lent to it alone comes back."""
+        if self.bound or self.lease is None:
+            for record in self._open.values():
+                if record.lease is not None and record.lease.owner is receiver:
+                    record.lease.disturbed = True
+                    self._lapse(record)
+
+
+class ScriptedReceiver:
+    """A `Receiver` of a `Broker`; every call is recorded, and every misuse."""
+
+    def __init__(self, broker: Broker, number: int) -> None:
+        self.lease = broker.lease
+        self.broker = broker
+        self.number = number
+        self.opened = False
+        self.closed = False
+        self.broken = False
+        self.receiving = False
+        self._woken = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        self._note("open")
+        if self.opened:
+            self._violated("opened twice")
+        await self._call("open")
+        if self.broker.down is not None:
+            raise self.broker.down
+        self.opened = True
+
+    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
+        self._note("receive", max_messages, timeout)
+        if self.receiving:
+            self._violated("receive called while it runs")
+        if max_messages < 1:
+            self._violated(f"receive({max_messages})")
+        self.receiving = True
+        try:
+            fault = await self._call("receive")
+            leases = await self._wait_for_messages(max_messages, timeout)
+            await self._answer(fault)
+            return [_deliver(lease) for lease in leases]
+        except asyncio.CancelledError:
+            if not self.broker.cancellable:
+                self._violated("receive cancelled")
+            raise
+        finally:
+            self.receiving = False
+
+    async def _wait_for_messages(self, limit: int, timeout: float) -> list[Lease]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            self._check_connection()
+            if self._woken or loop.time() >= deadline:
+                self._woken = False
+                return []
+            if leases := self.broker.take(limit, self):
+                return leases
+            if self.broker.ended:
+                raise EndOfStream
+            self._waiting = loop.create_future()
+            timer = loop.call_at(min(deadline, self.broker.due()), self.look_again)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
+                self._waiting = None
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
+        self._note("settle", *((s.delivery.receipt.record.seq, s.outcome) for s in settlements))
+        for settlement in settlements:
+            if settlement.delivery.receipt.answered:
+                self._violated(f"settled twice: {settlement.delivery.receipt.record}")
+        fault = await self._call("settle")
+        failures = []
+        for settlement in settlements:
+            error = self.broker.refuse(settlement)
+            if error is not None or not self.broker.settle(settlement, self):
+                failures.append(SettleFailure(settlement, error))
+        self.broker.notify()
+        await self._answer(fault)
+        refused = [f.settlement.delivery.receipt for f in failures if f.error is not None]
+        for settlement in settlements:
+            settlement.delivery.receipt.answered = settlement.delivery.receipt not in refused
+        return failures
+
+    async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
+        self._note("extend", *(d.receipt.record.seq for d in deliveries))
+        fault = await self._call("extend")
+        self.broker.advance()
+        lost = []
+        for delivery in deliveries:
+            lease = delivery.receipt
+            moved = self.broker.bound and lease.owner is not self
+            if lease.record.lease is not lease or moved:
+                lost.append(delivery)
+            else:
+                lease.ends = self.broker.now + seconds
+        await self._answer(fault)
+        return lost
+
+    def wake(self) -> None:
+        self._note("wake")
+        self._woken = True
+        self.look_again()
+
+    async def aclose(self) -> None:
+        self._note("aclose", allowed=True)
+        if not self.closed:
+            self.closed = True
+            await self._call("aclose")
+            self.broker._let_go(self)
+            self.broker.notify()
+
+    def look_again(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _note(self, method: str, *detail: Any, allowed: bool = False) -> None:
+        self.broker.calls.append(Call(self.broker.now, method, self.number, detail))
+        if self.closed and not allowed:
+            self._violated(f"{method} after aclose")
+        if not self.opened and method not in ("open", "aclose"):
+            self._violated(f"{method} before open")
+
+    def _violated(self, what: str) -> None:
+        self.broker.violations.append(f"receiver {self.number}: {what}")
+
+    async def _call(self, method: str) -> Fault:
+        """Reach the broker, unless the script says otherwise."""
+        faults = self.broker.faults[method]
+        fault = faults.popleft() if faults else Fault()
+        if delay := fault.delay + self.broker.latency:
+            await asyncio.sleep(delay)
+        if fault.error is not None and not fault.late:
+            raise fault.error
+        self._check_connection()
+        return fault
+
+    async def _answer(self, fault: Fault) -> None:
+        if fault.answer:
+            await asyncio.sleep(fault.answer)
+        if fault.late and fault.error is not None:
+            raise fault.error
+
+    def _check_connection(self) -> None:
+        if self.broken or (self.closed and self.receiving):
+            raise ConnectionLostError("connection reset by the script")
+
+
+def _deliver(lease: Lease) -> Delivery:
+    record = lease.record
+    lease.message = Message(
+        record.payload, f"id-{record.seq}", record.key, 1.7e9 + record.seq, lease.attempt
+    )
+    return Delivery(lease.message, lease)
+
+
+class Interrupted:
+    """Awaits a coroutine and cancels the task at its ``k``-th suspension.
+
+    Args:
+        main: The coroutine.
+        k: At which suspension, from 1.
+        late: Cancel when what the task waits for is already there, not at once.
+    """
+
+    def __init__(self, main: Coroutine[Any, Any, Any], k: int, *, late: bool = False) -> None:
+        self._main = main
+        self._k = k
+        self._late = late
+        self.suspensions = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        thrown: BaseException | None = None
+        while True:
+            try:
+                waiting = self._main.send(None) if thrown is None else self._main.throw(thrown)
+            except StopIteration as end:
+                return end.value
+            thrown = None
+            self.suspensions += 1
+            if self.suspensions == self._k:
+                if self._late and isinstance(waiting, asyncio.Future):
+                    waiting.add_done_callback(lambda _: task.cancel())
+                else:
+                    task.cancel()
+            try:
+                yield waiting
+            except BaseException as error:
+                thrown = error
+
+
+class Toolbox:
+    """Everything above, for tests that make their own brokers and loops."""
+
+    broker = Broker
+    fault = Fault
+    interrupted = Interrupted
+    loop = VirtualLoop
+    run = VirtualRun()
+
+    @staticmethod
+    async def drain(broker: Broker, patience: float = 120.0) -> list[int]:
+        """Consume and ack everything that the broker still has, or gets back in time."""
+        received = []
+        async with broker.stream() as stream:
+            while messages := await stream.take(100, patience):
+                received += [message["n"] for message in messages]
+        return received
+
+    @staticmethod
+    async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+        """Cancel tasks and wait for them."""
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture(scope="session")
+def tools() -> type[Toolbox]:
+    """Brokers, faults and virtual loops; see `Toolbox`."""
+    return Toolbox
+
+
+@pytest.fixture
+def run() -> VirtualRun:
+    """Run a coroutine on a virtual clock; no task, timer or unseen error may be left."""
+    return VirtualRun()
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    """A scripted broker whose receivers must have been used as the contract says."""
+    broker = Broker()
+    yield broker
+    broker.check()
