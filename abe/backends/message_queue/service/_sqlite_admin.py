@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -194,34 +194,30 @@ def delete_group(c: sqlite3.Connection, group: ConsumerGroup) -> None:
     )
 
 
-def purge(
-    c: sqlite3.Connection, group: ConsumerGroup, matches: Callable[[str], bool], now: float
-) -> int:
+def purge(c: sqlite3.Connection, group: ConsumerGroup, keys: KeyFilter, now: float) -> int:
     """Drop what waits for ``group``; with no group at all, what is retained."""
     gid = gid_of(c, group)
     if gid is not None:
         advance(c, gid, now)
-        gone = [*_drop_new(c, gid, matches, now), *_drop_waiting(c, gid, matches)]
+        gone = [*_drop_new(c, gid, keys, now), *_drop_waiting(c, gid, keys)]
         forget(c, gone)
         return len(gone)
     if c.execute("SELECT 1 FROM groups").fetchone() is not None:
         return 0
     rows = c.execute("SELECT seq, key FROM messages").fetchall()
-    retained = [(seq,) for seq, key in rows if matches(key)]
+    retained = [(seq,) for seq, key in rows if keys.matches(key)]
     c.executemany("DELETE FROM messages WHERE seq = ?", retained)
     return len(retained)
 
 
-def _drop_new(
-    c: sqlite3.Connection, gid: int, matches: Callable[[str], bool], now: float
-) -> list[int]:
+def _drop_new(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> list[int]:
     """Drop what the group has not looked at; keep, as looked at, what does not match."""
     new = (
         "FROM messages WHERE visible IS NOT NULL"
         " AND seq > (SELECT cursor FROM groups WHERE gid = ?)"
     )
     rows = c.execute(f"SELECT seq, key, visible {new}", (gid,)).fetchall()
-    kept = [row for row in rows if not matches(row[1])]
+    kept = [row for row in rows if not keys.matches(row[1])]
     c.executemany(
         "INSERT INTO ready VALUES (?, ?, ?, 0)",
         [(gid, seq, key) for seq, key, visible in kept if visible <= now],
@@ -235,19 +231,18 @@ def _drop_new(
         " WHERE gid = ?",
         (gid,),
     )
-    return [seq for seq, key, _ in rows if matches(key)]
+    return [seq for seq, key, _ in rows if keys.matches(key)]
 
 
-def _drop_waiting(c: sqlite3.Connection, gid: int, matches: Callable[[str], bool]) -> list[int]:
+def _drop_waiting(c: sqlite3.Connection, gid: int, keys: KeyFilter) -> list[int]:
     gone: list[int] = []
-    for key in ready_keys(c, gid):
-        if matches(key):
-            chosen = "FROM ready WHERE gid = ? AND key = ?"
-            gone += (seq for (seq,) in c.execute(f"SELECT seq {chosen}", (gid, key)))
-            c.execute(f"DELETE {chosen}", (gid, key))
+    chosen = "FROM ready WHERE gid = ? AND key = ?"
+    for key in set(ready_keys(c, gid, keys)):
+        gone += (seq for (seq,) in c.execute(f"SELECT seq {chosen}", (gid, key)))
+        c.execute(f"DELETE {chosen}", (gid, key))
     late = c.execute(
         "SELECT seq, m.key FROM delayed JOIN messages m USING (seq) WHERE gid = ?", (gid,)
     ).fetchall()
-    dropped = [seq for seq, key in late if matches(key)]
+    dropped = [seq for seq, key in late if keys.matches(key)]
     c.executemany("DELETE FROM delayed WHERE gid = ? AND seq = ?", [(gid, s) for s in dropped])
     return gone + dropped

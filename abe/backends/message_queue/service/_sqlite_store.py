@@ -8,7 +8,8 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, count, islice
 from typing import NamedTuple
 
@@ -28,6 +29,13 @@ SUSPECT_ATTEMPT = 3
 """From this attempt on a message is handed out alone: it may be what kills its consumers."""
 SCAN_LIMIT = 10_000
 """Most new messages that one claim looks at, so that it does not hold up other processes."""
+
+MANY_KEYS = 64
+"""With more matching keys ready than this, the backlog is read in order and filtered."""
+FIRST_CHARACTER = "!"
+AFTER_DOT = "/"
+AFTER_ALL_KEYS = "\U0010ffff" * 51
+"""Bounds of ranges of keys: what no key holds, or is longer than any."""
 
 Row = tuple[str, str, str, str | None, float]
 
@@ -154,8 +162,8 @@ def glance(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> Noth
     due = min((d for d in (lapse, delay) if d is not None), default=None)
     if news or (due is not None and due <= now):
         return None
-    waiting = any(keys.matches(key) for key in ready_keys(c, gid))
-    return None if waiting else Nothing(due)
+    with closing(ready_keys(c, gid, keys)) as waiting:
+        return Nothing(due) if next(waiting, None) is None else None
 
 
 def claim(
@@ -200,25 +208,52 @@ def ready(
     c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int
 ) -> list[tuple[int, str, int]]:
     """Return (seq, key, attempts) of ready messages that pass the filter, in publish order."""
+    query = "SELECT seq, key, attempts FROM ready WHERE gid = ? {} ORDER BY seq"
     if not keys:
-        query = "SELECT seq, key, attempts FROM ready WHERE gid = ? ORDER BY seq LIMIT ?"
-        return c.execute(query, (gid, limit)).fetchall()
-    query = "SELECT seq, key, attempts FROM ready WHERE gid = ? AND key = ? ORDER BY seq"
-    cursors = [c.execute(query, (gid, key)) for key in ready_keys(c, gid) if keys.matches(key)]
-    found = list(islice(heapq.merge(*cursors), limit))
+        return c.execute(query.format("") + " LIMIT ?", (gid, limit)).fetchall()
+    with closing(ready_keys(c, gid, keys)) as waiting:
+        matching = set(islice(waiting, MANY_KEYS + 1))
+    if len(matching) > MANY_KEYS:
+        cursors = [c.execute(query.format(""), (gid,))]
+        found = list(islice((row for row in cursors[0] if keys.matches(row[1])), limit))
+    else:
+        cursors = [c.execute(query.format("AND key = ?"), (gid, key)) for key in matching]
+        found = list(islice(heapq.merge(*cursors), limit))
     for cursor in cursors:
         cursor.close()
     return found
 
 
-def ready_keys(c: sqlite3.Connection, gid: int) -> list[str]:
-    """Return the distinct keys of ready messages, one index look-up each."""
+def ready_keys(c: sqlite3.Connection, gid: int, keys: KeyFilter) -> Generator[str, None, None]:
+    """Yield the keys of ready messages that pass, by one look-up in the index each.
+
+    A key that several patterns match may come several times.
+    """
     query = (
-        "WITH RECURSIVE k(key) AS (SELECT min(key) FROM ready WHERE gid = :gid"
-        " UNION ALL SELECT (SELECT min(key) FROM ready WHERE gid = :gid AND key > k.key) FROM k"
-        " WHERE k.key IS NOT NULL) SELECT key FROM k WHERE key IS NOT NULL"
+        "WITH RECURSIVE k(key) AS ("
+        " SELECT min(key) FROM ready WHERE gid = :gid AND key >= :low AND key < :high"
+        " UNION ALL SELECT (SELECT min(key) FROM ready"
+        " WHERE gid = :gid AND key > k.key AND key < :high) FROM k WHERE k.key IS NOT NULL"
+        ") SELECT key FROM k WHERE key IS NOT NULL"
     )
-    return [key for (key,) in c.execute(query, {"gid": gid})]
+    for low, high in _ranges(keys.patterns):
+        # An open cursor would hold on to an old state of the file.
+        with closing(c.execute(query, {"gid": gid, "low": low, "high": high})) as rows:
+            yield from (key for (key,) in rows if keys.matches(key))
+
+
+def _ranges(patterns: Sequence[str]) -> set[tuple[str, str]]:
+    """Return ranges that hold every key that matches: what stands before the first wildcard."""
+    ranges = set()
+    for pattern in patterns or ("**",):
+        literal, wildcard, _ = pattern.partition("*")
+        if not wildcard:
+            ranges.add((pattern, pattern + FIRST_CHARACTER))
+        elif not literal:
+            ranges.add(("", AFTER_ALL_KEYS))
+        else:
+            ranges.add((literal, literal[:-1] + AFTER_DOT))
+    return ranges
 
 
 def _take_ready(

@@ -236,9 +236,7 @@ class SQLiteBackend(BaseBackend):
         self._check_open()
         validate_group(group)
         chosen = KeyFilter(keys)
-        return await self._worker.transact(
-            lambda c: admin.purge(c, group, chosen.matches, self.now())
-        )
+        return await self._worker.transact(lambda c: admin.purge(c, group, chosen, self.now()))
 
     async def ping(self, timeout: float = 5.0) -> None:
         """Return once the file has answered.
