@@ -12,7 +12,7 @@ from abe.backends.message_queue.client import aconnect
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.errors import ConfigurationError
 from abe.sync.aio import AsyncView
-from abe.sync.bulk import publish_in_chunks
+from abe.sync.bulk import check_all, first_chunk, publish_in_chunks
 from abe.sync.feed import Feed
 from abe.sync.home import Home, place_of
 from abe.sync.iterator import SyncBatch, SyncStream
@@ -157,7 +157,8 @@ class SyncBackend:
         Args:
             items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
             key: Routing key of all of them.
-            progress: Called in this thread with the number published so far, now and then.
+            progress: Called in this thread with the number published so far, now and then. After
+                an interrupt it is told the exact number, before that is raised.
 
         Returns:
             How many were published.
@@ -173,9 +174,10 @@ class SyncBackend:
         publish = self._home.backend.publish_many
         if progress is None:
             return self._call(publish(listed, key=key))
-        return publish_in_chunks(
-            lambda chunk: self._call(publish(chunk, key=key)), listed, key, progress
-        )
+        check_all(listed, key)
+        send = partial(publish, key=key)
+        first = first_chunk(self.capabilities)
+        return publish_in_chunks(self._call, send, listed, progress, first=first)
 
     # -- consuming -------------------------------------------------------------------------
 

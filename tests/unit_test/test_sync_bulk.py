@@ -1,0 +1,85 @@
+"""Publishing in chunks: what an interrupt leaves behind is counted exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Self
+
+import pytest
+
+import abe
+from abe.sync import bulk
+from abe.sync.portal import get_portal
+
+ITEMS: list[dict[str, Any]] = [{"n": n} for n in range(2000)]
+
+
+class Backend:
+    """Publishes one by one; interrupts the main thread after some of them."""
+
+    def __init__(self, interrupt_after: int, then: Callable[[], Any]) -> None:
+        self.sent = 0
+        self._interrupt_after = interrupt_after
+        self._then = then
+
+    async def publish(self, key: str, payload: Any) -> None:
+        if self.sent == self._interrupt_after:
+            signal.raise_signal(signal.SIGINT)
+            await self._then()
+        self.sent += 1
+
+    def consume(self, *, group: str | None = None) -> AsyncIterator[Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def from_env(cls) -> Self:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("after", [0, 1, 777])
+def test_an_interrupt_lets_the_chunk_on_its_way_finish(after: int) -> None:
+    async def later() -> None:
+        await asyncio.sleep(0.01)  # in which the cancellation comes, and is to change nothing
+
+    told: list[int] = []
+    backend = Backend(after, later)
+    with abe.connect(backend) as queue, pytest.raises(KeyboardInterrupt) as caught:
+        queue.publish_many(ITEMS, key="k", progress=told.append)
+    assert after < told[-1] == backend.sent < len(ITEMS)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "GRACE", 0.01)
+    told: list[int] = []
+    backend = Backend(0, asyncio.Event().wait)
+    with abe.connect(backend) as queue, pytest.raises(KeyboardInterrupt) as caught:
+        queue.publish_many(ITEMS, key="k", progress=told.append)
+    assert told == [0]
+    assert caught.value.__notes__ == ["up to 1 more may have been published"]
+
+
+def test_chunks_grow_where_publishing_is_fast() -> None:
+    sizes: list[int] = []
+
+    async def send(chunk: Sequence[Any]) -> int:
+        sizes.append(len(chunk))
+        return len(chunk)
+
+    told: list[int] = []
+    portal = get_portal()
+    total = bulk.publish_in_chunks(portal.call, send, range(20_000), told.append, first=1)
+    assert total == told[-1] == sum(sizes) == 20_000
+    assert sizes[0] == 1
+    assert max(sizes) <= bulk.LARGEST
+    assert len(sizes) < 100
+
+
+def test_what_the_callback_raises_is_raised() -> None:
+    def fail(done: int) -> None:
+        raise ZeroDivisionError
+
+    with abe.connect("memory") as queue, pytest.raises(ZeroDivisionError):
+        queue.publish_many(ITEMS, key="k", progress=fail)
