@@ -84,7 +84,7 @@ class Store:
         self.listeners: set[asyncio.Event] = set()
         self._offset = 0.0
         if not can.backlog:
-            for name in GROUPS:
+            for name in GROUPS if can.groups else (None,):
                 self.groups[name] = Group(name)
         self._ids = itertools.count(1)
 

@@ -151,10 +151,22 @@ class Trial:
     async def send(
         self, count: int, key: str = "orders", *, start: int = 0, backend: Any = None
     ) -> list[dict[str, Any]]:
-        """Publish ``{"n": start}``, ``{"n": start + 1}`` … and return them."""
+        """Publish ``{"n": start}``, ``{"n": start + 1}`` … under one key and return them."""
         payloads = [{"n": n} for n in range(start, start + count)]
         for payload in payloads:
             await self.publish(payload, key, backend=backend)
+        return payloads
+
+    async def spread(
+        self, count: int, *, start: int = 0, backend: Any = None
+    ) -> list[dict[str, Any]]:
+        """Publish the same, each under a key of its own: for consumers that hold several.
+
+        Ordered per key, the next message of a key would not be handed out meanwhile.
+        """
+        payloads = [{"n": n} for n in range(start, start + count)]
+        for payload in payloads:
+            await self.publish(payload, f"key.{payload['n']}", backend=backend)
         return payloads
 
     # -- receiving -------------------------------------------------------------------------
@@ -266,20 +278,18 @@ class Trial:
         what = what or "what was published"
         arrived: list[Message] = []
         patience = self.harness.patience
-        while len(arrived) < len(expected):
+        while len(arrived) <= len(expected):
+            complete = len(arrived) == len(expected)
+            # One by one, because each request acks what was taken before it.
             more = await self.within(
-                stream.take(len(expected) - len(arrived), timeout=patience),
+                stream.take(1, timeout=self.harness.quiet if complete else patience),
                 f"take() of {what}",
                 patience + 2,
             )
-            self._arrived += more
-            arrived += more
             if not more:
                 break
-        if len(arrived) == len(expected):
-            arrived += await self.within(
-                stream.take(1, timeout=self.harness.quiet), "take() to return"
-            )
+            self._arrived += more
+            arrived += more
         exactly(arrived, expected, what, ordered=ordered)
         return arrived
 

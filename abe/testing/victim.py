@@ -16,7 +16,7 @@ from abe.backends.message_queue.loader import load_backend
 
 async def consume(name: str, group: str, count: str) -> None:
     """Hold messages until killed."""
-    stream = open_stream(load_backend(name), group=json.loads(group))
+    stream = open_stream(load_backend(name), group=json.loads(group), prefetch=1)
     held: list[Message] = []
     while len(held) < int(count):
         message = await anext(stream)

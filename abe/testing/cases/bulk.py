@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from abe.errors import AbeError, InvalidKeyError, PayloadError, PublishError
 from abe.testing.base import ContractBase
 from abe.testing.case import case
@@ -51,7 +53,7 @@ class BulkCases(ContractBase):
     async def test_publish_many_reports_exactly(self, trial: Trial) -> None:
         """If not all is accepted, PublishError tells exactly which items were and which not."""
         backend = await trial.make("make_bounded", CAPACITY)
-        items = [{"n": n} for n in range(2 * CAPACITY)]
+        items = [_bulky(n) for n in range(2 * CAPACITY)]
         error = None
         try:
             await trial.within(backend.publish_many(items, key="orders"), "publish_many()")
@@ -77,11 +79,11 @@ class BulkCases(ContractBase):
         error = None
         for n in range(20 * CAPACITY):
             try:
-                await trial.within(backend.publish("orders", {"n": n}), "publish()")
+                await trial.within(backend.publish("orders", _bulky(n)), "publish()")
             except PublishError as raised:
                 error = raised
                 break
-            accepted.append({"n": n})
+            accepted.append(_bulky(n))
         check(error is not None, f"a broker for {CAPACITY} messages accepted {len(accepted)}")
         assert error is not None
         check(len(str(error)) > 10, f"PublishError should say why, but reads {str(error)!r}")
@@ -101,3 +103,8 @@ class BulkCases(ContractBase):
             check(len(str(error)) > 10, f"the error should say what is wrong, not {str(error)!r}")
         else:
             raise AssertionError("publish() returned although the broker cannot be reached")
+
+
+def _bulky(n: int) -> dict[str, Any]:
+    """Return a payload that fills a broker which counts bytes."""
+    return {"n": n, "filler": "x" * 1000}

@@ -81,7 +81,7 @@ class DeliveryCases(ContractBase):
     async def test_competing_consumers_never_share(self, trial: Trial) -> None:
         """Within a group each message goes to one consumer, and none to nobody."""
         async with trial.stream() as first, trial.stream() as second:
-            sent = await trial.send(20)
+            sent = await trial.spread(20)
             await trial.share([first, second], sent, "what two consumers of one group received")
 
     @case(hooks=["reopen"])

@@ -119,8 +119,8 @@ class InspectionCases(ContractBase):
     async def test_stats_are_per_group(self, trial: Trial) -> None:
         """stats() counts each group by itself."""
         async with trial.stream("a") as first, trial.stream("b"):
-            await trial.send(3)
-            await trial.take(first, 3)
+            sent = await trial.send(3)
+            await trial.expect(first, sent, what="everything, in group a")
         stats = await _stats(trial)
         _compare(trial, stats, "orders", "a", ready=0, in_flight=0)
         _compare(trial, stats, "orders", "b", ready=3, in_flight=0)

@@ -66,7 +66,7 @@ class LeaseCases(ContractBase):
     @case("lease", "redelivery", hooks=["advance_time"])
     async def test_flushed_ack_outlives_the_lease(self, trial: Trial) -> None:
         """Once flush() has returned the broker has the acks: their leases may lapse."""
-        await trial.send(3)
+        await trial.spread(3)
         async with trial.stream() as first:
             for message in await trial.take(first, 3):
                 await message.ack()
@@ -98,7 +98,7 @@ class LeaseCases(ContractBase):
     async def test_idle_consumer_gives_back(self, trial: Trial) -> None:
         """A consumer that is stuck on one message gives back those it has received ahead."""
         backend = await trial.make("make_short_lease", SHORT_LEASE)
-        sent = await trial.send(40)
+        sent = await trial.spread(40)
         async with (
             trial.stream(backend=backend) as stuck,
             trial.stream(prefetch=1, backend=backend) as other,
@@ -112,7 +112,7 @@ class LeaseCases(ContractBase):
     @case("redelivery", "lease", hooks=["kill_consumer"])
     async def test_killed_consumer_loses_nothing(self, trial: Trial) -> None:
         """What a consumer held that was killed with SIGKILL is delivered to another, all of it."""
-        sent = await trial.send(6)
+        sent = await trial.spread(6)
         await trial.within(
             trial.harness.call("kill_consumer", trial.namespace, None, 2),
             "the harness's kill_consumer()",
@@ -135,7 +135,10 @@ class LeaseCases(ContractBase):
         check(count > 0, "the publisher was killed before it had published anything")
         accepted = [{"n": n} for n in range(count)]
         async with trial.stream() as stream:
-            arrived = await trial.take(stream, count, f"the {count} messages accepted")
+            arrived = [
+                await trial.next(stream, f"message {n + 1} of {count} accepted")
+                for n in range(count)
+            ]
             # One more may be there: stored, but its publish() had not returned yet.
             arrived += await trial.within(
                 stream.take(2, timeout=trial.harness.quiet), "take() to return"

@@ -76,7 +76,7 @@ class LifecycleCases(ContractBase):
     @case("release", hooks=["reopen"])
     async def test_closing_gives_back(self, trial: Trial) -> None:
         """Closing the backend gives back what its consumers hold, and sends their acks."""
-        sent = await trial.send(4)
+        sent = await trial.spread(4)
         stream = trial.open(prefetch=1)
         await (await trial.next(stream)).ack()
         held = await trial.next(stream)
@@ -88,7 +88,7 @@ class LifecycleCases(ContractBase):
     @case("redelivery", hooks=["reopen"], limit=6.0)
     async def test_reopening_loses_nothing(self, trial: Trial) -> None:
         """Over many closings and reopenings of the backend no message is lost or done twice."""
-        sent = await trial.send(40)
+        sent = await trial.spread(40)
         done: list[Message] = []
         while len(done) < len(sent):
             backend = await trial.another()
@@ -107,7 +107,7 @@ class LifecycleCases(ContractBase):
     @case()
     async def test_lively_use_leaves_nothing(self, trial: Trial) -> None:
         """After use by several consumers no task, thread or socket is left once all is closed."""
-        sent = await trial.send(20)
+        sent = await trial.spread(20)
         streams = [trial.open() for _ in range(3)]
         await trial.share(streams, sent, "what three consumers received")
 

@@ -69,4 +69,4 @@ class LoadCases(ContractBase):
 
 async def _publish(trial: Trial, payloads: list[dict[str, int]]) -> None:
     for payload in payloads:
-        await trial.backend.publish("orders", payload)
+        await trial.backend.publish(f"key.{payload['n'] % 16}", payload)

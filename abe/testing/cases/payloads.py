@@ -176,7 +176,7 @@ class PayloadCases(ContractBase):
         sent = await trial.send(1)
         await trial.collect(sent, what="the only message whose key was well-formed")
 
-    @case("declared")
+    @case("groups")
     async def test_malformed_groups_are_refused(self, trial: Trial) -> None:
         """A malformed group name raises InvalidKeyError."""
         for group in BAD_KEYS:

@@ -73,7 +73,7 @@ class RunningCases(ContractBase):
     async def test_consumers_share(self, trial: Trial) -> None:
         """Two consumers of one group handle each message once between them."""
         async with Worker(trial) as first, Worker(trial) as second:
-            sent = await trial.send(20)
+            sent = await trial.spread(20)
             await first.until(lambda: len(first.seen) + len(second.seen) >= 20, "20 calls")
             await asyncio.sleep(trial.harness.quiet)
         exactly([*first.seen, *second.seen], sent, "what both were called with")
@@ -178,7 +178,7 @@ class RunningCases(ContractBase):
             Worker(trial, record, concurrency=4, retry=policy) as second,
         ):
             for payload in sent:
-                await trial.backend.publish("orders", payload)
+                await trial.backend.publish(f"key.{payload['n'] % 16}", payload)
             for eighth in range(1, 9):  # each wait is limited by the harness's patience
                 goal = len(sent) * eighth // 8
                 await first.until(partial(_at_least, done, goal), f"{goal} messages handled")

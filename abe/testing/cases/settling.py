@@ -126,7 +126,7 @@ class SettlingCases(ContractBase):
     @case("redelivery")
     async def test_acks_out_of_order(self, trial: Trial) -> None:
         """Acking later messages does not ack an earlier one that is still unsettled."""
-        sent = await trial.send(4)
+        sent = await trial.spread(4)
         async with trial.stream() as stream:
             taken = []
             for _ in sent:
@@ -146,7 +146,7 @@ class SettlingCases(ContractBase):
     @case("redelivery")
     async def test_detached_is_its_owners(self, trial: Trial) -> None:
         """Asking for more does not ack a detached message: only its new owner settles it."""
-        await trial.send(2)
+        await trial.spread(2)
         async with trial.stream(prefetch=1) as stream:
             first = await trial.next(stream)
             first.detach()
@@ -159,7 +159,7 @@ class SettlingCases(ContractBase):
     @case("redelivery=message")
     async def test_failures_do_not_block(self, trial: Trial) -> None:
         """Messages that fail now and then all arrive in the end, and each is done once."""
-        sent = await trial.send(30)
+        sent = await trial.spread(30)
         done: list[Message] = []
         failures: dict[int, int] = {}
         async with trial.stream() as stream:
@@ -177,7 +177,7 @@ class SettlingCases(ContractBase):
     @case("redelivery", limit=6.0)
     async def test_many_unsettled_at_once(self, trial: Trial) -> None:
         """A consumer may hold many messages unsettled, and settle each when it likes."""
-        sent = await trial.send(100)
+        sent = await trial.spread(100)
         async with trial.stream() as stream:
             held = []
             for n in range(len(sent)):

@@ -45,7 +45,7 @@ class StreamCases(ContractBase):
     @case()
     async def test_take_returns_what_came(self, trial: Trial) -> None:
         """take(n, timeout) returns at the timeout with what there is, and loses none of it."""
-        sent = await trial.send(2)
+        sent = await trial.spread(2)
         async with trial.stream() as stream:
             patience = trial.harness.patience
             first = await trial.within(stream.take(1, timeout=patience), "take(1)", patience + 2)
@@ -57,7 +57,7 @@ class StreamCases(ContractBase):
     @case("redelivery")
     async def test_take_acks_on_clean_exit(self, trial: Trial) -> None:
         """What take() returned is acked by leaving the async with block without an exception."""
-        sent = await trial.send(3)
+        sent = await trial.spread(3)
         async with trial.stream() as stream:
             exactly(await trial.take(stream, 3), sent, "what take(3) returned")
         await trial.let_unsettled_return()
@@ -66,7 +66,7 @@ class StreamCases(ContractBase):
     @case("redelivery")
     async def test_take_gives_back_on_exception(self, trial: Trial) -> None:
         """What take() returned comes again if the async with block is left by an exception."""
-        sent = await trial.send(3)
+        sent = await trial.spread(3)
         try:
             async with trial.stream() as stream:
                 await trial.take(stream, 3)
@@ -79,7 +79,7 @@ class StreamCases(ContractBase):
     @case()
     async def test_cancelled_take_puts_back(self, trial: Trial) -> None:
         """A cancelled take() loses none of the messages that it had received."""
-        sent = await trial.send(3)
+        sent = await trial.spread(3)
         async with trial.stream() as stream:
             taking = asyncio.create_task(stream.take(5))
             await asyncio.wait({taking}, timeout=max(0.1, trial.harness.quiet))
@@ -115,7 +115,7 @@ class StreamCases(ContractBase):
     @case("release", "redelivery=message")
     async def test_close_gives_back_what_was_ahead(self, trial: Trial) -> None:
         """Messages received ahead and never asked for are free for others once closed."""
-        sent = await trial.send(30)
+        sent = await trial.spread(30)
         async with trial.stream() as first:
             for _ in range(12):
                 await trial.next(first)
@@ -166,7 +166,7 @@ class StreamCases(ContractBase):
     @case("redelivery=message")
     async def test_prefetch_of_one_holds_one(self, trial: Trial) -> None:
         """A consumer with prefetch=1 holds no message beside the one in its hands."""
-        sent = await trial.send(5)
+        sent = await trial.spread(5)
         async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
             held = await trial.next(first)
             others = [payload for payload in sent if payload != held]
@@ -184,5 +184,5 @@ class StreamCases(ContractBase):
                 message = await trial.next(first, f"the suspect, attempt {attempt}")
                 await message.nack()
             await trial.next(first, "the suspect, attempt 3")
-            sent = await trial.send(4)
+            sent = await trial.spread(4)
             await trial.expect(second, sent, what="all that is not suspect")
