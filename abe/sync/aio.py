@@ -208,12 +208,14 @@ class AsyncStream:
             raise StopAsyncIteration
         message = feed.hand_over()
         while message is None:
-            if not await feed.home.portal.bridge(feed.refill(self._most, None)):
+            if not await self._wait(feed.refill(self._most, None)):
                 raise StopAsyncIteration
             message = feed.hand_over()
         return _Bridged(message, feed)
 
-    async def take(self, n: int = 1, timeout: float | None = None) -> list[Message]:
+    async def take(
+        self, n: int = 1, timeout: float | None = None, *, quiet: float | None = None
+    ) -> list[Message]:
         """Return up to ``n`` messages, in order; acks what was handed over before.
 
         What it returns is acked by the next call, or by leaving ``async with`` without an
@@ -222,15 +224,27 @@ class AsyncStream:
         Args:
             n: How many to wait for.
             timeout: Seconds to wait in total; ``None`` waits until there are ``n``.
+            quiet: Seconds without a further message after which it returns what has come, if
+                anything has; ``None`` waits on.
         """
         __tracebackhide__ = True
         feed = self._feed
         feed.resume()
         if self._closed:
             return []
-        taken = await feed.home.portal.bridge(feed.take(n, timeout), keep=feed.untake)
+        taken = await self._wait(feed.take(n, timeout, quiet), feed.untake)
         self._took = True
         return [_Bridged(message, feed) for message in taken]
+
+    async def _wait(
+        self, coroutine: Coroutine[Any, Any, T], keep: Callable[[T], object] | None = None
+    ) -> T:
+        __tracebackhide__ = True
+        try:
+            return await self._feed.home.portal.bridge(coroutine, keep=keep)
+        except BaseException:
+            self._feed.pause()
+            raise
 
     def unread(self, message: Message) -> bool:
         """Put a message in hand back at the front, as if it had not been handed over.
@@ -282,7 +296,7 @@ class AsyncStream:
 
     def __del__(self) -> None:
         if not self._closed:
-            self._feed.abandon()
+            self._feed.home.portal.post_from_finalizer(self._feed.begin_close)
 
 
 class _Bridged(Message):

@@ -419,7 +419,8 @@ class SyncBackend:
         self.close()
 
     def __del__(self) -> None:
-        self._home.abandon()
+        if not self._home.closed:
+            self._home.portal.post_from_finalizer(self._home.begin_close)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         __tracebackhide__ = True

@@ -6,10 +6,11 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from abe.backends.message_queue.base import Message, MessageStream
-from abe.sync.home import SHORTEST_WAIT
+from abe.sync.home import KEEP_OPEN, SHORTEST_WAIT
 
 if TYPE_CHECKING:
     from abe.sync.home import Home, Place
@@ -55,6 +56,7 @@ class Feed:
         self._prefetch = prefetch
         self._stream: MessageStream | None = None
         self._opened = False
+        self._asked = 0
         self._lock = threading.Lock()
         self._finished: deque[Message] = deque()
         self._acking = False
@@ -107,7 +109,11 @@ class Feed:
 
     def abandon(self) -> None:
         """The reader is gone, or was interrupted: give back what it did not finish."""
-        self.home.portal.post(self._begin_close)
+        self.home.portal.post(self.begin_close)
+
+    def pause(self) -> None:
+        """The reader was cancelled; unless it comes back soon, let others have what arrives."""
+        self.home.portal.post(self._close_unless_resumed, self._asked)
 
     # -- the portal ------------------------------------------------------------------------
 
@@ -117,6 +123,7 @@ class Feed:
 
     async def refill(self, most: int, timeout: float | None) -> bool:
         """Wait for a message, then move up to ``most`` to the buffer; False if there is none."""
+        self._asked += 1
         await self._record()
         if self.buffer:
             return True
@@ -135,14 +142,17 @@ class Feed:
         self._guard()
         return bool(arrived)
 
-    async def take(self, n: int, timeout: float | None) -> list[Message]:
+    async def take(
+        self, n: int, timeout: float | None, quiet: float | None = None
+    ) -> list[Message]:
         """Wait for ``n`` messages; they are in the reader's hands unless it was cancelled."""
+        self._asked += 1
         await self._record()
         self.withdraw()
         taken = self.home.unstash(self.place, n)
         if len(taken) < n:
             try:
-                taken += await self._source().take(n - len(taken), timeout)
+                taken += await self._source().take(n - len(taken), timeout, quiet=quiet)
             except BaseException:
                 self.put_back(taken)
                 raise
@@ -204,12 +214,21 @@ class Feed:
             self._opened = True
         return self._stream
 
-    def _begin_close(self) -> None:
+    def begin_close(self) -> None:
+        """Start closing; the next call for the backlog waits for that."""
         self.home.in_background(self.close())
+
+    def _close_unless_resumed(self, asked: int, *, now: bool = False) -> None:
+        if not now:
+            loop = asyncio.get_running_loop()
+            loop.call_later(KEEP_OPEN, partial(self._close_unless_resumed, asked, now=True))
+        elif self._asked == asked and self._stream is not None and not (self.hand or self.detached):
+            self.begin_close()  # a later step opens a new stream
 
     async def _leave(self) -> MessageStream | None:
         """Let go of the stream; return it if it is to be closed."""
         await self._record()
+        self._acking = False
         self.home.feeds.discard(self)
         if self._watch is not None:
             self._watch.cancel()

@@ -30,7 +30,7 @@ Place = tuple[str | None, tuple[str, ...] | None]
 SHORTEST_WAIT = 0.1
 """Seconds that even a timeout of 0 allows, so that what the broker has ready can arrive."""
 KEEP_OPEN = 1.0
-"""Seconds for which a stream at rest stays open for the next `take` of the same place."""
+"""Seconds for which a stream that nobody waits on stays open for the next call."""
 BARRIER = 1.0
 """Longest time, in seconds, that a call waits for streams that are being given up."""
 
@@ -226,12 +226,8 @@ class Home:
             patience = BARRIER if timeout is None else min(BARRIER, timeout)
             await asyncio.wait(list(self._leaving), timeout=patience)
 
-    def abandon(self) -> None:
-        """Start closing, from any thread."""
-        if not self.closed:
-            self.portal.post(self._begin_close)
-
-    def _begin_close(self) -> None:
+    def begin_close(self) -> None:
+        """Start closing, if that was not done before."""
         if self._closer is None:
             self.closed = True
             self._closer = asyncio.get_running_loop().create_task(self._close())
@@ -239,7 +235,7 @@ class Home:
 
     async def aclose(self) -> None:
         """Stop the workers, give back what is not settled, disconnect; idempotent."""
-        self._begin_close()
+        self.begin_close()
         assert self._closer is not None
         await asyncio.shield(self._closer)
 

@@ -91,9 +91,14 @@ class SyncStream(Iterator[SyncMessage]):
             AbeError: If a settlement failed for good and no call has raised that yet.
         """
         __tracebackhide__ = True
-        if not self._ended:
-            self._ended = True
+        if self._ended:
+            return
+        try:
             self._feed.home.portal.call(self._feed.close())
+            self._ended = True
+        except BaseException:
+            self._feed.abandon()
+            raise
 
     def __enter__(self) -> Self:
         __tracebackhide__ = True
@@ -111,7 +116,7 @@ class SyncStream(Iterator[SyncMessage]):
 
     def __del__(self) -> None:
         if not self._ended:
-            self._feed.abandon()
+            self._feed.home.portal.post_from_finalizer(self._feed.begin_close)
 
 
 class SyncBatch:
@@ -137,12 +142,11 @@ class SyncBatch:
         if self._stream is not None:
             raise RuntimeError("this batch is already open; call batch() again")
         call = self._home.portal.call
-        received = self._home.receive(self._place, self._n, self._timeout)
         try:
-            self._stream, self._messages = call(received, keep=self._release)
+            call(self._receive())
             return [SyncMessage(message, call) for message in self._messages]
         except BaseException:
-            self.__del__()
+            self._home.portal.post(self._release)
             raise
 
     def __exit__(
@@ -152,30 +156,37 @@ class SyncBatch:
         traceback: TracebackType | None,
     ) -> None:
         __tracebackhide__ = True
+        try:
+            if kind is None:
+                self._home.portal.call(self._ack())
+        finally:
+            self._home.portal.post(self._release)
+
+    def __del__(self) -> None:
+        if self._stream is not None:
+            self._home.portal.post_from_finalizer(self._release)
+
+    # The stream changes hands on the portal only, where no interrupt can fall in between.
+
+    async def _receive(self) -> None:
+        self._stream, self._messages = await self._home.receive(self._place, self._n, self._timeout)
+
+    async def _ack(self) -> None:
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        if kind is None:
-            self._home.portal.call(self._ack(stream, self._messages))
-        else:
-            self._home.portal.post(self._release, (stream, self._messages))
-
-    async def _ack(self, stream: MessageStream, messages: list[Message]) -> None:
-        at_rest = len(messages) == self._n
         try:
-            await self._home.finish(stream, messages)
+            await self._home.finish(stream, self._messages)
         finally:
+            at_rest = len(self._messages) == self._n
             self._home.give_back(self._place, stream, at_rest=at_rest)
 
-    def _release(self, received: tuple[MessageStream, list[Message]]) -> None:
-        """Give everything back, on the portal; the next call waits until that is done."""
-        stream, messages = received
+    def _release(self) -> None:
+        """Give everything back, if that is still to be done; the next call waits for it."""
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
         if self._home.retains:
-            for message in reversed(messages):
+            for message in reversed(self._messages):
                 stream.unread(message)
         self._home.give_back(self._place, stream, at_rest=False)
-
-    def __del__(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            self._home.portal.post(self._release, (stream, self._messages))

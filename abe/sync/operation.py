@@ -25,7 +25,7 @@ class Operation(Generic[T]):
         notify: Called on the loop once the outcome is there.
     """
 
-    __slots__ = ("_abandoned", "_coroutine", "_keep", "_notify", "_task", "expired")
+    __slots__ = ("_abandoned", "_coroutine", "_keep", "_notify", "_task", "expired", "posted")
 
     def __init__(
         self,
@@ -40,6 +40,12 @@ class Operation(Generic[T]):
         self._abandoned = False
         self.expired = False
         """Set by the waiter when it cancels because its time is over."""
+        self.posted = False
+        """Set by the waiter before it posts `start`."""
+
+    def drop(self) -> None:
+        """Instead of `start`: the coroutine will never run."""
+        self._coroutine.close()
 
     def start(self) -> None:
         """Begin; the task runs in a copy of the poster's context variables."""

@@ -6,6 +6,7 @@ cells of a notebook together.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import atexit
 import concurrent.futures
@@ -119,7 +120,7 @@ class Portal:
         interrupts = Interrupts(partial(self.post, operation.cancel))
         try:
             with interrupts:
-                self._begin(operation, coroutine)
+                self._begin(operation)
                 if not _acquire(done, timeout):
                     operation.expired = True
                     self.post(operation.cancel)
@@ -128,7 +129,7 @@ class Portal:
                 raise interrupts.raised
             return operation.outcome()
         except BaseException:
-            self.post(operation.abandon)
+            self._give_up(operation)
             raise
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
@@ -155,6 +156,14 @@ class Portal:
             return False
         return True
 
+    def post_from_finalizer(self, callback: Callable[..., object]) -> None:
+        """`post` from ``__del__``, where Python prints and forgets an interrupt: not this one."""
+        try:
+            self.post(callback)
+        except KeyboardInterrupt:
+            self.post(callback)
+            self.post(self.loop.call_later, 0.02, _thread.interrupt_main)  # when it is over
+
     # -- from event loops ------------------------------------------------------------------
 
     async def bridge(
@@ -179,7 +188,7 @@ class Portal:
             return await coroutine
         ended: asyncio.Future[None] = here.create_future()
         operation = Operation(coroutine, keep, partial(_notify, here, ended))
-        self._begin(operation, coroutine)
+        self._begin(operation)
         alarm = _Alarm(here)
         try:
             try:
@@ -206,15 +215,22 @@ class Portal:
         if self._closed:
             raise BackendClosedError("the backend is closed: the interpreter is exiting")
 
-    def _begin(self, operation: Operation[T], coroutine: Coroutine[Any, Any, T]) -> None:
+    def _begin(self, operation: Operation[Any]) -> None:
         __tracebackhide__ = True
         try:
             self._check()
+            operation.posted = True
             if not self.post(operation.start):
                 raise BackendClosedError("the backend is closed: the interpreter is exiting")
         except RuntimeError:
-            coroutine.close()
+            operation.drop()
             raise
+
+    def _give_up(self, operation: Operation[Any]) -> None:
+        if operation.posted:
+            self.post(operation.abandon)
+        else:
+            operation.drop()
 
     def close(self, grace: float = EXIT_GRACE) -> None:
         """Run the closers, cancel what is left, stop the loop and its thread; idempotent.

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import abe
-from abe.sync import AsyncStream, SyncBackend
+from abe.sync import AsyncStream, SyncBackend, feed
 
 LONG = 30.0
 _names = itertools.count()
@@ -254,6 +254,29 @@ def test_a_timeout_leaves_the_stream_usable(queue: SyncBackend) -> None:
             assert await anext(stream) == {"n": 1}
 
     asyncio.run(main())
+
+
+def test_a_cancelled_stream_does_not_swallow_what_arrives_later(
+    queue: SyncBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless its reader comes back soon; when it does later, it goes on."""
+    monkeypatch.setattr(feed, "KEEP_OPEN", 0.02)
+
+    async def main() -> None:
+        stream = queue.aio.consume()
+        for step in (anext(stream), stream.take(3)):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(step, 0.01)
+            await asyncio.sleep(0.1)
+            await queue.aio.publish("orders", {"n": 1})
+            assert queue.take(timeout=LONG) == [{"n": 1}]
+        await queue.aio.publish("orders", {"n": 2})
+        assert await anext(stream) == {"n": 2}
+        await stream.aclose()
+
+    started = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - started < 5.0, "a quarter of the lease"
 
 
 def test_closing_ends_who_is_waiting(queue: SyncBackend) -> None:

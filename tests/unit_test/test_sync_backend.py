@@ -20,9 +20,15 @@ from typing import Any, Self
 import pytest
 
 import abe
-from abe.backends.message_queue.base import BaseBackend, Capabilities, KeyFilter, SyncMessage
+from abe.backends.message_queue.base import (
+    BaseBackend,
+    Capabilities,
+    KeyFilter,
+    MessageStream,
+    SyncMessage,
+)
 from abe.backends.message_queue.client import AsyncBackend
-from abe.sync import AsyncView, SyncBackend
+from abe.sync import AsyncStream, AsyncView, SyncBackend
 from abe.types import KeyStats
 
 LONG = 30.0
@@ -179,16 +185,11 @@ def test_asking_for_the_next_acks_the_previous(queue: SyncBackend) -> None:
     for n in range(100):
         assert next(stream) == {"n": n}
     settled_by = time.monotonic() + LONG
-    while numbers(queue).in_flight == 0 or queue_total(queue) != 101:
+    while held(queue, None) != 101:
         assert time.monotonic() < settled_by
     stream.close()
     assert (ready(queue), numbers(queue).in_flight) == (101, 0)
     assert [m["n"] for m in queue.take(200, timeout=0)] == list(range(99, 200))
-
-
-def queue_total(queue: SyncBackend) -> int:
-    entry = numbers(queue)
-    return (entry.ready or 0) + (entry.in_flight or 0)
 
 
 def test_a_break_releases_the_message_in_hand(queue: SyncBackend) -> None:
@@ -542,7 +543,7 @@ def test_closing_gives_everything_back() -> None:
         waiting = pool.submit(list, queue.consume(group="c", limit=51))
         with open_store(name) as other:
             deadline = time.monotonic() + LONG
-            while "c" not in other.groups() or queue_total_of(other, "c") > 1:
+            while "c" not in other.groups() or held(other, "c") > 0:
                 assert time.monotonic() < deadline
             queue.close()
             assert len(waiting.result(LONG)) == 50
@@ -552,8 +553,9 @@ def test_closing_gives_everything_back() -> None:
     assert [message.outcome for message in batch] == ["release", "release"]
 
 
-def queue_total_of(queue: SyncBackend, group: str) -> int:
-    return queue.stats().total("ready", group=group)
+def held(queue: SyncBackend, group: str | None) -> int:
+    stats = queue.stats()
+    return stats.total("ready", group=group) + stats.total("in_flight", group=group)
 
 
 def test_a_forgotten_connection_is_closed_quietly() -> None:
@@ -742,6 +744,16 @@ ONLY_SYNC = {
 ONLY_ASYNC = {"aclose": "close here", "backend": "it is not for use outside its loop"}
 EXTRA = {"publish_many": {"progress"}, "consume": {"limit", "timeout"}}
 MISSING = {"consume": {"prefetch"}}
+
+
+def test_the_awaitable_streams_are_alike() -> None:
+    """A loop written for ``aconnect`` runs over ``aio`` unchanged."""
+    ours, theirs = public(AsyncStream), public(MessageStream)
+    assert set(theirs) - set(ours) == {"stop"}, "of use only to who runs the loop"
+    assert set(ours) <= set(theirs)
+    for name in ours:
+        if inspect.isfunction(ours[name]):
+            assert inspect.signature(ours[name]) == inspect.signature(theirs[name]), name
 
 
 def public(cls: type) -> dict[str, Any]:
