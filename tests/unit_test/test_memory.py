@@ -286,7 +286,9 @@ def test_what_all_groups_have_settled_is_really_gone() -> None:
         for group in ("a", "b"):
             await driver(backend, group)
         for group in ("a", "b"):
-            await (await driver(backend, group)).drain()
+            consumer = await driver(backend, group)
+            await consumer.settle(*await consumer.take(), outcome=NACK)
+            await consumer.drain()
         assert backend._store._records == {}
         for kept in backend._store._groups.values():
             assert not any((kept.ready, kept.leases, kept.attempts, kept.delayed))
@@ -622,7 +624,14 @@ def test_from_the_third_attempt_a_message_is_handed_out_alone() -> None:
             await consumer.settle(*deliveries, outcome=NACK)
         assert ns(await consumer.payloads()) == [1]
         assert ns(await consumer.payloads()) == [2]
-        assert ns(await consumer.payloads()) == [3, 4]
+        deliveries = await consumer.take()
+        assert ns([d.message for d in deliveries]) == [3, 4]
+        for _ in range(2):
+            await consumer.settle(deliveries[1], outcome=NACK)
+            deliveries[1:] = await consumer.take(1)
+        await consumer.settle(*deliveries, outcome=RELEASE)
+        assert ns(await consumer.payloads()) == [3]
+        assert ns(await consumer.payloads()) == [4]
 
     run(main)
 
@@ -647,6 +656,8 @@ def test_publish_wakes_every_group_and_wake_ends_a_wait() -> None:
             assert list(await three) == []
         c.receiver.wake()
         assert list(await c.receiver.receive(1, 60.0)) == []
+        await publish(backend, 2, key="other")
+        assert ns(await c.payloads()) == [2]
         assert backend._store._waiting == {}
 
     run(main)

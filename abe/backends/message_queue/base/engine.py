@@ -32,6 +32,8 @@ DEFAULT_LEASE = 30.0
 SUSPECT_ATTEMPT = 3
 """From this attempt on a message may be what kills its consumers, and is received singly."""
 CLOSE_TIMEOUT = 10.0
+OWNER_TIMEOUT = 1.0
+"""Seconds that the end of the loop leaves the owner of detached messages to settle them."""
 
 _live: set[StreamEngine] = set()
 """Event loops refer to tasks weakly; this keeps a dropped stream's engine until it is closed."""
@@ -197,9 +199,18 @@ class StreamEngine:
         except asyncio.CancelledError:
             # asyncio.run() cancels every task before it closes the loop: the last chance to
             # give back what a forgotten stream holds.
+            self.stop()
+            await self._await_owner()
             self.begin_close()
             await self._wind_up()
             raise
+
+    async def _await_owner(self) -> None:
+        """Let who took over messages, and is cancelled too, settle them and close the stream."""
+        if any(delivery.detached for delivery in self._held):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(OWNER_TIMEOUT):
+                    await self._closing.wait()
 
     async def _wind_up(self) -> None:
         """Give everything back and disconnect; may be repeated after a cancellation."""
