@@ -112,6 +112,7 @@ class AbeMagics(QueueMagics, HandlerMagics):
             %abe_publish orders.created {"id": {{order_id}}, "tags": {{tags}}}
             %abe_publish orders.{{region}}.created {{order}}
             %abe_publish orders.created -i orders
+            %abe_publish orders.created --file orders.csv
             %abe_publish --header source=notebook --delay 60 orders.created {"id": 1}
 
             %%abe_publish orders.created --format jsonl
@@ -121,12 +122,15 @@ class AbeMagics(QueueMagics, HandlerMagics):
         PAYLOAD is JSON: an object is one message, a list of objects one message each. It is the
         rest of the line and is published exactly as it stands; only {{expr}} outside strings is
         replaced by the value of the Python expression, which may be anything that JSON can hold.
-        A payload that is one {{expr}}, or -i VAR, may be a dict, a list of dicts or a generator of
-        dicts. Options stand before KEY or between KEY and PAYLOAD. Everything is checked before
-        the first message is sent.
+        A payload that is one {{expr}}, or -i VAR, may be a dict, a list of dicts, a generator of
+        dicts or a DataFrame of pandas or polars: one message per row without the index, missing
+        values as null, dates and times as ISO 8601. Options stand before KEY or between KEY and
+        PAYLOAD. Everything is checked before the first message is sent. After Ctrl-C you are told
+        how many were published: the first ones, in order.
 
         Options:
           -i, --in VAR      publish the value of the variable VAR
+          -F, --file PATH   publish what a file holds: .csv, .jsonl, .json or .yaml, else --format
           -H, --header K=V  text metadata of the messages; repeatable
           -d, --delay S     deliver after S seconds at the earliest
           -f, --format F    how PAYLOAD is written: json (the default), jsonl (one object a line),

@@ -6,20 +6,31 @@ import ast
 import csv
 import io
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from abe.backends.message_queue.base.payload import decode_payload, encode_payload
 from abe.errors import PayloadError, UnsupportedError
+from abe.ipython.errors import short
 from abe.ipython.expressions import Evaluate, whole_expression
+from abe.ipython.frames import is_frame, rows_of
 from abe.ipython.json_text import Template, parse_json
 from abe.ipython.render import cell
 
-__all__ = ["FORMATS", "payloads_of", "read_payloads"]
+__all__ = ["FORMATS", "payloads_of", "read_file", "read_payloads"]
 
 Payloads = list[dict[str, Any]]
 
 FORMATS = ("json", "jsonl", "yaml", "csv", "python")
 """How the text of a payload may be written."""
+_SUFFIXES = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+}
 
 
 def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> Payloads:
@@ -44,6 +55,40 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
     return payloads_of(read(text), f"the {format} payload")
 
 
+def read_file(path: str, format: str | None) -> Payloads:
+    """Return the payloads that a file holds.
+
+    Args:
+        path: The file; ``~`` is the home folder.
+        format: One of `FORMATS`; ``None`` goes by the end of its name.
+
+    Raises:
+        PayloadError: If the format cannot be told, or the file does not follow it.
+        OSError: If it cannot be read.
+    """
+    file = Path(path).expanduser()
+    name = cell(file.name, 60)
+    found = format or _SUFFIXES.get(file.suffix.lower())
+    if found is None:
+        raise PayloadError(
+            f"the format of {name} cannot be told from its name; give --format {'|'.join(FORMATS)}"
+        )
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PayloadError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise short(error) from None
+    try:
+        return read_payloads(text, found, _refuse, f"%abe_publish --file {name} KEY")
+    except PayloadError as error:
+        raise PayloadError(f"{name}: {error}") from None
+
+
+def _refuse(expression: str) -> object:
+    raise PayloadError(f"{{{{{cell(expression, 40)}}}}} is not evaluated in a file")
+
+
 def payloads_of(value: object, name: str) -> Payloads:
     """Return what publishing ``value`` sends: a dict is one message, an iterable one per item.
 
@@ -58,10 +103,8 @@ def payloads_of(value: object, name: str) -> Payloads:
         encode_payload(value)
         return [value]
     kind = type(value).__name__
-    if kind == "DataFrame":
-        raise PayloadError(
-            f"{name} is a DataFrame; publish its rows: {{{{df.to_dict('records')}}}}"
-        )
+    if is_frame(value):
+        value = rows_of(value, name)
     if isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable):
         raise PayloadError(
             f"{name} must be an object (one message) or a list of objects (one message each),"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -17,31 +18,31 @@ INTERVAL = 0.25
 """Seconds between two updates."""
 
 
-class _Line:
-    """One line of text that notebooks replace as it changes."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-
 class Progress:
     """A line that says how far an operation is, once it has taken a while.
 
-    Plain text, so that it stays readable in a saved notebook.
+    Plain text, so that it stays readable in a saved notebook. In a terminal it is one line that is
+    overwritten; where that is not possible only the last state is printed.
 
     Attributes:
         count: How many are done.
     """
 
-    def __init__(self, total: int, done: str) -> None:
-        """Count up to ``total`` of what ``done`` says, e.g. ``"published"``."""
+    def __init__(self, total: int, done: str, *, live: bool) -> None:
+        """Count up to ``total``.
+
+        Args:
+            total: How many there are.
+            done: What is done with them, e.g. ``"published"``.
+            live: Whether what was displayed can be updated.
+        """
         self._total = total
         self._done = done
+        self._live = live
+        self._tty = not live and sys.stderr.isatty()
         self.count = 0
         self._next = time.monotonic() + PATIENCE
+        self._shown = False
         self._handle: DisplayHandle | None = None
 
     def __call__(self, count: int) -> None:
@@ -51,14 +52,23 @@ class Progress:
             self._show()
             self._next = time.monotonic() + INTERVAL
 
-    def _show(self) -> None:
+    def _show(self, end: str = "") -> None:
+        self._shown = True
+        line = f"{self._done} {self.count:,} of {self._total:,}"
+        if self._live:
+            self._display({"text/plain": line})
+        elif self._tty:
+            print(f"\r{line}", end=end, file=sys.stderr, flush=True)  # noqa: T201
+        elif end:
+            print(line)  # noqa: T201
+
+    def _display(self, bundle: dict[str, str]) -> None:
         from IPython.core.display_functions import display
 
-        line = _Line(f"{self._done} {self.count:,} of {self._total:,}")
         if self._handle is None:
-            self._handle = display(line, display_id=True)
+            self._handle = display(bundle, raw=True, display_id=True)
         else:
-            self._handle.update(line)
+            self._handle.update(bundle, raw=True)
 
     def __enter__(self) -> Self:
         return self
@@ -69,5 +79,5 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._handle is not None:
-            self._show()
+        if self._shown:
+            self._show(end="\n")

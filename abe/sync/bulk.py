@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from abe.backends.message_queue.base import Capabilities, encode_payload, validate_key
-from abe.errors import PayloadError, PublishError
+from abe.errors import AbeError, PayloadError, PublishError
 
 __all__ = ["check_all", "first_chunk", "publish_in_chunks"]
 
@@ -73,8 +73,10 @@ def publish_in_chunks(
             progress(tally.published)
             speed = CHUNK_SECONDS / max(time.monotonic() - began, 0.001)
             size = max(1, min(int(size * min(speed, 4.0)), LARGEST))
-    except PublishError as error:
-        raise _shifted(error, start, size, len(items)) from error
+    except AbeError as error:
+        if not (tally.published or isinstance(error, PublishError)):
+            raise
+        raise _shifted(error, start, len(items)) from error
     except Exception:
         raise
     except BaseException as error:  # an interrupt
@@ -135,14 +137,20 @@ def _check(position: int, item: Any, key: str | None) -> None:
         raise type(error)(f"item {position}: {error}") from None
 
 
-def _shifted(error: PublishError, start: int, size: int, total: int) -> PublishError:
+def _shifted(error: AbeError, start: int, total: int) -> PublishError:
     """Speak of positions in the whole instead of in the chunk."""
-    published = [*range(start), *(start + position for position in error.published)]
-    failed = dict.fromkeys(range(start + size, total), "not sent")
-    failed.update({start + position: reason for position, reason in error.failed.items()})
+    done = error.published if isinstance(error, PublishError) else ()
+    why = error.failed if isinstance(error, PublishError) else {}
+    published = [*range(start), *(start + position for position in done)]
+    failed = {start + position: reason for position, reason in why.items()}
+    failed = failed or {start: str(error)}
+    first = next((p for p, reason in sorted(failed.items()) if reason != "not sent"), start)
+    rest = dict.fromkeys(range(start, total), "not sent")
+    for position in published[start:]:
+        del rest[position]
     return PublishError(
-        f"published {len(published)} of {total}: {error}",
-        retryable=error.retryable,
+        f"published {len(published):,} of {total:,}; item {first} failed: {failed[first]}",
+        retryable=getattr(error, "retryable", isinstance(error, ConnectionError)),
         published=published,
-        failed=dict(sorted(failed.items())),
+        failed={**rest, **failed},
     )

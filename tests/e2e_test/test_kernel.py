@@ -139,7 +139,10 @@ def test_errors_are_short_and_real(cells: Kernel, cell: str, ename: str, message
         ("%abe_publish k", "nothing to publish: k was taken for KEY and no PAYLOAD follows it"),
         ('%abe_publish {"a": 1}', 'write %abe_publish KEY {"a": 1}'),
         ('%abe_publish --dely 5 k {"a": 1}', "unknown option --dely; did you mean --delay?"),
-        ('%abe_publish k -i x {"a": 1}', 'both -i x and a payload are given: {"a": 1}'),
+        (
+            '%abe_publish k -i x {"a": 1}',
+            'only one of -i x and a payload ({"a": 1}) can be published',
+        ),
         ('%%abe_publish k {"a": 1}\n{"a": 2}', "the payload of %%abe_publish is the cell"),
         ("%%abe_publish --format xml k\n<a/>", "must be one of json, jsonl, yaml, csv, python"),
         ("%abe_consume -n many", "-n/--number must be a whole number, 1 or more, not 'many'"),

@@ -129,9 +129,10 @@ def test_defaults() -> None:
     assert publish("k {}").options == {
         "header": [],
         "delay": 0.0,
-        "format": "json",
+        "format": None,
         "out": None,
         "in": None,
+        "file": None,
     }
 
 

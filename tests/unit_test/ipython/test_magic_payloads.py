@@ -243,15 +243,6 @@ def test_a_generator_may_reuse_its_dict() -> None:
     assert payloads_of(rows(), "rows") == [{"i": 0}, {"i": 1}, {"i": 2}]
 
 
-def test_dataframes_are_refused_for_now() -> None:
-    class DataFrame(dict[str, Any]):
-        pass
-
-    frame = type("DataFrame", (), {"__iter__": lambda self: iter("ab")})()
-    with pytest.raises(PayloadError, match="df is a DataFrame"):
-        payloads_of(frame, "df")
-
-
 @pytest.mark.parametrize(
     "text",
     ['{"a": "' + '\\"' * 2_500_000 + '{{x}}"}', '{"a": "' + "x" * 5_000_000, '"{{' * 300_000],

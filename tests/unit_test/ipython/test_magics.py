@@ -21,7 +21,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import abe
-from abe.ipython import backends, cleaning, consuming, handlers, looking, progress, publishing
+from abe.ipython import backends, cleaning, consuming, handlers, looking, publishing
 from abe.ipython.magics import AbeMagics
 from abe.ipython.results import Messages
 
@@ -432,16 +432,3 @@ def test_nothing_is_taken_if_the_line_is_wrong(run: Run, q: abe.SyncBackend) -> 
         with pytest.raises(UsageError):
             run(f"%abe_consume {line}")
     assert q.take(1, timeout=0) == [{"n": 1}]
-
-
-def test_progress_of_long_operations(
-    monkeypatch: pytest.MonkeyPatch, shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with progress.Progress(1000, "published") as quick:
-        quick(500)
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    with progress.Progress(1000, "published") as slow:
-        slow(500)
-        slow(1000)
-    assert capsys.readouterr().out.splitlines()[0] == "published 500 of 1,000"

@@ -1,0 +1,118 @@
+"""DataFrames of pandas and polars as payloads, one for each row; neither is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+from abe.errors import PayloadError
+from abe.ipython.render import cell
+
+__all__ = ["is_frame", "rows_of"]
+
+_SIMPLE = (str, int, float, bool, type(None))
+
+
+def is_frame(value: object) -> bool:
+    """Whether ``value`` is a DataFrame."""
+    return _library(value) != "" and type(value).__name__ == "DataFrame"
+
+
+def _library(value: object) -> str:
+    for base in type(value).__mro__:
+        name = base.__module__.partition(".")[0]
+        if name in ("pandas", "polars"):
+            return name
+    return ""
+
+
+def rows_of(frame: Any, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a DataFrame as payloads; the index is dropped.
+
+    Missing values become null, numpy's scalars and arrays plain numbers and lists, dates and times
+    ISO 8601. What JSON cannot hold is left for the check of the payloads, which names it. A NaN is
+    missing in pandas; in polars it is a number, which JSON cannot hold.
+
+    Args:
+        frame: The DataFrame.
+        name: What errors call it.
+
+    Raises:
+        PayloadError: If the names of the columns cannot be names in a JSON object.
+    """
+    columns = list(frame.columns)
+    for column in columns:
+        if not isinstance(column, str):
+            raise PayloadError(
+                f"{name}: column {cell(repr(column), 60)} is named by {type(column).__name__}, not"
+                " str; rename the columns first"
+            )
+    if len(set(columns)) != len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise PayloadError(f"{name}: two columns are called {cell(twice, 60)!r}")
+    polars = _library(frame) == "polars"
+    values = [_polars(frame, i) if polars else _pandas(frame, i) for i in range(len(columns))]
+    if not columns:
+        return [{} for _ in range(len(frame))]
+    names = [str(column) for column in columns]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _pandas(frame: Any, position: int) -> Iterable[Any]:
+    series = frame.iloc[:, position]
+    values = series.tolist()
+    if series.dtype.kind in ("i", "u", "b") and not series.hasnans:
+        return list(values)
+    missing = series.isna().tolist()
+    plain = _plain_with(nan_is_missing=True)
+    return [None if gone else plain(value) for value, gone in zip(values, missing, strict=True)]
+
+
+def _polars(frame: Any, position: int) -> Iterable[Any]:
+    return list(map(_plain_with(nan_is_missing=False), frame.to_series(position).to_list()))
+
+
+def _plain_with(*, nan_is_missing: bool) -> Callable[[Any], Any]:
+    def plain(value: Any) -> Any:
+        if type(value) in _SIMPLE:
+            return None if nan_is_missing and value != value else value
+        if type(value).__name__ in ("NAType", "NaTType"):
+            return None
+        if isinstance(value, datetime | date | time):
+            return value.isoformat()
+        if isinstance(value, timedelta):
+            return _duration(value)
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        if isinstance(value, dict):
+            return dict(zip(value, map(plain, value.values()), strict=True))
+        return _foreign(value, plain)
+
+    return plain
+
+
+def _foreign(value: Any, plain: Callable[[Any], Any]) -> Any:
+    library = type(value).__module__.partition(".")[0]
+    kind = type(value).__name__
+    if library == "numpy":
+        if kind in ("datetime64", "timedelta64"):
+            return plain(value.astype(f"{kind}[us]").item())
+        if hasattr(value, "tolist"):
+            return plain(value.tolist())
+    if library == "polars" and kind == "Series":
+        return plain(value.to_list())
+    if library == "pandas" and kind == "Period":
+        return str(value)
+    return value
+
+
+def _duration(value: timedelta) -> str:
+    """Return a duration as ISO 8601 writes it, e.g. ``P1DT2H3M4.5S``."""
+    sign = "-" if value < timedelta(0) else ""
+    value = abs(value)
+    minutes, seconds = divmod(value.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = value.microseconds * 1000 + getattr(value, "nanoseconds", 0)
+    second = f"{seconds}.{fraction:09d}".rstrip("0") if fraction else str(seconds)
+    return f"{sign}P{value.days}DT{hours}H{minutes}M{second}S"
