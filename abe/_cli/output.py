@@ -1,0 +1,147 @@
+"""What a command says: data on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from abe._text import INVISIBLE, visible
+from abe.errors import AbeError
+
+__all__ = [
+    "OutputClosed",
+    "OutputError",
+    "emit",
+    "emit_line",
+    "emit_table",
+    "json_line",
+    "say",
+    "would_block",
+    "writes_to_terminal",
+]
+
+MAX_LINE = 2000
+"""Most characters of one line that is not data."""
+
+
+class OutputClosed(Exception):
+    """Nobody reads standard output any more."""
+
+
+class OutputError(AbeError):
+    """Standard output cannot be written to."""
+
+
+def writes_to_terminal() -> bool:
+    """Whether standard output is a terminal, so that a person reads it and no program."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def emit(text: str) -> None:
+    """Write ``text`` to standard output; when it returns, the system has all of it.
+
+    Raises:
+        OutputClosed: If the reader of the pipe has gone.
+        OutputError: If it cannot be written, e.g. because the disk is full.
+    """
+    try:
+        _writer()(text.encode(errors="backslashreplace"))
+    except BrokenPipeError:
+        raise OutputClosed from None
+    except OSError as error:
+        if error.errno == errno.EINVAL and os.name == "nt":  # how Windows says EPIPE
+            raise OutputClosed from None
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def _writer() -> Callable[[bytes], object]:
+    """Return what writes to standard output.
+
+    Where it can be done without Python's buffer: a thread that is blocked in a write holds the
+    buffer's lock, and an interpreter that cannot get it at exit crashes.
+    """
+    stream = sys.stdout
+    if stream is None:
+        raise OutputError("standard output is closed")
+    try:
+        descriptor = stream.fileno()
+    except (OSError, AttributeError):  # replaced, e.g. by a test
+        return lambda data: (stream.write(data.decode()), stream.flush())
+    if os.name == "nt" and stream.isatty():  # only Python's own stream knows the console's encoding
+        return lambda data: (stream.write(data.decode()), stream.flush())
+    return lambda data: _write_all(descriptor, data)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # somebody else has made the pipe non-blocking
+            select.select([], [descriptor], [])
+
+
+def would_block(size: int) -> bool:
+    """Whether writing ``size`` bytes to standard output now may have to wait for a reader."""
+    if size > getattr(select, "PIPE_BUF", 0):
+        return True
+    try:
+        return not select.select([], [sys.stdout.fileno()], [], 0)[1]
+    except (OSError, AttributeError, ValueError):
+        return True
+
+
+def emit_line(text: str) -> None:
+    """Write one line to standard output."""
+    emit(f"{text}\n")
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """Return ``record`` as JSON on one line, with nothing in it that a terminal would obey.
+
+    Raises:
+        ValueError: If it is not JSON.
+        TypeError: If it is not JSON.
+    """
+    return INVISIBLE.sub(_escape, json.dumps(record, ensure_ascii=False, allow_nan=False))
+
+
+def _escape(match: Any) -> str:
+    # Outside strings JSON has none of these characters, so they are always inside one.
+    return json.dumps(match.group())[1:-1]
+
+
+def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table whose cells are fit to be shown; nothing if there are no rows."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(text) for text in row))
+    if not table.row_count:
+        return
+    # Into a string first: at a broken pipe rich would end the process.
+    target = io.StringIO()
+    terminal = writes_to_terminal()
+    width = None if terminal else 10_000  # programs get one line a row
+    console = Console(file=target, width=width, force_terminal=terminal, highlight=False)
+    console.print(table)
+    emit("".join(f"{line.rstrip()}\n" for line in target.getvalue().splitlines()))
+
+
+def say(text: str) -> None:
+    """Tell the person something that is not data, on standard error."""
+    if sys.stderr is not None:
+        for line in text.splitlines():
+            print(visible(line, MAX_LINE), file=sys.stderr)  # noqa: T201
