@@ -57,6 +57,7 @@ class Feed:
         self._stream: MessageStream | None = None
         self._opened = False
         self._asked = 0
+        self._waiting = False
         self._lock = threading.Lock()
         self._finished: deque[Message] = deque()
         self._acking = False
@@ -133,10 +134,12 @@ class Feed:
         if not arrived:
             stream = self._source()
             patience = None if timeout is None else max(timeout, SHORTEST_WAIT)
+            self._waiting = True  # and so it stays if nothing comes, or this is cancelled
             arrived = await stream.take(1, patience)
             # Only what is there already may come along: waiting for a full batch would be slow.
             if most > 1 and arrived and stream.unread(arrived[0]):
                 arrived = await stream.take(most, 0.0)
+            self._waiting = not arrived
         with self._lock:
             self.buffer.extend(arrived)
         self._guard()
@@ -151,11 +154,13 @@ class Feed:
         self.withdraw()
         taken = self.home.unstash(self.place, n)
         if len(taken) < n:
+            self._waiting = True
             try:
                 taken += await self._source().take(n - len(taken), timeout, quiet=quiet)
             except BaseException:
                 self.put_back(taken)
                 raise
+            self._waiting = len(taken) < n
         self.hand = taken
         return taken
 
@@ -241,7 +246,7 @@ class Feed:
             self.put_back(hand)
         stream, self._stream = self._stream, None
         if stream is not None and self.home.retains:
-            self.home.give_back(self.place, stream, at_rest=True)
+            self.home.give_back(self.place, stream, at_rest=not self._waiting)
             return None
         return stream
 

@@ -95,7 +95,10 @@ class Home:
         return self.backend.consume(keys, group=group, prefetch=prefetch)
 
     def give_back(self, place: Place, stream: MessageStream, *, at_rest: bool) -> None:
-        """Take a stream back; keep it for a while if it is at rest, else close it.
+        """Take a stream back; keep it if it is at rest, else close it.
+
+        A backend that never delivers again gets neither: its stream may hold what was put back,
+        which only the next call for this place can have.
 
         Args:
             place: What it was borrowed for.
@@ -106,14 +109,21 @@ class Home:
             self.in_background(stream.aclose())
             return
         self._at_rest.setdefault(place, []).append(stream)
-        if not self.retains:
+        if not (at_rest and self.retains):
             asyncio.get_running_loop().call_later(KEEP_OPEN, self._expire, place, stream)
 
     def _expire(self, place: Place, stream: MessageStream) -> None:
         resting = self._at_rest.get(place, [])
         if stream in resting:
             resting.remove(stream)
-            self.in_background(stream.aclose())
+            self.in_background(self._close_unless_holding(place, stream))
+
+    async def _close_unless_holding(self, place: Place, stream: MessageStream) -> None:
+        held = await stream.take(1, 0.0) if self.retains else []
+        if held and stream.unread(held[0]):
+            self._at_rest.setdefault(place, []).append(stream)
+        else:
+            await stream.aclose()
 
     async def take(
         self,

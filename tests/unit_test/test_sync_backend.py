@@ -28,7 +28,7 @@ from abe.backends.message_queue.base import (
     SyncMessage,
 )
 from abe.backends.message_queue.client import AsyncBackend
-from abe.sync import AsyncStream, AsyncView, SyncBackend
+from abe.sync import AsyncStream, AsyncView, SyncBackend, home
 from abe.types import KeyStats
 
 LONG = 30.0
@@ -700,6 +700,26 @@ def test_a_plain_backend_works_and_loses_nothing_that_arrived() -> None:
         with pytest.raises(abe.UnsupportedError):
             queue.stats()
     assert backend.closed == 1
+
+
+def test_a_plain_backends_other_readers_are_not_robbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that waited in vain is closed soon; one that holds something is not."""
+    monkeypatch.setattr(home, "KEEP_OPEN", 0.01)
+    with abe.connect(Plain()) as queue:
+        assert queue.take(timeout=0) == []
+        assert list(queue.consume(timeout=0)) == []
+        resting = queue._home._at_rest
+        deadline = time.monotonic() + LONG
+        while any(resting.values()):
+            assert time.monotonic() < deadline
+        seen = threading.Event()
+        with queue.worker(lambda message: seen.set(), dead_letter_key="dead"):
+            queue.publish("orders", {"n": 1})
+            assert seen.wait(LONG)
+        queue.publish("orders", {"n": 2})
+        next(queue.consume())
+        queue._home.portal.call(asyncio.sleep(0.05))
+        assert queue.take() == [{"n": 2}]
 
 
 # -- threads and loops ---------------------------------------------------------------------
