@@ -212,6 +212,14 @@ async def async_handler(message: Any, extra: object = None) -> None:
     note(message)
 
 
+def generator(message: Any) -> Any:
+    yield message
+
+
+async def async_generator(message: Any) -> Any:
+    yield message
+
+
 class AsyncObject:
     async def handle_event(self, event: Any) -> None:
         note(event)
@@ -294,6 +302,8 @@ def test_every_kind_of_handler(handler: Any, kind: type, in_loop: bool) -> None:
         (SyncCallable, "handler is the class SyncCallable; give an instance of it"),
         (None, "handler is NoneType; it must be a function or have handle_event()"),
         ("f", "handler is str; it must be a function or have handle_event()"),
+        (generator, "handler contains 'yield': calling it would not run any of it"),
+        (async_generator, "handler contains 'yield': calling it would not run any of it"),
     ],
 )
 def test_what_cannot_handle_is_refused_before_anything_is_opened(
@@ -575,6 +585,9 @@ def test_a_cancellation_that_the_consumer_did_not_cause_is_a_failure(
         if message["n"] == 0:
             await misbehave(message)
         # What the handler before did to this task must not break what this one does.
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await asyncio.sleep(1)
@@ -674,6 +687,27 @@ def test_a_timeout_around_run_is_a_timeout(broker: Broker, run: VirtualRun) -> N
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("first", ["run", "handlers"])
+def test_whoever_cancels_all_tasks_cancels_the_run_in_any_order(
+    first: str, broker: Broker, run: VirtualRun
+) -> None:
+    async def main() -> None:
+        broker.publish(2)
+        consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
+        task = asyncio.create_task(consumer.run(Recorder(1000.0, 1000.0)))
+        await until(lambda: consumer.in_flight == 2)
+        assert consumer._run is not None
+        workers = [*consumer._run._workers]
+        for each in [task, *workers] if first == "run" else [*workers, task]:
+            each.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert {o for r in broker.records for o in r.outcomes} == {"release"}
+        assert consumer.failed == 0
 
     run(main())
 
@@ -1495,6 +1529,22 @@ def test_shutdown_from_a_handler_in_a_thread() -> None:
             await consumer.run(handler)
             assert (consumer.processed, consumer.failed) == (1, 0)
             assert (await backend.stats()).total("ready") == 1
+
+    real(main())
+
+
+def test_shutdown_on_another_loop_is_an_error_instead_of_a_race() -> None:
+    def handler(message: SyncMessage) -> None:
+        asyncio.run(consumer.shutdown())
+
+    backend = memory()
+    consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+
+    async def main() -> None:
+        await backend.publish("k", {})
+        await settled(consumer, handler, lambda: consumer.dead)
+        assert isinstance(consumer.last_error, LoopError)
+        assert "run_coroutine_threadsafe" in str(consumer.last_error)
 
     real(main())
 

@@ -1156,6 +1156,16 @@ def test_closing_ends_a_publish_that_waits_for_room() -> None:
     run(main, maxsize=1)
 
 
+def test_a_backend_closed_by_another_thread_does_not_begin_to_wait() -> None:
+    async def main(backend: MemoryBackend) -> None:
+        await publish(backend, 1)
+        backend._closed = True  # between two steps of publish()
+        assert not await backend._room(asyncio.get_running_loop().time() + 1000)
+        backend._closed = False
+
+    run(main, maxsize=1)
+
+
 # -- life ------------------------------------------------------------------------------------
 
 

@@ -181,7 +181,7 @@ class AsyncLoopConsumer:
 
         Raises:
             RuntimeError: If it is running with another handler.
-            TypeError: If ``handler`` is nothing that can handle a message.
+            TypeError: If ``handler`` cannot handle a message.
             UnsupportedError: If ``keys`` is given and the backend cannot filter.
             AbeError: What ended the stream, if the broker refused it for good.
         """
@@ -211,6 +211,9 @@ class AsyncLoopConsumer:
         their messages released. A sync handler cannot be cancelled: its message comes back when
         the lease lapses. Safe to call twice, before `run` (which then returns at once), and from
         the handler (it then returns without waiting for that handler).
+
+        Raises:
+            LoopError: If `run` runs on another event loop.
         """
         if self._run is not None:
             await self._run.drain()
@@ -292,6 +295,11 @@ class _Run:
             raise asyncio.CancelledError("somebody cancelled the tasks of this consumer")
 
     async def drain(self) -> None:
+        if asyncio.get_running_loop() is not self._runner.get_loop():
+            raise LoopError(
+                "this consumer runs on another event loop; await shutdown() there, from a thread"
+                " with asyncio.run_coroutine_threadsafe(consumer.shutdown(), loop)"
+            )
         self._stopping.set()
         self._stream.stop()
         call = _handling.get()
@@ -541,7 +549,10 @@ class _Run:
             raise TypeError(
                 f"handler is {type(handler).__name__}; it must be a function or have handle_event()"
             )
-        if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        kinds = (function, type(function).__call__)
+        if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in kinds):
+            raise TypeError("handler contains 'yield': calling it would not run any of it")
+        if any(map(inspect.iscoroutinefunction, kinds)):
             chosen: Handler = function
             return chosen
         return self._threaded(function)
