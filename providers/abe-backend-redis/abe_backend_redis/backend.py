@@ -1,0 +1,273 @@
+"""`RedisBackend`: message queues on Redis Streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Self
+
+from abe.backends.message_queue.base import (
+    BaseBackend,
+    Capabilities,
+    KeyFilter,
+    Message,
+    Outgoing,
+    env_number,
+    validate_group,
+)
+from abe.errors import ConfigurationError, ConnectionLostError
+from abe.types import ConsumerGroup, QueueStats
+from abe_backend_redis.inspection import Inspection
+from abe_backend_redis.link import Link
+from abe_backend_redis.publisher import Limits, Publisher
+from abe_backend_redis.receiver import RedisReceiver
+from abe_backend_redis.server import Server
+
+__all__ = ["RedisBackend"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_URL = "redis://localhost:6379/0"
+DEFAULT_PREFIX = "abe"
+YEAR = 365 * 86_400.0
+_FALSE = ("", "0", "false", "no", "off")
+
+
+class RedisBackend(BaseBackend):
+    """A durable queue on Redis 6.2 or later: one stream for each key, one index for all.
+
+    Everything of a prefix lies in one hash slot, so that every change is atomic, in a Cluster too.
+    What Redis keeps through a crash is what its own persistence keeps: with ``appendonly yes`` and
+    ``appendfsync always`` that is everything for which ``publish`` has returned.
+
+    Args:
+        url: ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://`` or
+            ``redis+cluster://``.
+        prefix: Namespace: backends with different prefixes know nothing of each other.
+        username: ACL user; overrides the URL's.
+        password: Overrides the URL's.
+        tls: Arguments of redis-py for TLS: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``.
+        sentinel_username: ACL user of the Sentinels.
+        sentinel_password: Password of the Sentinels.
+        lease: Seconds after which a message that is neither settled nor extended comes back.
+        timeout: Seconds to wait for a connection, and for each answer.
+        publish_timeout: Seconds for which ``publish`` tries to reach the broker.
+        limits: What the broker may hold, and what it retains for later groups.
+
+    Raises:
+        ConfigurationError: If an argument is malformed.
+    """
+
+    name: ClassVar[str] = "redis"
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        username: str | None = None,
+        password: str | None = None,
+        tls: Mapping[str, str] | None = None,
+        sentinel_username: str | None = None,
+        sentinel_password: str | None = None,
+        lease: float = 30.0,
+        timeout: float = 5.0,
+        publish_timeout: float = 10.0,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+    ) -> None:
+        super().__init__()
+        if not re.fullmatch(r"[^\s{}#]{1,100}", prefix):
+            raise ConfigurationError(
+                f"ABE_REDIS_PREFIX is {prefix!a}; it must be 1 to 100 characters without white "
+                "space, braces and '#'"
+            )
+        self._server = Server(
+            url,
+            username=username,
+            password=password,
+            tls=tls,
+            sentinel_username=sentinel_username,
+            sentinel_password=sentinel_password,
+        )
+        self.prefix = prefix
+        self.capabilities = Capabilities(
+            durable=True,
+            groups=True,
+            backlog=True,
+            keys="consumer",
+            ordering="consumer",
+            redelivery="message",
+            release=True,
+            reject=True,
+            attempts="exact",
+            lease=lease,
+            delay=YEAR,
+            nack_delay=YEAR,
+            headers=True,
+            publish_many=True,
+            peek=True,
+            stats=True,
+            dead_letters=True,
+            admin=True,
+        )
+        self._lease = lease
+        self._timeout = timeout
+        self._limits = limits
+        # Braces: the part of a key that decides on its slot in a Cluster.
+        self._base = f"{{{prefix}}}:"
+        self._control = self._link()
+        self._publisher = Publisher(self._link(), limits, publish_timeout, prefix)
+        self._inspection = Inspection(self._control, self._base)
+        if limits.drop:
+            logger.warning(
+                "backend redis, prefix %s: retention may drop messages that a group has not "
+                "settled (ABE_REDIS_DROP_UNSETTLED)",
+                prefix,
+                extra={"backend": self.name},
+            )
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Create a backend from ``ABE_REDIS_…``, without connecting; the README lists them all.
+
+        Raises:
+            ConfigurationError: If a variable is malformed.
+        """
+        env = os.environ.get
+        files = {"ssl_ca_certs": "CA", "ssl_certfile": "CERT", "ssl_keyfile": "KEY"}
+        tls = {name: env(f"ABE_REDIS_TLS_{end}", "") for name, end in files.items()}
+        return cls(
+            env("ABE_REDIS_URL") or DEFAULT_URL,
+            prefix=env("ABE_REDIS_PREFIX") or DEFAULT_PREFIX,
+            username=env("ABE_REDIS_USERNAME"),
+            password=env("ABE_REDIS_PASSWORD"),
+            tls={name: value for name, value in tls.items() if value},
+            sentinel_username=env("ABE_REDIS_SENTINEL_USERNAME"),
+            sentinel_password=env("ABE_REDIS_SENTINEL_PASSWORD"),
+            lease=env_number("ABE_REDIS_LEASE", 30.0, minimum=0.1),
+            timeout=env_number("ABE_REDIS_TIMEOUT", 5.0, minimum=0.01),
+            publish_timeout=env_number("ABE_REDIS_PUBLISH_TIMEOUT", 10.0),
+            limits=Limits(
+                backlog=int(env_number("ABE_REDIS_MAX_BACKLOG", 0)),
+                length=int(env_number("ABE_REDIS_RETAIN_LENGTH", 0)),
+                age=env_number("ABE_REDIS_RETAIN_AGE", 0),
+                drop=(env("ABE_REDIS_DROP_UNSETTLED") or "").lower() not in _FALSE,
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"RedisBackend({str(self._server)!r}, prefix={self.prefix!r})"
+
+    def _link(self) -> Link:
+        return Link(self._server, f"{self._base}log", self._timeout)
+
+    async def _send(self, items: Sequence[Outgoing]) -> None:
+        await self._publisher.send(items)
+
+    def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> RedisReceiver:
+        return RedisReceiver(
+            self._link(),
+            self._control,
+            prefix=self._base,
+            group=group,
+            keys=keys,
+            lease=self._lease,
+            keep=self._limits.keep,
+        )
+
+    async def _disconnect(self) -> None:
+        await self._publisher.aclose()
+        await self._control.aclose()
+
+    async def ping(self, timeout: float = 5.0) -> None:
+        """Return once the broker has answered.
+
+        Raises:
+            ConnectionLostError: If it has not within ``timeout`` seconds.
+            ConfigurationError: If it refuses the credentials.
+        """
+        await super().ping(timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._control.call("PING")
+        except TimeoutError as error:
+            raise ConnectionLostError(
+                f"Redis at {self._server} did not answer in {timeout:g} s"
+            ) from error
+
+    async def peek(
+        self,
+        keys: Sequence[str] | str | None = None,
+        *,
+        group: ConsumerGroup = None,
+        limit: int = 10,
+    ) -> list[Message]:
+        """Return up to ``limit`` messages that ``group`` could take now, oldest first.
+
+        For a group that does not exist: what it would see.
+        """
+        self._bind()
+        return await self._inspection.peek(validate_group(group), KeyFilter(keys), limit)
+
+    async def stats(self) -> QueueStats:
+        """Return the backlog of every key and group; retained ones under ``None``.
+
+        Counted page by page, without holding up the broker: numbers that change meanwhile may
+        not belong to one moment.
+        """
+        self._bind()
+        return await self._inspection.stats()
+
+    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
+        """Return up to ``limit`` dead letters of ``group``, oldest first.
+
+        Their headers ``abe-dead-…`` say why.
+        """
+        self._bind()
+        return await self._inspection.dead_letters(validate_group(group), limit)
+
+    async def replay(
+        self,
+        *,
+        group: ConsumerGroup = None,
+        ids: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Put dead letters back for ``group`` alone, counted as never delivered.
+
+        Returns:
+            How many were put back.
+        """
+        self._bind()
+        wanted = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
+        return await self._inspection.replay(validate_group(group), wanted, limit)
+
+    async def groups(self) -> list[ConsumerGroup]:
+        """Return the groups that exist; ``None`` stands for the default group."""
+        self._bind()
+        return await self._inspection.groups()
+
+    async def delete_group(self, name: ConsumerGroup) -> None:
+        """Forget a group, its backlog and its dead letters; its open streams fail.
+
+        Raises:
+            ConfigurationError: If there is no such group.
+        """
+        self._bind()
+        await self._inspection.delete_group(validate_group(name))
+
+    async def purge(
+        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
+    ) -> int:
+        """Drop what waits for ``group``, delayed messages included, not what is in flight.
+
+        While no group exists, retained messages are dropped. Dead letters stay.
+
+        Returns:
+            How many messages were dropped.
+        """
+        self._bind()
+        return await self._inspection.purge(validate_group(group), KeyFilter(keys))

@@ -1,0 +1,244 @@
+-- Shared by every script. KEYS[1] is the namespace's index; all other keys are derived from it and
+-- lie in its slot, because they begin with the same hash tag. '#' occurs in no key or group name.
+--
+--   log                 index: one entry per message (k key, d delayed, g only for this group,
+--                       o id it was first published under); the consumer groups are on it
+--   stream:KEY          what was published under KEY (p payload, h headers), same id as in the log
+--   due                 when delayed messages become visible, in ms
+--   parked:G            messages of group G read off the log and in nobody's hands: id -> attempts
+--   ready:G, ready:G#K  of those, the ones that can be taken: all, and those of key K
+--   keys:G              the keys K for which ready:G#K exists
+--   later:G             of those, the ones that wait: id scored by its time
+--   sweep:G             when a lease may next lapse
+--   dead:G              dead letters
+--   wake:G              gets an entry when waiting consumers should look again
+--   gone:G              G was deleted on purpose, not lost with the data
+local LOG = KEYS[1]
+local B = string.sub(LOG, 1, -4)
+local G = ARGV[1]
+local PARKED, READY, KEYS_READY = B .. 'parked:' .. G, B .. 'ready:' .. G, B .. 'keys:' .. G
+local LATER, SWEEP, DEAD = B .. 'later:' .. G, B .. 'sweep:' .. G, B .. 'dead:' .. G
+local WAKE, GONE, DUE = B .. 'wake:' .. G, B .. 'gone:' .. G, B .. 'due'
+local call = redis.call
+
+local function clock()
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function parse(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function after(a, b)
+  local ams, aseq = parse(a)
+  local bms, bseq = parse(b)
+  return ams > bms or (ams == bms and aseq > bseq)
+end
+
+-- Ids in order as exact doubles, until the year 2089.
+local function score(id)
+  local ms, seq = parse(id)
+  return string.format('%.0f', (ms - 1577836800000) * 4096 + math.min(seq, 4095))
+end
+
+local function fields(flat)
+  local found = {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+
+local function entry_of(id)
+  local found = call('XRANGE', LOG, id, id)[1]
+  return found and fields(found[2])
+end
+
+local function body_of(key, id)
+  local found = call('XRANGE', B .. 'stream:' .. key, id, id)[1]
+  return found and fields(found[2])
+end
+
+local function all_groups()
+  local found = {}
+  if call('EXISTS', LOG) == 1 then
+    for _, g in ipairs(call('XINFO', 'GROUPS', LOG)) do found[#found + 1] = fields(g) end
+  end
+  return found
+end
+
+local function group_named(name)
+  for _, g in ipairs(all_groups()) do
+    if g.name == name then return g end
+  end
+end
+
+local function needed(id, groups)
+  for _, g in ipairs(groups) do
+    if after(id, g['last-delivered-id'])
+      or #call('XPENDING', LOG, g.name, id, id, 1) > 0
+      or call('HEXISTS', B .. 'parked:' .. g.name, id) == 1 then
+      return true
+    end
+  end
+  return false
+end
+
+local function remove(key, ids)
+  call('XDEL', LOG, unpack(ids))
+  local stream = B .. 'stream:' .. key
+  call('XDEL', stream, unpack(ids))
+  if call('XLEN', stream) == 0 then call('DEL', stream) end
+end
+
+-- Group G is done with these; they go unless another group, or retention, wants them.
+local function done(by_key, keep)
+  if keep then return end
+  local others = {}
+  for _, g in ipairs(all_groups()) do
+    if g.name ~= G then others[#others + 1] = g end
+  end
+  for key, ids in pairs(by_key) do
+    local free = ids
+    if #others > 0 then
+      free = {}
+      for _, id in ipairs(ids) do
+        if not needed(id, others) then free[#free + 1] = id end
+      end
+    end
+    if #free > 0 then remove(key, free) end
+  end
+end
+
+local function add(by_key, key, id)
+  local ids = by_key[key]
+  if ids then ids[#ids + 1] = id else by_key[key] = {id} end
+end
+
+local function put_ready(id, key)
+  local n = score(id)
+  call('ZADD', READY, n, id)
+  call('ZADD', READY .. '#' .. key, n, id)
+  call('SADD', KEYS_READY, key)
+end
+
+local function park(id, key, attempts)
+  call('HSET', PARKED, id, attempts)
+  put_ready(id, key)
+end
+
+local function unpark(id, key)
+  call('HDEL', PARKED, id)
+  call('ZREM', READY, id)
+  local own = READY .. '#' .. key
+  call('ZREM', own, id)
+  if call('EXISTS', own) == 0 then call('SREM', KEYS_READY, key) end
+end
+
+local function postpone(id, attempts, due)
+  call('HSET', PARKED, id, attempts)
+  call('ZADD', LATER, due, id)
+end
+
+local function notify()
+  call('XADD', WAKE, 'MAXLEN', 1, '*', 'x', 1)
+end
+
+local function lease_of(consumer)
+  return tonumber(string.match(consumer, '%-(%d+)$')) or 30000
+end
+
+-- Messages whose delay is over become ready.
+local function ripen(now)
+  local ripe = call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, 500)
+  for _, id in ipairs(ripe) do
+    call('ZREM', LATER, id)
+    local entry = entry_of(id)
+    if entry then put_ready(id, entry.k) else call('HDEL', PARKED, id) end
+  end
+  if #ripe > 0 then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
+  return #ripe
+end
+
+-- Messages whose consumer has let its lease lapse become ready, counted. A consumer's name ends in
+-- its lease, so that consumers with different ones may share a group.
+local function reclaim(now)
+  local next, start, freed = nil, '-', 0
+  for page = 1, 21 do
+    if page == 21 then
+      next = math.min(next or 1000, 1000)
+      break
+    end
+    local pending = call('XPENDING', LOG, G, start, '+', 500)
+    for _, p in ipairs(pending) do
+      local left = lease_of(p[2]) - p[3]
+      if left > 0 then
+        next = math.min(next or left, left)
+      else
+        call('XACK', LOG, G, p[1])
+        local entry = entry_of(p[1])
+        if entry then
+          park(p[1], entry.k, p[4])
+          freed = freed + 1
+        end
+      end
+    end
+    if #pending < 500 then break end
+    start = '(' .. pending[#pending][1]
+  end
+  if next then call('SET', SWEEP, now + next + 1) else call('DEL', SWEEP) end
+  return freed
+end
+
+-- Let time pass for the group; returns when a lease may next lapse.
+local function advance(now)
+  local changed = ripen(now)
+  local sweep = tonumber(call('GET', SWEEP) or '')
+  if sweep and now >= sweep then
+    changed = changed + reclaim(now)
+    sweep = tonumber(call('GET', SWEEP) or '')
+  end
+  if changed > 0 then notify() end
+  return sweep
+end
+
+-- The patterns of a key filter begin at ARGV[from]; there are none where every key matches.
+local function matcher(from)
+  local known = {}
+  return function(key)
+    if not ARGV[from] then return true end
+    local answer = known[key]
+    if answer == nil then
+      answer = false
+      for i = from, #ARGV do
+        if string.find(key, ARGV[i]) then
+          answer = true
+          break
+        end
+      end
+      known[key] = answer
+    end
+    return answer
+  end
+end
+
+-- Ids that can be taken, in order, at most limit.
+local function ready_ids(limit, filtered, matches)
+  if not filtered then return call('ZRANGE', READY, 0, limit - 1) end
+  local ids = {}
+  for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
+    if matches(key) then
+      for _, id in ipairs(call('ZRANGE', READY .. '#' .. key, 0, limit - 1)) do
+        ids[#ids + 1] = id
+      end
+    end
+  end
+  table.sort(ids, function(a, b) return after(b, a) end)
+  return ids
+end
+
+local function append(out, id, entry, attempt, body)
+  local n = #out
+  out[n + 1], out[n + 2], out[n + 3] = id, entry.k, attempt
+  out[n + 4], out[n + 5], out[n + 6] = body.p, body.h or '', entry.o or ''
+end

@@ -1,0 +1,86 @@
+-- ARGV: group, phase, where to begin, consumer, patterns. Drops one page of what waits for the group
+-- and matches; returns the next phase, where it begins, and how many were dropped.
+local phase, start, me = ARGV[2], ARGV[3], ARGV[4]
+local filtered, matches = ARGV[5] ~= nil, matcher(5)
+local PAGE = 500
+local by_key, dropped = {}, 0
+
+local function drop(id, key)
+  dropped = dropped + 1
+  add(by_key, key, id)
+  call('ZREM', DUE, id)
+end
+
+local function answer(next, from)
+  done(by_key, false)
+  return {next, from, dropped}
+end
+
+if phase == 'later' then
+  if not group_named(G) then return answer('end', '') end
+  advance(clock())
+  local from = tonumber(start)
+  local page = call('ZRANGE', LATER, from, from + PAGE - 1)
+  for _, id in ipairs(page) do
+    local entry = entry_of(id)
+    if entry and not matches(entry.k) then
+      from = from + 1
+    else
+      call('ZREM', LATER, id)
+      call('HDEL', PARKED, id)
+      if entry then drop(id, entry.k) end
+    end
+  end
+  if #page == PAGE then return answer('later', tostring(from)) end
+  return answer('ready', '')
+end
+if phase == 'ready' then
+  local ids = ready_ids(PAGE, filtered, matches)
+  for i = 1, math.min(#ids, PAGE) do
+    local entry = entry_of(ids[i])
+    if entry then
+      unpark(ids[i], entry.k)
+      drop(ids[i], entry.k)
+    else
+      call('HDEL', PARKED, ids[i])
+      call('ZREM', READY, ids[i])
+    end
+  end
+  if #ids >= PAGE then return answer('ready', '') end
+  -- What is published from now on stays.
+  return answer('log', fields(call('XINFO', 'STREAM', LOG))['last-generated-id'])
+end
+if phase == 'log' then
+  local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', PAGE, 'STREAMS', LOG, '>')
+  local page = reply and reply[1][2] or {}
+  local aside, parked, now = {}, false, clock()
+  for _, e in ipairs(page) do
+    local id, entry = e[1], fields(e[2])
+    aside[#aside + 1] = id
+    if entry.g and entry.g ~= G then
+      add(by_key, entry.k, id)
+    elseif matches(entry.k) and not after(id, start) then
+      drop(id, entry.k)
+    else
+      local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
+      if due and due > now then postpone(id, 0, due) else park(id, entry.k, 0) end
+      parked = true
+    end
+  end
+  if #aside > 0 then call('XACK', LOG, G, unpack(aside)) end
+  if parked then notify() end
+  if #page == PAGE and not after(page[#page][1], start) then return answer('log', start) end
+  call('XGROUP', 'DELCONSUMER', LOG, G, me)
+  return answer('end', '')
+end
+-- phase 'all': there is no group at all, so everything retained is dropped.
+local page = call('XRANGE', LOG, start, '+', 'COUNT', PAGE)
+for _, e in ipairs(page) do
+  if matches(e[2][2]) then
+    remove(e[2][2], {e[1]})
+    call('ZREM', DUE, e[1])
+    dropped = dropped + 1
+  end
+end
+if #page == PAGE then return answer('all', '(' .. page[#page][1]) end
+return answer('end', '')

@@ -1,0 +1,238 @@
+"""Publishing: at once when nothing is on its way, otherwise together with whatever else waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from abe.backends.message_queue.base import Outgoing
+from abe.errors import ConfigurationError, ConnectionLostError, PublishError
+from abe_backend_redis import scripts
+from abe_backend_redis.failures import Refused
+from abe_backend_redis.link import Link
+
+__all__ = ["Limits", "Publisher"]
+
+logger = logging.getLogger(__name__)
+
+MAX_ITEMS = 500
+MAX_BYTES = 1 << 20
+FIRST_PAUSE = 0.05
+
+
+class Limits(NamedTuple):
+    """What the broker may hold.
+
+    Attributes:
+        backlog: Most messages in the namespace; more are refused. 0 = no limit.
+        length: Most messages retained of each key. 0 = settled ones go at once.
+        age: Seconds for which a message is retained. 0 = settled ones go at once.
+        drop: Whether ``length`` and ``age`` drop messages that a group has not settled.
+    """
+
+    backlog: int = 0
+    length: int = 0
+    age: float = 0.0
+    drop: bool = False
+
+    @property
+    def keep(self) -> bool:
+        """Whether settled messages are kept for later groups."""
+        return self.length > 0 or self.age > 0
+
+
+class _Waiting(NamedTuple):
+    items: Sequence[Outgoing]
+    done: asyncio.Future[None]
+
+
+class Publisher:
+    """Sends messages in order, one script call at a time.
+
+    Args:
+        link: A connection of its own.
+        limits: What the broker may hold.
+        timeout: Seconds for which an unreachable broker is tried.
+        prefix: Named in warnings.
+    """
+
+    def __init__(self, link: Link, limits: Limits, timeout: float, prefix: str) -> None:
+        self._link = link
+        self._timeout = timeout
+        self._prefix = prefix
+        self._head = (
+            "",
+            limits.backlog,
+            limits.length,
+            int(limits.age * 1000),
+            int(limits.drop),
+        )
+        self._limits = limits
+        self._busy = False
+        self._queue: list[_Waiting] = []
+        self._drain: asyncio.Task[None] | None = None
+
+    async def send(self, items: Sequence[Outgoing]) -> None:
+        """Return once all of ``items`` are accepted.
+
+        Raises:
+            PublishError: If some were not, or may not have been.
+            ConnectionLostError: If the broker cannot be reached; nothing was sent.
+        """
+        if self._busy:
+            waiting = _Waiting(items, asyncio.get_running_loop().create_future())
+            self._queue.append(waiting)
+            await waiting.done
+            return
+        self._busy = True
+        try:
+            await self._transmit(items)
+        finally:
+            if self._queue:
+                self._drain = asyncio.create_task(self._send_waiting(), name="abe-redis-publish")
+            else:
+                self._busy = False
+
+    async def aclose(self) -> None:
+        """Send what waits, and disconnect."""
+        if self._drain is not None:
+            await asyncio.wait([self._drain])
+        await self._link.aclose()
+
+    async def _send_waiting(self) -> None:
+        try:
+            while self._queue:
+                batch = self._next_batch()
+                if batch:
+                    await self._send_batch(batch)
+                # Those just woken publish again: let them join the next batch.
+                await asyncio.sleep(0)
+        finally:
+            self._busy = False
+            for waiting in self._queue:
+                waiting.done.cancel()
+            self._queue.clear()
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        count = 0
+        while self._queue and (not batch or count + len(self._queue[0].items) <= MAX_ITEMS):
+            waiting = self._queue.pop(0)
+            if not waiting.done.done():  # else: cancelled before anything was sent
+                batch.append(waiting)
+                count += len(waiting.items)
+        return batch
+
+    async def _send_batch(self, batch: list[_Waiting]) -> None:
+        error: Exception | None = None
+        accepted = sum(len(waiting.items) for waiting in batch)
+        try:
+            await self._transmit([item for waiting in batch for item in waiting.items])
+        except PublishError as refused:
+            error = refused
+            accepted = len(refused.published)
+        except Exception as failure:
+            error, accepted = failure, 0
+        for waiting in batch:
+            own = min(accepted, len(waiting.items))
+            accepted -= own
+            if waiting.done.done():
+                continue
+            if own == len(waiting.items) or error is None:
+                waiting.done.set_result(None)
+            elif isinstance(error, PublishError):
+                waiting.done.set_exception(_partial(error, own, len(waiting.items)))
+            else:
+                waiting.done.set_exception(error)
+
+    async def _transmit(self, items: Sequence[Outgoing]) -> None:
+        await self._reach()
+        accepted = 0
+        while accepted < len(items):
+            chunk, args = _chunk(items, accepted)
+            try:
+                answer = await self._link.run(scripts.PUBLISH, *self._head, *args)
+            except ConnectionLostError as error:
+                text = f"no answer, so it may or may not have been stored: {error}"
+                raise _error(text, accepted, len(items), retryable=True) from error
+            except Refused as error:
+                raise _error(str(error), accepted, len(items), retryable=False) from error
+            if isinstance(answer, int):
+                accepted += answer
+                continue
+            number, problem, dropped = answer
+            accepted += number
+            self._warn(dropped)
+            if number < chunk:
+                self._refuse(problem.decode(errors="replace"), accepted, len(items))
+
+    async def _reach(self) -> None:
+        """Connect, trying again while the broker is unreachable and there is time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._link.connect()
+                return
+            except ConnectionLostError:
+                if loop.time() + pause > deadline:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+    def _refuse(self, problem: str, accepted: int, total: int) -> None:
+        if problem == "FULL":
+            problem = (
+                f"the namespace {self._prefix!r} holds {self._limits.backlog} messages "
+                "(ABE_REDIS_MAX_BACKLOG)"
+            )
+        if "NOPERM" in problem:
+            raise ConfigurationError(f"the ACL user may not publish: {problem}")
+        retryable = "WRONGTYPE" not in problem
+        raise _error(f"Redis refuses it: {problem}", accepted, total, retryable=retryable)
+
+    def _warn(self, dropped: int) -> None:
+        if dropped:
+            logger.warning(
+                "retention dropped %d messages of %s that a group had not settled "
+                "(ABE_REDIS_DROP_UNSETTLED)",
+                dropped,
+                self._prefix,
+                extra={"backend": "redis"},
+            )
+
+
+def _chunk(items: Sequence[Outgoing], start: int) -> tuple[int, list[str | int]]:
+    """Return how many items from ``start`` go into one call, and its arguments."""
+    args: list[str | int] = []
+    size = count = 0
+    for item in items[start : start + MAX_ITEMS]:
+        size += len(item.body)
+        if count and size > MAX_BYTES:
+            break
+        headers = json.dumps(item.headers, ensure_ascii=False) if item.headers else ""
+        # Rounded up: a delay is a lower bound.
+        delay = int(item.delay * 1000 + 0.999) if item.delay else 0
+        args += (item.key, item.body, headers, delay)
+        count += 1
+    return count, args
+
+
+def _error(text: str, accepted: int, total: int, *, retryable: bool) -> PublishError:
+    failed = dict.fromkeys(range(accepted, total), text)
+    what = f"{total - accepted} of {total} messages were not published: " if total > 1 else ""
+    return PublishError(
+        f"{what}{text}", retryable=retryable, published=range(accepted), failed=failed
+    )
+
+
+def _partial(error: PublishError, accepted: int, total: int) -> PublishError:
+    """Return one caller's share of the error of a batch."""
+    reason = next(iter(error.failed.values()), str(error))
+    own = _error(reason, accepted, total, retryable=error.retryable)
+    own.__cause__ = error.__cause__
+    return own

@@ -1,0 +1,247 @@
+"""One consumer of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from abe.backends.message_queue.base import (
+    Delivery,
+    KeyFilter,
+    Outcome,
+    Receiver,
+    SettleFailure,
+    Settlement,
+    dead_headers,
+)
+from abe.errors import AbeError, ConfigurationError, ConnectionLostError
+from abe.types import ConsumerGroup
+from abe_backend_redis import scripts
+from abe_backend_redis.codec import lua_patterns, messages, stored_group
+from abe_backend_redis.failures import GroupMissingError
+from abe_backend_redis.link import Link
+
+__all__ = ["Receipt", "RedisReceiver"]
+
+UNBLOCK_PAUSE = 0.02
+"""Seconds between two attempts to end a blocked read, which may not have reached Redis yet."""
+
+
+class Receipt(NamedTuple):
+    """What is needed to settle: holds also after a reconnection, for as long as the lease does.
+
+    Attributes:
+        consumer: Who the message was handed to.
+        id: Its log entry.
+        attempt: Which delivery.
+    """
+
+    consumer: str
+    id: str
+    attempt: int
+
+
+class RedisReceiver(Receiver):
+    """Takes messages with a script, and waits for more in a blocking read that takes none.
+
+    So a read that is cut or ended early strands nothing.
+
+    Args:
+        link: A connection of its own, for taking and waiting.
+        control: The connection that all receivers share for everything else.
+        prefix: What every Redis key begins with, hash tag included.
+        group: The consumer group.
+        keys: Only keys that match.
+        lease: Seconds until others may take what is neither settled nor extended.
+        keep: Whether settled messages are kept for later groups.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        control: Link,
+        *,
+        prefix: str,
+        group: ConsumerGroup,
+        keys: KeyFilter,
+        lease: float,
+        keep: bool,
+    ) -> None:
+        self.lease: float | None = lease
+        self._link = link
+        self._control = control
+        self._prefix = prefix
+        self._shown = group
+        self._group = stored_group(group)
+        self._patterns = lua_patterns(keys)
+        self._keep = int(keep)
+        self._longest = min(max(lease / 2, 0.25), 20.0)
+        # The scripts read the lease from the name.
+        self._name = f"{secrets.token_hex(8)}-{int(lease * 1000)}"
+        self._client = 0
+        self._woken = False
+        self._waits = False
+        self._waker: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, and make the group."""
+        self._client = await self._link.call("CLIENT", "ID")
+        await self._link.run(scripts.OPEN, self._group)
+
+    async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
+        """Return messages as soon as there are any; nothing after ``timeout`` or `wake`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while not self._woken and loop.time() < deadline:
+            answer = await self._take(max_messages)
+            taken = answer[0]
+            if taken:
+                return [
+                    Delivery(message, Receipt(self._name, entry, message.attempt))
+                    for message, entry in messages(taken)
+                ]
+            _, due, log, wake = answer
+            pause = min(deadline - loop.time(), self._longest)
+            if due >= 0:
+                pause = min(pause, due / 1000)
+            if pause > 0 and not self._woken:
+                await self._wait(pause, log, wake)
+        self._woken = False
+        return ()
+
+    async def _take(self, count: int) -> list[Any]:
+        try:
+            answer: list[Any] = await self._link.run(
+                scripts.TAKE, self._group, self._name, count, self._keep, *self._patterns
+            )
+        except GroupMissingError as error:
+            raise await self._missing(error) from error
+        return answer
+
+    async def _missing(self, error: GroupMissingError) -> AbeError:
+        """Tell a group that was deleted from one that was lost with the broker's data."""
+        if await self._link.call("EXISTS", f"{self._prefix}gone:{self._group}"):
+            return ConfigurationError(f"group {self._shown!r} was deleted; open a new stream")
+        return ConnectionLostError(f"Redis has lost group {self._shown!r}: {error}")
+
+    async def _wait(self, seconds: float, log: bytes, wake: bytes) -> None:
+        """Return when there may be something to take: a new entry in log or wake."""
+        streams = (f"{self._prefix}log", f"{self._prefix}wake:{self._group}", log, wake)
+        milliseconds = max(1, int(seconds * 1000 + 0.999))
+        self._waits = True
+        try:
+            await self._link.call(
+                "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *streams, wait=seconds
+            )
+        finally:
+            self._waits = False
+
+    def wake(self) -> None:
+        """End a waiting `receive`, and the next one if none waits."""
+        self._woken = True
+        if self._waits and self._waker is None:
+            self._waker = asyncio.create_task(self._unblock(), name="abe-redis-unblock")
+
+    async def _unblock(self) -> None:
+        try:
+            while self._waits:
+                await self._control.call("CLIENT", "UNBLOCK", self._client)
+                if self._waits:
+                    await asyncio.sleep(UNBLOCK_PAUSE)
+        except AbeError:
+            # The broker is away, or will not let us: the read ends by itself, or with its socket.
+            if self._waits:
+                await self._link.aclose()
+        finally:
+            self._waker = None
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
+        """Tell Redis, in order; deliveries that others own by now are reported lost."""
+        lost: list[SettleFailure] = []
+        run: list[Settlement] = []
+        for settlement in settlements:
+            if run and (run[0].outcome is Outcome.ACK) != (settlement.outcome is Outcome.ACK):
+                lost += await self._settle_run(run)
+                run = []
+            run.append(settlement)
+        if run:
+            lost += await self._settle_run(run)
+        return lost
+
+    async def _settle_run(self, settlements: Sequence[Settlement]) -> Iterable[SettleFailure]:
+        try:
+            if settlements[0].outcome is Outcome.ACK:
+                return [
+                    failure
+                    for part in _by_consumer(settlements)
+                    for failure in await self._ack(part)
+                ]
+            return await self._give_back(settlements)
+        except GroupMissingError:
+            return [SettleFailure(settlement) for settlement in settlements]
+
+    async def _ack(self, settlements: Sequence[Settlement]) -> list[SettleFailure]:
+        by_key: dict[str, list[str | int]] = {}
+        for settlement in settlements:
+            message, receipt = settlement.delivery.message, settlement.delivery.receipt
+            args = by_key.get(message.key or "")
+            if args is None:
+                args = by_key[message.key or ""] = []
+            args += receipt[1:]
+        flat: list[str | int] = []
+        for key, args in by_key.items():
+            flat += (key, len(args) // 2)
+            flat += args
+        consumer = settlements[0].delivery.receipt.consumer
+        lost = await self._control.run(scripts.ACK, self._group, consumer, self._keep, *flat)
+        ids = {id_.decode() for id_ in lost}
+        return [SettleFailure(s) for s in settlements if s.delivery.receipt.id in ids]
+
+    async def _give_back(self, settlements: Sequence[Settlement]) -> list[SettleFailure]:
+        flat: list[str | int] = []
+        for delivery, outcome, delay, reason in settlements:
+            message, receipt = delivery.message, delivery.receipt
+            headers = ""
+            if outcome is Outcome.REJECT:
+                own = dead_headers(
+                    {}, reason=reason, attempts=receipt.attempt, id=message.id, key=message.key
+                )
+                headers = json.dumps(own, ensure_ascii=False)
+            flat += (*receipt, message.key or "", outcome, int(delay * 1000 + 0.999), headers)
+        lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
+        return [SettleFailure(settlements[position]) for position in lost]
+
+    async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
+        """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
+        begun = max(0, int(((self.lease or seconds) - seconds) * 1000))
+        flat = [part for delivery in deliveries for part in delivery.receipt]
+        try:
+            lost = await self._control.run(scripts.EXTEND, self._group, begun, *flat)
+        except GroupMissingError:
+            return deliveries
+        return [deliveries[position] for position in lost]
+
+    async def aclose(self) -> None:
+        """Disconnect; what is still held stays so until its lease lapses."""
+        self._woken = True
+        if self._waker is not None:
+            await asyncio.wait([self._waker])
+        if self._client and self._link.connected:
+            with suppress(AbeError, GroupMissingError):
+                await self._link.run(scripts.CLOSE, self._group, self._name)
+        await self._link.aclose()
+
+
+def _by_consumer(settlements: Sequence[Settlement]) -> Iterable[Sequence[Settlement]]:
+    """Part settlements by who took the messages: after a reconnection these may be several."""
+    first = settlements[0].delivery.receipt.consumer
+    if all(s.delivery.receipt.consumer == first for s in settlements):
+        return [settlements]
+    parts: dict[str, list[Settlement]] = {}
+    for settlement in settlements:
+        parts.setdefault(settlement.delivery.receipt.consumer, []).append(settlement)
+    return parts.values()

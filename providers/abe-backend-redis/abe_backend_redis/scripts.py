@@ -1,0 +1,51 @@
+"""The Lua scripts: every operation that must not be seen half done."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from pathlib import Path
+from typing import Final
+
+__all__ = [
+    "ACK",
+    "BACK",
+    "CLOSE",
+    "COUNT",
+    "DELETE",
+    "EXTEND",
+    "OPEN",
+    "PEEK",
+    "PUBLISH",
+    "PURGE",
+    "REPLAY",
+    "TAKE",
+    "Script",
+]
+
+_FOLDER = Path(__file__).parent / "lua"
+_COMMON = (_FOLDER / "common.lua").read_text(encoding="utf-8")
+
+
+class Script:
+    """A script and the digest that Redis knows it by."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, name: str) -> None:
+        self.text = _COMMON + (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+        # Redis names scripts by this digest; nothing depends on its strength.
+        self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+ACK: Final = Script("ack")
+BACK: Final = Script("back")
+CLOSE: Final = Script("close")
+COUNT: Final = Script("count")
+DELETE: Final = Script("delete")
+EXTEND: Final = Script("extend")
+OPEN: Final = Script("open")
+PEEK: Final = Script("peek")
+PUBLISH: Final = Script("publish")
+PURGE: Final = Script("purge")
+REPLAY: Final = Script("replay")
+TAKE: Final = Script("take")

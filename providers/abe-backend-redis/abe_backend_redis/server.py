@@ -1,0 +1,194 @@
+"""Where Redis is: URLs of single servers, Sentinels and Clusters, and how to connect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.sentinel import Sentinel
+
+from abe.errors import ConfigurationError
+from abe_backend_redis.failures import Secrets
+
+__all__ = ["Server"]
+
+_SCHEMES = {
+    "redis": ("plain", "redis"),
+    "rediss": ("plain", "rediss"),
+    "unix": ("plain", "unix"),
+    "redis+sentinel": ("sentinel", "redis"),
+    "rediss+sentinel": ("sentinel", "rediss"),
+    "redis+cluster": ("cluster", "redis"),
+    "rediss+cluster": ("cluster", "rediss"),
+}
+_FORM = (
+    "it must look like redis://[user:password@]host:port/db, rediss://… (TLS), unix:///path, "
+    "redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port,host:port"
+)
+_PARAMETERS = frozenset({"db", "client_name", "socket_keepalive"})
+_DEFAULT_PORTS = {"plain": 6379, "cluster": 6379, "sentinel": 26379}
+
+
+class Server:
+    """A Redis to connect to; for Sentinel and Cluster, the way to find out which.
+
+    Args:
+        url: See the README for its forms.
+        username: ACL user; overrides the URL's.
+        password: Overrides the URL's.
+        tls: Arguments of redis-py for TLS, ``ssl_ca_certs`` and so on.
+        sentinel_username: ACL user of the Sentinels, if they have one.
+        sentinel_password: Password of the Sentinels, if they have one.
+
+    Raises:
+        ConfigurationError: If the URL is malformed; the text does not repeat it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        tls: Mapping[str, str] | None = None,
+        sentinel_username: str | None = None,
+        sentinel_password: str | None = None,
+    ) -> None:
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in _SCHEMES:
+            raise ConfigurationError(f"ABE_REDIS_URL is malformed; {_FORM}")
+        self.kind, base = _SCHEMES[scheme]
+        try:
+            self._read(f"{base}://{rest}")
+        except (TypeError, ValueError) as error:
+            # Not chained: the text of the cause may hold the URL's password.
+            reason = error if isinstance(error, ConfigurationError) else _FORM
+            raise ConfigurationError(f"ABE_REDIS_URL is malformed; {reason}") from None
+        if username:
+            self._options["username"] = username
+        if password:
+            self._options["password"] = password
+        if self._class is SSLConnection:
+            self._options.update(tls or {})
+        elif tls:
+            raise ConfigurationError(
+                "ABE_REDIS_TLS_… are set, but ABE_REDIS_URL does not ask for TLS (rediss://)"
+            )
+        self._sentinel = {
+            name: value
+            for name, value in (("username", sentinel_username), ("password", sentinel_password))
+            if value
+        }
+        self.secrets = Secrets(
+            [
+                self._options.get("password"),
+                self._sentinel.get("password"),
+                urlsplit(f"{base}://{rest}").password,
+            ]
+        )
+
+    def _read(self, url: str) -> None:
+        parts = urlsplit(url)
+        credentials, at, hosts = parts.netloc.rpartition("@")
+        path, service = parts.path, ""
+        if self.kind == "sentinel":
+            _, service, *db = path.split("/")
+            if not service:
+                raise ConfigurationError("the path of a Sentinel URL must name the service")
+            path = "/" + "/".join(db)
+        self.service = service
+        found = []
+        options: dict[str, Any] = {}
+        for host in hosts.split(","):
+            # redis-py takes one host at a time.
+            options = dict(
+                parse_url(
+                    urlunsplit((parts.scheme, credentials + at + host, path, parts.query, ""))
+                )
+            )
+            port = options.pop("port", _DEFAULT_PORTS[self.kind])
+            found.append((str(options.pop("host", "localhost")), int(port)))
+        self._class: type[AbstractConnection] = options.pop("connection_class", Connection)
+        self.addresses: Sequence[tuple[str, int]] = found
+        self.path = str(options.get("path", ""))
+        for name in options:
+            if name not in {*_PARAMETERS, "username", "password", "path"} and name[:4] != "ssl_":
+                raise ConfigurationError(f"it has an unknown parameter {name!r}")
+        self._options = options
+        if self.kind == "cluster" and options.get("db"):
+            raise ConfigurationError("a Cluster has only database 0")
+
+    def __repr__(self) -> str:
+        return f"<Server {self}>"
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix://{self.path}"
+        places = ",".join(f"{host}:{port}" for host, port in self.addresses)
+        service = f"/{self.service}" if self.service else ""
+        return f"{places}{service}/{self._options.get('db', 0)}"
+
+    async def connection(self, slot_key: str, timeout: float) -> AbstractConnection:
+        """Return an unopened connection to the server that holds ``slot_key``.
+
+        Raises:
+            redis.RedisError: If Sentinel or Cluster do not tell which that is.
+        """
+        options: dict[str, Any] = {
+            "client_name": "abe",
+            **self._options,
+            # Time-outs are ours: a blocked read must not be cut off by the driver's.
+            "socket_timeout": None,
+            "socket_connect_timeout": timeout,
+            "socket_read_size": 1 << 18,
+            "protocol": 2,
+        }
+        if not self.path:
+            host, port = await self._address(slot_key, timeout)
+            options |= {"host": host, "port": port}
+        return self._class(**options)
+
+    async def _address(self, slot_key: str, timeout: float) -> tuple[str, int]:
+        if self.kind == "sentinel":
+            return await self._ask_sentinels(timeout)
+        if self.kind == "cluster":
+            return await self._ask_cluster(slot_key, timeout)
+        return self.addresses[0]
+
+    def _shared(self, timeout: float) -> dict[str, Any]:
+        """Return the options for clients that only ask where the data is."""
+        return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2} | (
+            {"ssl": True} | {n: v for n, v in self._options.items() if n[:4] == "ssl_"}
+            if self._class is SSLConnection
+            else {}
+        )
+
+    async def _ask_sentinels(self, timeout: float) -> tuple[str, int]:
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            list(self.addresses), sentinel_kwargs=self._shared(timeout) | self._sentinel
+        )
+        try:
+            host, port = await sentinel.discover_master(self.service)
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+        return str(host), int(port)
+
+    async def _ask_cluster(self, slot_key: str, timeout: float) -> tuple[str, int]:
+        credentials = {n: self._options[n] for n in ("username", "password") if n in self._options}
+        cluster = RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in self.addresses],
+            **self._shared(timeout),
+            **credentials,
+        )
+        try:
+            _ = await cluster.initialize()
+            node = cluster.get_node_from_key(slot_key)
+        finally:
+            await cluster.aclose()
+        if node is None:
+            raise ConnectionError("no node of the Cluster serves the prefix's slot")
+        return str(node.host), int(node.port)
