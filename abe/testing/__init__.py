@@ -27,23 +27,31 @@ if TYPE_CHECKING:
     from abe.testing.case import Case
     from abe.testing.contract import BackendContract, ConsumerContract, list_cases
     from abe.testing.harness import GROUPS, Harness
+    from abe.testing.report import ContractReport, ContractRow
+    from abe.testing.run import run_contract
 
 __all__ = [
     "BackendContract",
     "Case",
     "ConsumerContract",
+    "ContractReport",
+    "ContractRow",
     "GROUPS",
     "Harness",
     "list_cases",
+    "run_contract",
 ]
 
 _HOME = {
     "BackendContract": "contract",
     "ConsumerContract": "contract",
+    "ContractReport": "report",
+    "ContractRow": "report",
     "GROUPS": "harness",
     "Case": "case",
     "Harness": "harness",
     "list_cases": "contract",
+    "run_contract": "run",
 }
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable
 from typing import Any, ClassVar
 
+from abe.backends.message_queue.base import Capabilities
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol
 
 __all__ = ["GROUPS", "HOOKS", "ODD_GROUPS", "Harness"]
@@ -60,6 +61,9 @@ class Harness:
     short_delay: float = 0.3
     reopen: bool = True
     unavailable: ClassVar[frozenset[str]] = frozenset()
+
+    declared: Capabilities | None = None
+    """What the backend made last declares; set by the suite, for reports."""
 
     def make(
         self, namespace: str

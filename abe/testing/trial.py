@@ -57,6 +57,7 @@ class Trial:
         self.backend = await self.make("make")
         self.can = capabilities_of(self.backend)
         self.declared = isinstance(getattr(self.backend, "capabilities", None), Capabilities)
+        self.harness.declared = self.can if self.declared else None
         reason = unmet(self._case.needs, self.can, self.declared)
         if reason:
             raise Skipped(reason)

@@ -116,12 +116,12 @@ class DeadLetterCases(ContractBase):
         """replay() can be limited to some ids or to the oldest few; the others stay dead."""
         dead = await _bury(trial, 4)
         backend = trial.backend
-        for what, calling, expected in (
-            ("replay(ids=[one])", backend.replay(ids=[dead[2].id]), 1),
-            ("replay(limit=2)", backend.replay(limit=2), 2),
-            ("replay(ids=['unknown'])", backend.replay(ids=["unknown"]), 0),
+        for what, options, expected in (
+            ("replay(ids=[one])", {"ids": [dead[2].id]}, 1),
+            ("replay(limit=2)", {"limit": 2}, 2),
+            ("replay(ids=['unknown'])", {"ids": ["unknown"]}, 0),
         ):
-            count = await trial.within(calling, what)
+            count = await trial.within(backend.replay(**options), what)
             check(count == expected, f"{what} returned {count}, not {expected}")
         left = await trial.within(backend.dead_letters(), "dead_letters()")
         exactly(left, [{"n": 3}], "dead_letters() after three of four were replayed")

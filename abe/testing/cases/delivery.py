@@ -38,6 +38,21 @@ class DeliveryCases(ContractBase):
         await trial.collect(sent)
 
     @case()
+    async def test_namespaces_are_apart(self, trial: Trial) -> None:
+        """The harness keeps namespaces apart: a backend of another one receives nothing."""
+        await trial.send(2)
+        other = await trial.within(
+            trial.harness.call("make", f"{trial.namespace}x"), "the harness's make()"
+        )
+        try:
+            await trial.collect(
+                [], backend=other, what="in a namespace where nothing was published"
+            )
+        finally:
+            if hasattr(other, "aclose"):
+                await trial.within(other.aclose(), "aclose() of the backend")
+
+    @case()
     async def test_keys_share_a_queue(self, trial: Trial) -> None:
         """Messages of different keys all arrive at a consumer without a filter."""
         sent = [{"n": n} for n in range(4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from abe.errors import UnsupportedError
 from abe.testing.base import ContractBase
 from abe.testing.case import case
@@ -35,17 +37,18 @@ class InspectionCases(ContractBase):
     @case("peek")
     async def test_peek_selects(self, trial: Trial) -> None:
         """peek() returns at most limit messages, the oldest first, of the keys asked for."""
+        selections: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
+            ("peek(limit=2)", {"limit": 2}, (0, 1)),
+            ("peek(keys='b')", {"keys": "b"}, (1, 3)),
+            ("peek(keys=['a', 'b'], limit=3)", {"keys": ["a", "b"], "limit": 3}, (0, 1, 2)),
+            ("peek(keys='c')", {"keys": "c"}, ()),
+        )
         async with trial.stream():
             pass
         for n in range(4):
             await trial.publish({"n": n}, "b" if n % 2 else "a")
-        for what, seeing, expected in (
-            ("peek(limit=2)", trial.backend.peek(limit=2), (0, 1)),
-            ("peek('b')", trial.backend.peek("b"), (1, 3)),
-            ("peek(['a', 'b'], limit=3)", trial.backend.peek(["a", "b"], limit=3), (0, 1, 2)),
-            ("peek('c')", trial.backend.peek("c"), ()),
-        ):
-            seen = await trial.within(seeing, what)
+        for what, options, expected in selections:
+            seen = await trial.within(trial.backend.peek(**options), what)
             ordered = trial.can.ordering != "none"
             exactly(seen, [{"n": n} for n in expected], what, ordered=ordered)
 

@@ -1,0 +1,109 @@
+"""Running the contract suite without pytest."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from abe.errors import ConfigurationError
+from abe.testing.base import ContractBase
+from abe.testing.case import Case, Skipped, cases_of
+from abe.testing.contract import BackendContract, ConsumerContract
+from abe.testing.execution import execute
+from abe.testing.harness import Harness
+from abe.testing.report import ContractReport, ContractRow, Outcome
+from abe.testing.targets import harness_for, imported
+
+__all__ = ["run_contract"]
+
+logger = logging.getLogger("abe")
+
+
+def run_contract(
+    target: object,
+    *,
+    select: str | Iterable[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    on_row: Callable[[ContractRow], object] | None = None,
+) -> ContractReport:
+    """Run every case that applies to a backend, and return what came of each.
+
+    Works where an event loop is running, as in a notebook: it blocks until the end, each case runs
+    in a thread. Nothing is raised for a case that fails; look at the report.
+
+    Args:
+        target: The name of an installed backend; a backend class; a function that makes a backend,
+            with the namespace as its argument or with none; a `Harness` or a subclass of it; a
+            subclass of `BackendContract` or `ConsumerContract`, for its sizes and own cases. A
+            text ``"package.module:attribute"`` names any of these.
+        select: Only cases whose id matches one of these shell patterns, or contains it.
+        env: Variables for a backend given by name; ``{namespace}`` in a value stands for the
+            namespace, ``{folder}`` for a temporary folder.
+        on_row: Called with each row as soon as there is one.
+
+    Raises:
+        AbeError: If the named backend cannot be loaded.
+        ConfigurationError: If ``select`` matches no case.
+        TypeError: If ``target`` is nothing that can be tested.
+    """
+    contracts, harness, name = _resolve(target, env)
+    patterns = [select] if isinstance(select, str) else None if select is None else list(select)
+    chosen = [
+        (contract, case)
+        for contract in contracts
+        for case in cases_of(type(contract))
+        if patterns is None or any(_matches(case, pattern) for pattern in patterns)
+    ]
+    if not chosen:
+        raise ConfigurationError(f"select={select!r} matches no case of the contract")
+    rows = []
+    # Broken handlers are part of the cases; their log lines would only be noise on standard error.
+    quiet = logging.NullHandler()
+    logger.addHandler(quiet)
+    try:
+        for contract, case in chosen:
+            rows.append(_run(case, contract, harness))
+            if on_row is not None:
+                on_row(rows[-1])
+    finally:
+        logger.removeHandler(quiet)
+        if harness is not target:
+            harness.close()
+    return ContractReport(name, tuple(rows), harness.declared)
+
+
+def _resolve(
+    target: object, env: Mapping[str, str] | None
+) -> tuple[list[ContractBase], Harness, str]:
+    if isinstance(target, str) and ":" in target:
+        target = imported(target)
+    if isinstance(target, type) and issubclass(target, ContractBase):
+        contract = target()
+        return [contract], contract.find_harness(), target.__name__
+    harness, name = harness_for(target, env)
+    return [BackendContract(), ConsumerContract()], harness, name
+
+
+def _matches(case: Case, pattern: str) -> bool:
+    return pattern in case.id or fnmatch.fnmatchcase(case.id, pattern)
+
+
+def _run(case: Case, contract: ContractBase, harness: Harness) -> ContractRow:
+    started = time.perf_counter()
+    outcome: Outcome = "pass"
+    reason = ""
+    try:
+        execute(case, contract, harness)
+    except Skipped as skipped:
+        outcome, reason = "skip", str(skipped)
+    except Exception as error:
+        outcome, reason = "fail", _reason(error)
+    seconds = time.perf_counter() - started
+    return ContractRow(case.id, case.obligation, case.capabilities, outcome, reason, seconds)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return "\n".join([text, *getattr(error, "__notes__", ())])
