@@ -294,7 +294,7 @@ def _take_new(
     rows = c.execute(
         "SELECT seq, visible, id, key, body, headers, time FROM messages"
         " WHERE seq > ? ORDER BY seq LIMIT ?",
-        (cursor, SCAN_LIMIT if keys else limit),
+        (cursor, SCAN_LIMIT),
     )
     for seq, visible, *row in rows:
         cursor = seq
