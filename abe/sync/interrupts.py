@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -47,6 +49,20 @@ class Interrupts:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
+    def missed(self) -> bool:
+        """Whether the interrupt came just before this wait, and would only be acted on after it.
+
+        ipykernel's handler for cells that contain ``await`` leaves the interrupt to the event loop,
+        which does not run while its thread waits here.
+        """
+        if self._previous is None or not _only_cancels_a_task(self._previous):
+            return False
+        for handle in tuple(getattr(asyncio._get_running_loop(), "_ready", ())):
+            if handle not in _answered and _comes_from_ipykernel(handle):
+                _answered.add(handle)
+                return True
+        return False
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         assert self._previous is not None
         try:
@@ -60,6 +76,16 @@ class Interrupts:
                 error.__traceback__ = None  # the caller's frames are what matters
             self.raised = error
             self._cancel()
+
+
+_answered: weakref.WeakSet[asyncio.Handle] = weakref.WeakSet()
+"""Interrupts that have been acted on although their event loop has not seen them yet."""
+
+
+def _comes_from_ipykernel(handle: asyncio.Handle) -> bool:
+    arguments = getattr(handle, "_args", None) or ()
+    functions = (getattr(argument, "func", argument) for argument in arguments)
+    return any(getattr(f, "__name__", "") == "set_sigint_result" for f in functions)
 
 
 def _only_cancels_a_task(handler: object) -> bool:

@@ -120,7 +120,12 @@ class Portal:
         interrupts = Interrupts(partial(self.post, operation.cancel))
         try:
             with interrupts:
+                if interrupts.missed():
+                    coroutine.close()
+                    raise KeyboardInterrupt
                 self._begin(operation)
+                if interrupts.raised is not None:  # before there was anything to cancel
+                    self.post(operation.cancel)
                 if not _acquire(done, timeout):
                     operation.expired = True
                     self.post(operation.cancel)
