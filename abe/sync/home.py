@@ -209,6 +209,8 @@ class Home:
             BackendClosedError: If it was.
         """
         if self.closed:
+            if self.portal.exiting:
+                raise self.portal.refusal()
             raise BackendClosedError(
                 f"this connection to backend {self.backend.name!r} is closed; "
                 "call abe.connect() again"
@@ -239,7 +241,6 @@ class Home:
     def begin_close(self) -> None:
         """Start closing, if that was not done before."""
         if self._closer is None:
-            self.closed = True
             self._closer = asyncio.get_running_loop().create_task(self._close())
             self._closer.add_done_callback(self._left)
 
@@ -250,10 +251,12 @@ class Home:
         await asyncio.shield(self._closer)
 
     async def _close(self) -> None:
+        while self.workers:  # their handlers may use this connection to the end
+            await asyncio.gather(*(worker.drain() for worker in self.workers))
+        self.closed = True
         resting = [stream for streams in self._at_rest.values() for stream in streams]
         self._at_rest.clear()
-        ends: list[Coroutine[Any, Any, object]] = [worker.drain() for worker in self.workers]
-        ends += [feed.close() for feed in self.feeds]
+        ends: list[Coroutine[Any, Any, object]] = [feed.close() for feed in self.feeds]
         ends += [stream.aclose() for stream in resting]
         results = await asyncio.gather(*ends, return_exceptions=True)
         while self._leaving:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from abe.backends.message_queue.base import Message, MessageStream, SyncMessage
+from abe.errors import BackendClosedError
 from abe.sync.feed import BATCH, Feed
 
 if TYPE_CHECKING:
@@ -94,7 +96,8 @@ class SyncStream(Iterator[SyncMessage]):
         if self._ended:
             return
         try:
-            self._feed.home.portal.call(self._feed.close())
+            with suppress(BackendClosedError):  # the interpreter is exiting: that closes it too
+                self._feed.home.portal.call(self._feed.close())
             self._ended = True
         except BaseException:
             self._feed.abandon()

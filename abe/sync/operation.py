@@ -25,7 +25,16 @@ class Operation(Generic[T]):
         notify: Called on the loop once the outcome is there.
     """
 
-    __slots__ = ("_abandoned", "_coroutine", "_keep", "_notify", "_task", "expired", "posted")
+    __slots__ = (
+        "_abandoned",
+        "_coroutine",
+        "_finished",
+        "_keep",
+        "_notify",
+        "_task",
+        "expired",
+        "posted",
+    )
 
     def __init__(
         self,
@@ -38,6 +47,7 @@ class Operation(Generic[T]):
         self._notify = notify
         self._task: asyncio.Task[T] | None = None
         self._abandoned = False
+        self._finished = False
         self.expired = False
         """Set by the waiter when it cancels because its time is over."""
         self.posted = False
@@ -62,12 +72,13 @@ class Operation(Generic[T]):
         if self._abandoned or self._task is None:
             return
         self._abandoned = True
-        if self._task.done():
+        if self._finished:
             self._keep_result()
         else:
             self.cancel()
 
     def _finish(self, task: asyncio.Task[T]) -> None:
+        self._finished = True
         if not task.cancelled():
             task.exception()  # retrieved: the loop need not report it
         self._notify()

@@ -50,6 +50,7 @@ class Portal:
         loop: The event loop.
         closers: Coroutine functions that are run, concurrently, when the interpreter exits.
         forked: Whether this is the portal of a parent process.
+        exiting: Whether the interpreter is exiting and the closers have been started.
         threaded: Whether the loop runs on a thread of its own.
     """
 
@@ -61,6 +62,8 @@ class Portal:
         self.closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
         self._process = os.getpid()
         self.forked = False
+        self.exiting = False
+        self._refuses = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="abe-portal", daemon=True)
         self._thread.start()
@@ -133,8 +136,10 @@ class Portal:
             if interrupts.raised is not None:
                 raise interrupts.raised
             return operation.outcome()
-        except BaseException:
+        except BaseException as error:
             self._give_up(operation)
+            if self._refuses and isinstance(error, concurrent.futures.CancelledError):
+                raise self.refusal() from None
             raise
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
@@ -147,7 +152,7 @@ class Portal:
         try:
             self._check()
             return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        except RuntimeError:
+        except (RuntimeError, SystemExit):
             coroutine.close()
             raise
 
@@ -217,8 +222,8 @@ class Portal:
                 f"this backend was opened in process {self._process}, before a fork, and cannot "
                 f"be used in its child {os.getpid()}; call abe.connect() in the child"
             )
-        if self._closed:
-            raise BackendClosedError("the backend is closed: the interpreter is exiting")
+        if self._refuses:
+            raise self.refusal()
 
     def _begin(self, operation: Operation[Any]) -> None:
         __tracebackhide__ = True
@@ -226,10 +231,20 @@ class Portal:
             self._check()
             operation.posted = True
             if not self.post(operation.start):
-                raise BackendClosedError("the backend is closed: the interpreter is exiting")
-        except RuntimeError:
+                raise self.refusal()
+        except (RuntimeError, SystemExit):
             operation.drop()
             raise
+
+    def refusal(self) -> BaseException:
+        """Return what a call raises once the interpreter is exiting.
+
+        A daemon thread that works till the end ends without a word, instead of by an error that
+        nobody can do anything about.
+        """
+        if threading.current_thread().daemon:
+            return SystemExit()
+        return BackendClosedError("the backend is closed: the interpreter is exiting")
 
     def _give_up(self, operation: Operation[Any]) -> None:
         if operation.posted:
@@ -243,15 +258,16 @@ class Portal:
         Args:
             grace: Seconds for the closers together; a Ctrl-C cuts them short.
         """
+        self.exiting = True
         for seconds in (grace, 0.0):
             try:
                 self.submit(self._wind_up(seconds)).result(seconds + LAST_CHANCE)
             except KeyboardInterrupt:
                 continue
-            except (RuntimeError, TimeoutError, concurrent.futures.CancelledError):
+            except (RuntimeError, SystemExit, TimeoutError, concurrent.futures.CancelledError):
                 pass  # closed before, or a task blocks the loop: the thread dies with the process
             break
-        self._closed = True
+        self._refuses = self._closed = True
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.loop.stop)
         with suppress(KeyboardInterrupt):
@@ -264,6 +280,7 @@ class Portal:
         for task in closing:
             if task.done() and not task.cancelled() and (error := task.exception()):
                 logger.warning("closing a backend at exit failed: %s", error)
+        self._refuses = True
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

@@ -28,6 +28,7 @@ class PyodidePortal(Portal):
         self.loop = asyncio.get_event_loop()
         self.closers = set()
         self.forked = False
+        self.exiting = False
 
     @property
     def is_current(self) -> bool:

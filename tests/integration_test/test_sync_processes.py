@@ -63,7 +63,13 @@ def forever():
         pass
 
 
+def publish(queue):
+    while True:
+        queue.publish("orders", {})
+
+
 threading.Thread(target=forever, daemon=True).start()
+threading.Thread(target=publish, args=(another,), daemon=True).start()
 while another.groups() == []:
     time.sleep(0.001)
 """

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 
 from abe.errors import LoopError
+from abe.sync.operation import Operation
 from abe.sync.portal import Portal, get_portal
 
 T = TypeVar("T")
@@ -290,6 +291,24 @@ def test_a_second_interrupt_returns_at_once_and_still_loses_nothing(portal: Port
     stubborn.release.set()
     portal.call(until(lambda: bool(kept)), timeout=LONG)
     assert kept == ["message"]
+
+
+def test_a_result_is_kept_only_once() -> None:
+    """Also if its waiter leaves between the end of the task and the news of it."""
+    kept: list[int] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        operation = Operation(double(1), kept.append, lambda: None)
+        operation.start()
+        await asyncio.sleep(0)  # the first of the two steps of double()
+        loop.call_soon(operation.abandon)
+        assert operation._task is not None
+        await operation._task
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert kept == [2]
 
 
 def test_a_handler_of_the_program_that_returns_leaves_the_call_alone(portal: Portal) -> None:

@@ -229,6 +229,28 @@ def test_a_dropped_worker_runs_on_and_keeps_its_connection() -> None:
     assert seen == [{"n": 1}]
 
 
+def test_handlers_in_flight_may_use_the_connection_while_it_closes(queue: SyncBackend) -> None:
+    """It closes after the last of them."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def handler(message: Any) -> None:
+        entered.set()
+        assert go_on.wait(LONG)
+        queue.publish("copies", dict(message))
+
+    worker = queue.worker(handler, keys="orders")
+    queue.publish("orders", {"n": 1})
+    assert entered.wait(LONG)
+    closing = threading.Thread(target=queue.close)
+    closing.start()
+    while queue._home._closer is None:
+        assert closing.is_alive()
+    go_on.set()
+    closing.join(LONG)
+    assert queue.closed
+    assert (worker.processed, worker.failed) == (1, 0)
+
+
 def test_closing_the_connection_stops_its_workers(queue: SyncBackend) -> None:
     """They drain first."""
     seen = Seen()
