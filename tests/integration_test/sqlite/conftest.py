@@ -1,0 +1,91 @@
+"""A queue file of one's own, and child processes that are gone when the test is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PRELUDE = """\
+import asyncio, os, sys, time
+from contextlib import closing
+from pathlib import Path
+from abe.backends.message_queue.service.sqlite import SQLiteBackend
+from abe.errors import AbeError, PublishError
+
+def say(*words):
+    print(*words, flush=True)
+
+def hear():
+    return sys.stdin.readline().strip()
+
+"""
+
+
+class Child:
+    """A Python process that runs a script with `SQLiteBackend`, ``say`` and ``hear`` at hand."""
+
+    def __init__(self, script: str, *args: object, **options: Any) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + script, *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            **options,
+        )
+
+    def hear(self) -> str:
+        """Return the next line it says."""
+        assert self.process.stdout is not None
+        return str(self.process.stdout.readline()).strip()
+
+    def say(self, text: str = "") -> None:
+        """Send it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> str:
+        """Wait until it ends by itself, in success, and return what else it says."""
+        out, _ = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0
+        return str(out).strip()
+
+    def kill(self) -> None:
+        """Kill it at once."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the queue file is to be."""
+    return tmp_path / "queue.sqlite3"
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., Child]]:
+    """Start a child process; see `Child`."""
+    children: list[Child] = []
+
+    def start(script: str, *args: object, **options: Any) -> Child:
+        children.append(Child(script, *args, **options))
+        return children[-1]
+
+    yield start
+    for one in children:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Callable[[], dict[str, bytes]]:
+    """Return every file beside the queue file, and its bytes."""
+    return lambda: {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
