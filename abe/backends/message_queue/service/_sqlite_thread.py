@@ -242,7 +242,8 @@ class WriterThread:
             sqlite3.Error: If it cannot be begun or committed.
         """
         mode = max(job.mode for job in batch)
-        self._sync(connection, mode is Mode.DURABLE)
+        if mode:
+            self._sync(connection, mode is Mode.DURABLE)
         connection.execute("BEGIN IMMEDIATE" if mode else "BEGIN")
         done: list[Outcome] = []
         for position, job in enumerate(batch):
