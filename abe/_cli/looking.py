@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from abe._cli.messages import as_json
 from abe._cli.output import emit_line, emit_table, json_line
@@ -17,10 +15,7 @@ from abe.backends.message_queue.loader import BackendInfo, choose_backend, list_
 from abe.errors import AbeError
 from abe.types import QueueStats
 
-if TYPE_CHECKING:
-    from abe.testing import ContractReport
-
-__all__ = ["show_backends", "show_contract", "show_dead", "show_messages", "show_stats"]
+__all__ = ["show_backends", "show_dead", "show_messages", "show_stats"]
 
 
 def show_backends(*, check: bool, as_lines: bool) -> None:
@@ -137,21 +132,3 @@ def show_dead(messages: Sequence[BaseMessage], *, as_lines: bool) -> None:
             for message in messages
         ),
     )
-
-
-def show_contract(report: ContractReport, *, as_lines: bool) -> bool:
-    """Write how the cases of the contract suite ended, and return whether none failed."""
-    rows: Iterable[Any] = report.rows
-    outcomes: Counter[str] = Counter()
-    lines = []
-    for row in rows:
-        outcomes[str(row.outcome)] += 1
-        if as_lines:
-            names = ("case", "obligation", "outcome", "reason", "seconds")
-            emit_line(json_line({name: getattr(row, name) for name in names}))
-        lines.append((str(row.outcome), cell(row.case), cell(row.reason or row.obligation, 500)))
-    if not as_lines:
-        emit_table(("outcome", "case", "obligation, or why not"), lines)
-        emit_line("")
-        emit_line(", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items()))
-    return not outcomes["failed"]

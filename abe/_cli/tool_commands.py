@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -140,24 +139,28 @@ def contract(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An installed backend.")],
     select: Annotated[
         str | None,
-        typer.Option("--select", "-k", metavar="TEXT", help="Only cases with TEXT in their name."),
+        typer.Option(
+            "--select",
+            "-k",
+            metavar="TEXT",
+            help="Only cases whose name contains TEXT or matches it as a pattern.",
+            show_default=False,
+        ),
     ] = None,
     env: Env = None,
     json: Json = False,
 ) -> None:
     """Run the contract suite on a backend.
 
-    It shows whether the backend does what its capabilities say.
+    It shows whether the backend does what its capabilities say. In the values of --env {namespace}
+    stands for what keeps the cases apart, {folder} for a temporary folder.
 
     Exit status: 0 if no case failed, 1 otherwise. In JSON each line is an object with case,
     obligation, outcome, reason and seconds.
     """
-    from abe._cli.looking import show_contract
-    from abe.testing import run_contract
+    from abe._cli.contract import prove
 
-    # The suite makes many backends, each through from_env().
-    os.environ.update(target(name, env).env)
-    if not show_contract(run_contract(name, select=select), as_lines=json):
+    if not prove(name, select, target(name, env).env, as_lines=json):
         raise typer.Exit(1)
 
 
