@@ -1,6 +1,6 @@
 # Two commands for everyone, demo and test; the others are for development.
 # PYTHON=... chooses the interpreter, ARGS=... is passed on to pytest.
-.PHONY: help demo test lint typing docs serve clean
+.PHONY: help demo test lint typing bench docs serve clean
 .NOTPARALLEL:
 
 RUN = sh scripts/without_settings.sh .venv/bin/python
@@ -23,6 +23,10 @@ lint: ## check style, import rules, spelling, scripts, workflows, and that noteb
 typing: ## check types, also of an application against the built wheel
 	@sh scripts/setup_venv.sh dev
 	@$(RUN) -m nox -s typing
+
+bench: ## measure everything beside its peers and write the documentation's table
+	@sh scripts/setup_venv.sh dev
+	@$(RUN) -m nox -s bench -- $(ARGS)
 
 docs: ## build the documentation into site/
 	@sh scripts/setup_venv.sh dev

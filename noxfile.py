@@ -119,6 +119,13 @@ def notebooks(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend=BACKEND)
+def bench(session: nox.Session) -> None:
+    """Every benchmark beside its peers; writes the page that the documentation shows."""
+    prepare(session, "bench")
+    run(session, "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
 def demo(session: nox.Session) -> None:
     """The quickstart notebook in a real kernel."""
     prepare(session, "demo")

@@ -1,0 +1,43 @@
+"""Runs every benchmark and writes the page that the documentation shows.
+
+python benchmarks [--quick] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "reference" / "benchmarks.md"
+BENCHMARKS = ("core", "sqlite")
+HEAD = """# Benchmarks
+
+Peers side by side, in one run, on the machine named in each section: only the ratios mean
+something elsewhere. Repeat them with `make bench`.
+"""
+
+
+def main() -> int:
+    """Run all; the page is written only if all of them ran."""
+    page = [HEAD]
+    for name in BENCHMARKS:
+        command = [sys.executable, str(HERE / f"{name}.py"), *sys.argv[1:]]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        print(run.stdout)
+        if run.returncode:
+            return run.returncode
+        page.append("\n".join(_lower(line) for line in run.stdout.splitlines()) + "\n")
+    if "--quick" not in sys.argv:
+        PAGE.write_text("\n".join(page), encoding="utf-8")
+    return 0
+
+
+def _lower(line: str) -> str:
+    """Put a heading one level down, below the page's own."""
+    return f"#{line}" if line.startswith("#") else line
+
+
+if __name__ == "__main__":
+    sys.exit(main())
