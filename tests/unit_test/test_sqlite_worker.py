@@ -36,8 +36,6 @@ def with_worker(
                 return await main(worker)
         finally:
             await worker.aclose()
-            for thread in threads():  # one that did something after closing may be just ending
-                await asyncio.to_thread(thread.join, 10)
             assert not threads()
 
     return asyncio.run(run())

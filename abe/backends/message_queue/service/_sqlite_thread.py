@@ -106,6 +106,7 @@ class WriterThread:
         busy_timeout: Seconds to wait while another process writes.
         listeners: Whom to tell when another process has written.
         announce: Called with ``path`` after a commit that others of this process wait for.
+        after: The thread that is ending, whose jobs come first.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class WriterThread:
         busy_timeout: float,
         listeners: Listeners,
         announce: Callable[[Path], None],
+        after: WriterThread | None,
     ) -> None:
         self.generation = object()
         self.stopping = False
@@ -124,6 +126,7 @@ class WriterThread:
         self._busy_timeout = busy_timeout
         self._listeners = listeners
         self._announce = announce
+        self._after = after
         self._thread = threading.Thread(target=self._work, name="abe-sqlite", daemon=True)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._putting = threading.Lock()
@@ -166,6 +169,9 @@ class WriterThread:
     # -- on the thread ---------------------------------------------------------------------
 
     def _work(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
         try:
             while not self.stopping or not self._jobs.empty():
                 if batch := self._gather():

@@ -178,7 +178,7 @@ class Worker:
             thread = self._thread
             if thread is None or thread.stopping:
                 thread = WriterThread(
-                    self.path, self._durable, self._busy_timeout, self._listeners, announce
+                    self.path, self._durable, self._busy_timeout, self._listeners, announce, thread
                 )
                 self._thread = thread
                 thread.start()
