@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,10 @@ class Kernel:
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "stderr"
-        self._manager = manager_module.KernelManager()
+        # Not TCP: free ports are found by trying, which goes wrong when several tests do so.
+        self._sockets = tempfile.TemporaryDirectory(prefix="abe")
+        ip = f"{self._sockets.name}/s"
+        self._manager = manager_module.KernelManager(transport="ipc", ip=ip)
         with self._log.open("w") as stderr:
             self._manager.start_kernel(cwd=str(folder), stderr=stderr)
         self.client = self._manager.client()
@@ -96,6 +100,7 @@ class Kernel:
         if self._manager.has_kernel:
             self._manager.shutdown_kernel(now=True)
         self._manager.cleanup_resources()
+        self._sockets.cleanup()
 
 
 @pytest.fixture
@@ -168,10 +173,11 @@ def test_a_workers_output_goes_to_the_cell_that_started_it(kernel: Kernel) -> No
 def test_a_kernel_shuts_down_without_a_word(kernel: Kernel) -> None:
     """With a worker, a stream in the middle, and connections never closed."""
     kernel.run(
+        "it = q.consume(group='b').__enter__()\n"  # first, or nothing is retained for it
+        "s = await q.aio.consume(group='c').__aenter__()\n"
         "w = q.worker(print, group='a')\n"
         "q.publish_many([{'n': n} for n in range(10)], key='orders')\n"
-        "it = q.consume(group='b')\nnext(it)\n"
-        "s = q.aio.consume(group='c')\nawait anext(s)\n"
+        "next(it)\nawait anext(s)\n"
         "other = abe.connect('memory')\nother.publish('orders', {})"
     )
     noise = kernel.shutdown()
