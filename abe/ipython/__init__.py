@@ -32,6 +32,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
         shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != _NAME]
         magics = AbeMagics(shell)
     shell.register_magics(magics)
+    magics.attach()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
@@ -47,6 +48,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         for name in names:
             if getattr(manager.magics[kind].get(name), "__self__", None) is magics:
                 del manager.magics[kind][name]
+    magics.detach()
     if magics in shell.configurables:
         shell.configurables.remove(magics)
     reset_limits()

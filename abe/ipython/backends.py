@@ -91,6 +91,7 @@ def backends(call: Call) -> Any:
     if current is not None:
         notes.append(f"This session is connected to {current.name}.")
     found = list_backends(check=bool(arguments.options["check"]))
+    call.session.installed = sorted({info.name for info in found})
     return call.result(Backends(found, chosen, notes), arguments.options["out"])
 
 

@@ -1,4 +1,4 @@
-"""The magics for background consumers; their docstrings are what ``?`` shows."""
+"""The magics for handlers and for authors of backends; their docstrings are what ``?`` shows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from IPython.core.magic import (
     no_var_expand,
 )
 
+from abe.ipython.contract import contract
 from abe.ipython.errors import short_errors
 from abe.ipython.handlers import handler, handlers, stop
 from abe.ipython.session import Call, Namespace, Session
@@ -22,7 +23,7 @@ __all__ = ["HandlerMagics"]
 
 @magics_class
 class HandlerMagics(Settings):
-    """Handle messages in the background."""
+    """Handle messages in the background, and prove backends."""
 
     session: Session
 
@@ -48,8 +49,7 @@ class HandlerMagics(Settings):
         after the last attempt it becomes a dead letter (see %abe_dead). raise abe.Reject("why")
         gives up at once, raise abe.Retry(delay=5) asks for another try. What the function prints
         appears below this cell, beside a card with its counters. Running the cell again replaces
-        the handler; %abe_stop, another %abe_connect, %unload_ext and the end of the kernel stop it,
-        after the messages in flight.
+        the handler; %abe_stop, another %abe_connect, %unload_ext and the end of the kernel stop it.
 
         A sync function runs in a thread of its own. An async function shares one event loop with
         everything else of abe: it must not block, and awaits q.aio instead of calling q.
@@ -99,10 +99,41 @@ class HandlerMagics(Settings):
             %abe_stop bill
             %abe_stop --all
 
-        Messages in flight are finished first, for at most 10 seconds; what is not settled then
-        comes again. Without a name the only handler is stopped.
+        Messages in flight are finished first, for at most 10 seconds (1 second when the kernel
+        ends); what is not settled then comes again. Without a name the only handler is stopped.
 
         Options:
           --all              stop all of them
         """
         stop(Call(self.session, "%abe_stop", line, local_ns))
+
+    @line_magic
+    @no_var_expand
+    @needs_local_scope
+    @short_errors
+    def abe_contract(self, line: str, local_ns: Namespace = None) -> Any:
+        """Run the contract suite on a backend, installed or defined in a cell.
+
+        ::
+
+            %abe_contract memory
+            %abe_contract MyBackend
+            %abe_contract MyBackend --select redelivery --select "group*"
+            report = %abe_contract redis --env ABE_REDIS_URL=redis://localhost:6379
+
+        The suite checks what every backend must do, and what this one declares in its capabilities;
+        what does not apply is skipped, with the reason. A class is made with from_env(). Instead of
+        a class, a function that makes a backend, a Harness or a BackendContract will do as well.
+        A failed case is a result, not an error: to stop a notebook, write assert report.ok.
+
+        Options:
+          -s, --select P     only cases whose name contains P, or matches it with * and ?;
+                             repeatable
+          -e, --env K=V      a variable for an installed backend, e.g. where its broker is;
+                             repeatable
+          -o, --out NAME     also store the result in the variable NAME
+
+        Returns:
+          the rows, shown as a table with failures first; .ok, .report
+        """
+        return contract(Call(self.session, "%abe_contract", line, local_ns))

@@ -12,7 +12,9 @@ from IPython.core.magic import (
     no_var_expand,
 )
 
+from abe.backends.message_queue.loader import list_backends
 from abe.ipython.backends import backends, connect
+from abe.ipython.completion import matcher
 from abe.ipython.consuming import consume
 from abe.ipython.errors import short_errors
 from abe.ipython.handler_magics import HandlerMagics
@@ -45,6 +47,18 @@ class AbeMagics(QueueMagics, HandlerMagics):
         """Belong to ``shell``."""
         super().__init__(shell)
         self.session = Session(shell, self)
+        self._matcher = matcher(self.session)
+
+    def attach(self) -> None:
+        """Complete in the shell, from now on."""
+        self.session.installed = sorted({info.name for info in list_backends()})
+        self.shell.Completer.custom_matchers.append(self._matcher)
+
+    def detach(self) -> None:
+        """Stop completing."""
+        matchers = self.shell.Completer.custom_matchers
+        if self._matcher in matchers:
+            matchers.remove(self._matcher)
 
     @line_magic
     @no_var_expand

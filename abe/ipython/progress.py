@@ -28,11 +28,11 @@ class Progress:
         count: How many are done.
     """
 
-    def __init__(self, total: int, done: str, *, live: bool) -> None:
+    def __init__(self, total: int | None, done: str, *, live: bool) -> None:
         """Count up to ``total``.
 
         Args:
-            total: How many there are.
+            total: How many there are; ``None`` if nobody knows.
             done: What is done with them, e.g. ``"published"``.
             live: Whether what was displayed can be updated.
         """
@@ -54,7 +54,8 @@ class Progress:
 
     def _show(self, end: str = "") -> None:
         self._shown = True
-        line = f"{self._done} {self.count:,} of {self._total:,}"
+        whole = "" if self._total is None else f" of {self._total:,}"
+        line = f"{self._done} {self.count:,}{whole}"
         if self._live:
             self._display({"text/plain": line})
         elif self._tty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import logging
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Handler", "Registry"]
 
+EXIT_TIMEOUT = 1.0
+"""Seconds for messages in flight at exit: Jupyter kills a kernel 2.5 s after it told it to end."""
 MAX_REPORTS = 5
 """Failures of one handler that are printed with their traceback."""
 
@@ -91,6 +94,8 @@ class Registry(dict[str, Handler]):
         if handler.name in self:
             self.stop([handler.name])
         _logger.addFilter(self._filter)
+        atexit.unregister(self._hurry)
+        atexit.register(self._hurry)
         token = _current.set(handler)
         if live:
             handler.card.show()
@@ -119,3 +124,9 @@ class Registry(dict[str, Handler]):
         if self:
             self.stop(list(self))
         _logger.removeFilter(self._filter)
+        atexit.unregister(self._hurry)
+
+    def _hurry(self) -> None:
+        """The process is exiting: leave the portal, which will stop the workers, little to wait."""
+        for handler in self.values():
+            handler.worker.drain_timeout = EXIT_TIMEOUT

@@ -62,6 +62,7 @@ class Session:
         self.handlers = Registry()
         self.keys = Seen()
         self.groups = Seen()
+        self.installed: list[str] = []
         self.current: SyncBackend | None = None
         self._owned = False
         self._source: object = None
@@ -173,13 +174,18 @@ class Call:
         self._local_ns = local_ns or {}
         self.evaluate: Evaluate = evaluator(session.shell.user_ns, local_ns)
 
+    @property
+    def scopes(self) -> tuple[dict[str, Any], ...]:
+        """The variables that the call can see, the nearest first."""
+        return self._local_ns, self.session.shell.user_ns
+
     def variable(self, name: str) -> Any:
         """Return the value of the user's variable ``name``.
 
         Raises:
             NameError: If there is none, with the nearest spelling.
         """
-        scopes = (self._local_ns, self.session.shell.user_ns)
+        scopes = self.scopes
         for scope in scopes:
             if name in scope:
                 return scope[name]

@@ -98,6 +98,15 @@ class Worker:
         """Messages handled per second, over the last ten seconds."""
         return self._consumer.rate
 
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds that stopping waits for handlers in flight; may be changed."""
+        return self._consumer.drain_timeout
+
+    @drain_timeout.setter
+    def drain_timeout(self, seconds: float) -> None:
+        self._consumer.drain_timeout = seconds
+
     def stop(self) -> None:
         """Take no more messages and block until those in flight are settled; idempotent.
 

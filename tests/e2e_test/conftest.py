@@ -7,7 +7,7 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,24 @@ KERNEL_NAME = "abe-test"
 TIMEOUT = 30.0
 
 
+UVLOOP = (
+    "import asyncio, uvloop, warnings; warnings.simplefilter('ignore');"
+    "asyncio.set_event_loop_policy(uvloop.EventLoopPolicy());"
+    "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+)
+
+
 def make_kernelspec(folder: Path) -> None:
-    """Define a kernel that runs this interpreter."""
-    spec = folder / "data" / "kernels" / KERNEL_NAME
-    spec.mkdir(parents=True)
-    launch = ["-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-    argv = [sys.executable, "-Xfrozen_modules=off", *launch]
-    (spec / "kernel.json").write_text(
-        json.dumps({"argv": argv, "display_name": KERNEL_NAME, "language": "python"})
-    )
+    """Define kernels that run this interpreter: an ordinary one, and one on uvloop."""
+    launchers = {KERNEL_NAME: ["-m", "ipykernel_launcher"], f"{KERNEL_NAME}-uvloop": ["-c", UVLOOP]}
+    for name, launch in launchers.items():
+        spec = folder / "data" / "kernels" / name
+        spec.mkdir(parents=True)
+        argv = [sys.executable, "-Xfrozen_modules=off", *launch]
+        argv += ["-f", "{connection_file}", "--log-level=ERROR"]
+        (spec / "kernel.json").write_text(
+            json.dumps({"argv": argv, "display_name": name, "language": "python"})
+        )
 
 
 def isolate(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -54,6 +63,9 @@ class Outcome:
     ename: str = ""
     evalue: str = ""
     traceback: list[str] = field(default_factory=list)
+    displays: list[dict[str, Any]] = field(default_factory=list)
+    took: float = 0.0
+    """Seconds from the interrupt, if there was one, to the end of the cell."""
 
     @property
     def text(self) -> str:
@@ -92,6 +104,24 @@ class Kernel:
         assert outcome.status == "ok", "\n".join(outcome.traceback) or outcome.stderr
         return outcome
 
+    def outputs_until(self, found: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Return what the kernel sends until a message for which ``found`` says so."""
+        seen: list[dict[str, Any]] = []
+        deadline = time.monotonic() + TIMEOUT
+        while not (seen and found(seen[-1])):
+            try:
+                seen.append(self.client.get_iopub_msg(timeout=deadline - time.monotonic()))
+            except (queue.Empty, ValueError):
+                pytest.fail(f"not found in {len(seen)} messages")
+        return seen
+
+    def start(self, code: str) -> str:
+        """Run a cell to its end and return the id of its request."""
+        request = str(self.client.execute(code, allow_stdin=False))
+        outcome = self._collect([request])[0]
+        assert outcome.status == "ok", "\n".join(outcome.traceback) or outcome.stderr
+        return request
+
     def run_all(self, *cells: str) -> list[Outcome]:
         """Queue all cells at once, as "Run All" does, and wait for the last."""
         options = {"allow_stdin": False, "stop_on_error": False}
@@ -101,6 +131,7 @@ class Kernel:
         outcomes = {i: Outcome() for i in ids}
         unfinished = set(ids)
         deadline = time.monotonic() + TIMEOUT
+        interrupted = 0.0
         while unfinished:
             try:
                 message = self.client.get_iopub_msg(timeout=deadline - time.monotonic())
@@ -113,12 +144,15 @@ class Kernel:
             self._note(outcomes[parent], kind, content)
             if kind == "stream" and interrupt:
                 self.manager.interrupt_kernel()
-                interrupt = False
+                interrupt, interrupted = False, time.monotonic()
             if kind == "status" and content["execution_state"] == "idle":
                 unfinished.discard(parent)
-        for _ in ids:
+                outcomes[parent].took = time.monotonic() - interrupted
+        while not all(outcome.status for outcome in outcomes.values()):
             reply = self.client.get_shell_msg(timeout=TIMEOUT)
-            outcomes[reply["parent_header"]["msg_id"]].status = reply["content"]["status"]
+            request = reply["parent_header"].get("msg_id")
+            if request in outcomes:
+                outcomes[request].status = reply["content"]["status"]
         return [outcomes[i] for i in ids]
 
     @staticmethod
@@ -130,12 +164,15 @@ class Kernel:
                 outcome.stderr += content["text"]
         elif kind in ("execute_result", "display_data"):
             outcome.results.append(content["data"])
+            outcome.displays.append(content)
+        elif kind == "update_display_data":
+            outcome.displays.append(content)
         elif kind == "error":
             outcome.ename, outcome.evalue = content["ename"], content["evalue"]
             outcome.traceback = content["traceback"]
 
     def stop(self) -> None:
-        """End the kernel."""
+        """End the kernel, if it has not ended."""
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
 
@@ -151,16 +188,23 @@ def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def new_kernel_manager(jupyter: Path) -> KernelManager:
-    """A manager of a kernel that is not started yet."""
+def start_kernel(jupyter: Path) -> Iterator[Callable[..., Kernel]]:
+    """Start kernels, which are ended with the module."""
     specs = KernelSpecManager(kernel_dirs=[str(jupyter / "data" / "kernels")])
-    return KernelManager(kernel_name=KERNEL_NAME, kernel_spec_manager=specs)
+    started: list[Kernel] = []
+
+    def start(name: str = KERNEL_NAME) -> Kernel:
+        manager = KernelManager(kernel_name=name, kernel_spec_manager=specs)
+        manager.start_kernel(cwd=str(jupyter))
+        started.append(Kernel(manager))
+        return started[-1]
+
+    yield start
+    for kernel in started:
+        kernel.stop()
 
 
 @pytest.fixture(scope="module")
-def kernel(new_kernel_manager: KernelManager, jupyter: Path) -> Iterator[Kernel]:
+def kernel(start_kernel: Callable[..., Kernel]) -> Kernel:
     """A kernel that the tests of one module share."""
-    new_kernel_manager.start_kernel(cwd=str(jupyter))
-    running = Kernel(new_kernel_manager)
-    yield running
-    running.stop()
+    return start_kernel()

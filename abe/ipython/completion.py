@@ -1,0 +1,137 @@
+"""Completion behind the magics: backends, keys and groups seen, options. No I/O, and no errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, context_matcher
+
+from abe.ipython.backends import BACKENDS, CONNECT
+from abe.ipython.cleaning import ACTIONS, DEAD, PURGE
+from abe.ipython.consuming import CONSUME
+from abe.ipython.contract import CONTRACT
+from abe.ipython.grammar import Option, Syntax
+from abe.ipython.handlers import HANDLER, HANDLERS, STOP
+from abe.ipython.looking import PEEK, STATS
+from abe.ipython.payloads import FORMATS
+from abe.ipython.publishing import CELL, LINE
+
+if TYPE_CHECKING:
+    from IPython.core.completer import CompletionContext
+
+    from abe.ipython.session import Session
+
+__all__ = ["SYNTAXES", "matcher"]
+
+SYNTAXES: dict[str, Syntax] = {
+    syntax.magic: syntax
+    for syntax in (
+        *(BACKENDS, CONNECT, LINE, CELL, CONSUME, PEEK, STATS, DEAD, PURGE),
+        *(HANDLER, HANDLERS, STOP, CONTRACT),
+    )
+}
+
+_CALL = re.compile(r"(?:^|[\s=])(%%?abe_\w+)\s(.*)\Z")
+
+Matcher = Callable[["CompletionContext"], SimpleMatcherResult]
+
+
+def matcher(session: Session) -> Matcher:
+    """Return a matcher for ``shell.Completer.custom_matchers``."""
+
+    @context_matcher(identifier="abe")  # type: ignore[untyped-decorator]
+    def abe_matcher(context: CompletionContext) -> SimpleMatcherResult:
+        try:
+            found, token = _complete(session, context)
+        except Exception:  # it would be printed into the notebook
+            return SimpleMatcherResult(completions=[])
+        return SimpleMatcherResult(
+            completions=[SimpleCompletion(text=text, type="abe") for text in found],
+            matched_fragment=token,
+            suppress=bool(found),
+        )
+
+    made: Matcher = abe_matcher
+    return made
+
+
+def _complete(session: Session, context: CompletionContext) -> tuple[list[str], str]:
+    call = _CALL.search(context.text_until_cursor)
+    if call is None:
+        return [], ""
+    syntax = SYNTAXES.get(call[1])
+    if syntax is None:
+        return [], ""
+    words = re.split(r"\s+", call[2])
+    token, before = words[-1], words[:-1]
+    return _candidates(session, syntax, before, token), token
+
+
+def _candidates(session: Session, syntax: Syntax, before: list[str], token: str) -> list[str]:
+    names = {name: o for o in syntax.options for name in (o.long, o.short) if name}
+    option = names.get(before[-1]) if before else None
+    if option is not None and option.metavar:
+        return _starting(token, _values(session, option))
+    if token.startswith("-"):
+        name, equals, value = token.partition("=")
+        if equals and name in names:
+            return [f"{name}={v}" for v in _starting(value, _values(session, names[name]))]
+        given = set(before)
+        unused = [o.long for o in syntax.options if o.repeat or not given & {o.long, o.short}]
+        return _starting(token, unused)
+    return _starting(token, _words(session, syntax, _positional(names, before)))
+
+
+def _positional(names: dict[str, Option], before: list[str]) -> list[str]:
+    """Return the words that are neither options nor their values."""
+    words: list[str] = []
+    skip = False
+    for word in before:
+        option = names.get(word)
+        if not skip and option is None and word and not word.startswith("-"):
+            words.append(word)
+        skip = not skip and option is not None and bool(option.metavar)
+    return words
+
+
+def _words(session: Session, syntax: Syntax, words: list[str]) -> Iterable[str]:
+    if syntax is CONNECT:
+        return () if words else session.installed
+    if syntax is CONTRACT:
+        return () if words else [*session.installed, *_variables(session, classes=True)]
+    if syntax is DEAD:
+        return () if words else ACTIONS
+    if syntax is STOP:
+        return [name for name in session.handlers if name not in words]
+    if syntax in (LINE, CELL):
+        return () if words else session.keys
+    if syntax in (CONSUME, PEEK, STATS, PURGE, HANDLER):
+        return [key for key in session.keys if key not in words]
+    return ()
+
+
+def _values(session: Session, option: Option) -> Iterable[str]:
+    if option.long == "--group":
+        return session.groups
+    if option.long == "--format":
+        return FORMATS
+    if option.long == "--in":
+        return _variables(session)
+    return ()
+
+
+def _variables(session: Session, *, classes: bool = False) -> Iterable[str]:
+    hidden: dict[str, Any] = session.shell.user_ns_hidden
+    return [
+        name
+        for name, value in list(session.shell.user_ns.items())
+        if not name.startswith("_")
+        and name not in hidden
+        and (isinstance(value, type) if classes else not callable(value))
+    ]
+
+
+def _starting(token: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(token) and name != token]

@@ -1,0 +1,97 @@
+"""``%abe_contract``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from abe.errors import UnsupportedError
+from abe.ipython.grammar import Option, Syntax, assignment, identifier, parse
+from abe.ipython.progress import Progress
+from abe.ipython.render import Table, cell
+from abe.ipython.results import TableList
+from abe.ipython.session import Call
+
+if TYPE_CHECKING:
+    from abe.testing import ContractReport
+    from abe.testing.report import ContractRow
+
+    Rows = TableList[ContractRow]
+else:
+    Rows = TableList
+
+__all__ = ["CONTRACT", "Contract", "contract"]
+
+CONTRACT = Syntax(
+    "%abe_contract",
+    "CLASS_OR_NAME [-s PATTERN]… [--env K=V]… [-o NAME]",
+    (
+        Option("--select", "-s", "PATTERN", repeat=True),
+        Option("--env", "-e", "K=V", assignment, repeat=True),
+        Option("--out", "-o", "NAME", identifier),
+    ),
+)
+_ORDER = {"fail": 0, "skip": 1, "pass": 2}
+_REASON = 600
+
+
+class Contract(Rows):
+    """What the contract suite has shown: a list of its rows, shown as a table, failures first.
+
+    Attributes:
+        report: The `abe.testing.ContractReport`.
+    """
+
+    def __init__(self, report: ContractReport) -> None:
+        """Show ``report``."""
+        super().__init__(sorted(report.rows, key=lambda row: _ORDER[row.outcome]))
+        self.report = report
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed and something passed."""
+        return self.report.ok
+
+    def table(self) -> Table:
+        """Return what is shown: every case, for they are few."""
+        rows = [
+            (row.case, row.outcome, row.obligation, _reason(row.reason), f"{row.seconds:.2f} s")
+            for row in self
+        ]
+        columns = ("case", "outcome", "the backend must", "reason", "took")
+        return Table(cell(self.report.summary(), 300), columns, rows)
+
+
+def _reason(text: str) -> str:
+    return cell(" ".join(text.split()), _REASON)
+
+
+def contract(call: Call) -> Any:
+    """Run the contract suite on a backend."""
+    arguments = parse(CONTRACT, call.line, call.evaluate)
+    options = arguments.options
+    if len(arguments.words) != 1:
+        raise CONTRACT.error("give one backend: an installed one, or a class")
+    try:
+        from abe.testing import run_contract
+    except ImportError as error:
+        raise UnsupportedError(
+            f'%abe_contract needs the extra "testing", which is not installed: {error}'
+        ) from None
+    name = arguments.words[0]
+    target: Any = call.variable(name) if _is_variable(call, name) else name
+    with Progress(None, "cases run:", live=call.session.in_notebook) as progress:
+        report = run_contract(
+            target,
+            select=options["select"] or None,
+            env=dict(options["env"]) or None,
+            on_row=lambda row: progress(progress.count + 1),
+        )
+    return call.result(Contract(report), options["out"])
+
+
+def _is_variable(call: Call, name: str) -> bool:
+    """Whether ``name`` is a variable, and no text that happens to be called like a backend."""
+    scopes: Iterable[dict[str, Any]] = call.scopes
+    found = next((scope[name] for scope in scopes if name in scope), None)
+    return found is not None and not (isinstance(found, str) or name in call.session.installed)
