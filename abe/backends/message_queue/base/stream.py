@@ -88,6 +88,10 @@ class MessageStream:
         engine.start()
         if engine.hand:
             engine.resume()
+        if engine.low and len(engine.buffer) == engine.low:
+            # Once per refill: the request for it goes out now, not when the buffer is empty, and
+            # the broker works on it while the caller works on the rest.
+            await asyncio.sleep(0)
         delivery = engine.pop() if engine.buffer else await engine.next()
         if delivery is None:
             raise StopAsyncIteration
