@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from abe.errors import PayloadError
@@ -20,7 +20,23 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
+def _encoder() -> Callable[[object], str]:
+    """Return what `json.JSONEncoder.encode` does, without setting up its encoder at every call."""
+    plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    c_make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
+    try:
+        encode = c_make_encoder(
+            None, plain.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+        )
+        assert "".join(encode({"a": [1.5, None, "é"]}, 0)) == '{"a":[1.5,null,"é"]}'
+    except (TypeError, AttributeError, AssertionError):  # not CPython, or another signature
+        return plain.encode
+    return lambda payload: "".join(encode(payload, 0))
+
+
+_encode_checked = _encoder()
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 _decoder = json.JSONDecoder(parse_constant=_refuse)
 _scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignore[attr-defined]
 
@@ -41,12 +57,16 @@ def encode_payload(payload: MessageQueuePayload) -> str:
         PayloadError: If it would not: NaN, infinities, keys that are not strings, bytes, sets,
             tuples, cycles, lone surrogates, more than `MAX_DEPTH` levels. The text names the path.
     """
-    # Decoding and comparing runs in C; the payload is walked in Python only to name the fault.
     text = ""
     try:
+        if type(payload) is dict and _exact(payload, MAX_DEPTH):
+            text = _encode_checked(payload)
+            if _encodable(text):
+                return text
+        # Subclasses of what JSON knows: decoding and comparing tells whether they survive.
         text = _encode(payload)
         faithful = (
-            text[0] == "{"
+            text.startswith("{")
             and _encodable(text)
             and _decode(text) == payload
             and (text.count("{") + text.count("[") <= MAX_DEPTH or not _too_deep(payload))
@@ -93,6 +113,26 @@ def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
         for text in (name, value):
             _check_text(text, f"headers[{name!a}]")
     return dict(headers)
+
+
+def _exact(value: object, depth: int) -> bool:
+    """Whether ``value`` consists of just the types that decoding gives, at most ``depth`` deep."""
+    inside: Iterable[object]
+    if not depth:
+        return False
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        inside = value.values()
+    elif type(value) is list:
+        inside = value
+    else:
+        return False
+    for inner in inside:
+        if type(inner) not in _SCALARS and not _exact(inner, depth - 1):
+            return False
+    return True
 
 
 def _encodable(text: str) -> bool:
