@@ -106,7 +106,7 @@ class VirtualRun:
             loop = runner.get_loop()
             assert isinstance(loop, VirtualLoop)
             result = runner.run(self._checked(main, loop) if tidy else main)
-        gc.collect()
+        gc.collect(1)  # the young ones: a full collection takes longer than most tests
         assert loop.problems == []
         assert not [e for e in engine._live if e.loop is loop], "an engine outlived its loop"
         return result
@@ -152,6 +152,7 @@ class Record:
     outcome: str = ""
     lease: Lease | None = None
     outcomes: list[str] = field(default_factory=list)
+    acked_by: Message | None = None
 
 
 @dataclass(eq=False)
@@ -338,6 +339,7 @@ class Broker:
             return False
         record.lease = None
         record.outcomes.append(settlement.outcome.value)
+        record.acked_by = settlement.delivery.message
         if settlement.outcome in ("ack", "reject"):
             record.outcome = settlement.outcome.value
             del self._open[record.seq]
@@ -374,6 +376,7 @@ class ScriptedReceiver:
         self.closed = False
         self.broken = False
         self.receiving = False
+        self._gone = False
         self._woken = False
         self._waiting: asyncio.Future[None] | None = None
 
@@ -465,11 +468,20 @@ class ScriptedReceiver:
 
     async def aclose(self) -> None:
         self._note("aclose", allowed=True)
-        if not self.closed:
-            self.closed = True
+        self.closed = True
+        if self._gone:
+            return
+        try:
             await self._call("aclose")
-            self.broker._let_go(self)
-            self.broker.notify()
+        except Exception:
+            self._leave()
+            raise
+        self._leave()
+
+    def _leave(self) -> None:
+        self._gone = True
+        self.broker._let_go(self)
+        self.broker.notify()
 
     def look_again(self) -> None:
         if self._waiting is not None and not self._waiting.done():
@@ -531,25 +543,28 @@ class Interrupted:
         self.suspensions = 0
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        task = asyncio.current_task()
-        assert task is not None
-        thrown: BaseException | None = None
+        thrown: list[BaseException] = []  # emptied, so that no frame refers to its own traceback
         while True:
             try:
-                waiting = self._main.send(None) if thrown is None else self._main.throw(thrown)
+                waiting = self._main.throw(thrown.pop()) if thrown else self._main.send(None)
             except StopIteration as end:
                 return end.value
-            thrown = None
             self.suspensions += 1
             if self.suspensions == self._k:
-                if self._late and isinstance(waiting, asyncio.Future):
-                    waiting.add_done_callback(lambda _: task.cancel())
-                else:
-                    task.cancel()
+                self._cancel(waiting)
             try:
                 yield waiting
             except BaseException as error:
-                thrown = error
+                thrown.append(error)
+
+    def _cancel(self, waiting: object) -> None:
+        # Not in __await__: its frame must not refer to the task, whose traceback refers to it.
+        task = asyncio.current_task()
+        assert task is not None
+        if self._late and isinstance(waiting, asyncio.Future):
+            waiting.add_done_callback(lambda _: task.cancel())
+        else:
+            task.cancel()
 
 
 class Toolbox:

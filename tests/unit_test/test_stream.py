@@ -1415,7 +1415,7 @@ def test_a_settled_message_leaves_no_cycle(run: VirtualRun, broker: Broker) -> N
             await message.ack()
             await stream.flush()
             await anext(stream)
-            broker.records[0].lease = None
+            broker.records[0].lease = broker.records[0].acked_by = None
             broker.calls.clear()
             gc.disable()
             try:
@@ -2098,6 +2098,58 @@ def test_closing_while_reconnecting_does_not_start_another_read(
     run(main())
 
 
+def test_the_waiter_sees_the_end_even_if_acks_are_lost(run: VirtualRun, broker: Broker) -> None:
+    """Closing while the broker is down: the error is for who closes, the end for who waits."""
+
+    async def main() -> None:
+        broker.publish(1)
+        stream = broker.stream()
+        await anext(stream)
+        broker.cut(down=ConnectionRefusedError("down"))
+        task = asyncio.create_task(anext(stream, None))
+        await asyncio.sleep(0)
+        with pytest.raises(ConnectionLostError):
+            await stream.aclose()
+        assert await task is None
+
+    run(main())
+
+
+def test_an_extension_is_not_sent_on_a_connection_replaced_meanwhile(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """Leases that fall due at the moment of an outage are extended on the new connection."""
+
+    async def main() -> None:
+        broker.publish(20)
+        async with broker.stream() as stream:
+            for _ in range(10):
+                await anext(stream)
+            broker.cut()
+            await asyncio.sleep(2 * LEASE)
+            assert broker.leased() == [9]
+
+    run(main())
+
+
+def test_closing_interrupted_by_the_end_of_the_loop_closes_the_connection(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """A disconnection that asyncio.run() interrupts is done again."""
+    broker.fault("aclose", delay=5.0)
+    kept: list[Any] = []
+
+    async def main() -> None:
+        broker.publish(1)
+        stream = broker.stream()
+        await anext(stream)
+        kept.append(asyncio.create_task(stream.aclose()))
+        await asyncio.sleep(1)
+
+    run(main(), tidy=False)
+    assert len(broker.called("aclose")) == 2
+
+
 def test_closing_does_not_wait_for_ever_for_an_extension(run: VirtualRun, broker: Broker) -> None:
     """An extension that hangs does not keep a stream from closing."""
     broker.fault("extend", delay=10_000)
@@ -2153,6 +2205,47 @@ def test_stop_takes_no_more_and_lets_messages_in_hand_be_settled(
 
     run(main())
     assert broker.acked() == list(range(20))
+
+
+def test_stop_during_an_outage_still_delivers_what_is_settled(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """A drain begun while the broker is away does not give up on acks before ``aclose``."""
+
+    async def main() -> None:
+        broker.publish(2)
+        stream = broker.stream()
+        message, other = await stream.take(2)
+        broker.cut(down=ConnectionRefusedError("down"))
+        await message.ack()
+        stream.stop()
+        await asyncio.sleep(20)
+        broker.down = None
+        await other.ack()
+        await stream.flush()
+        await stream.aclose()
+
+    run(main())
+    assert broker.acked() == [0, 1]
+
+
+def test_stop_ends_the_wait_for_a_first_connection(run: VirtualRun, broker: Broker) -> None:
+    """A consumer told to stop before the broker could be reached stops."""
+    broker.down = ConnectionRefusedError("down")
+
+    async def consume(stream: MessageStream) -> list[Message]:
+        async with stream:
+            return [message async for message in stream]
+
+    async def main() -> None:
+        stream = broker.stream()
+        task = asyncio.create_task(consume(stream))
+        await asyncio.sleep(60)
+        stream.stop()
+        await breathe()
+        assert await task == []
+
+    run(main())
 
 
 def test_what_arrives_after_stop_is_given_back(run: VirtualRun, broker: Broker) -> None:

@@ -81,8 +81,12 @@ class Connection:
         self._closing.set()
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
-            with suppress(*TRANSIENT):
-                await receiver.aclose()
+            try:
+                with suppress(*TRANSIENT):
+                    await receiver.aclose()
+            except asyncio.CancelledError:
+                self.receiver = receiver  # half closed: to be closed again
+                raise
 
     def stop_waiting(self) -> None:
         """Give up after the attempt in progress instead of waiting for the broker to return."""

@@ -144,7 +144,8 @@ class StreamEngine:
         """
         self.stopping = True
         self._demand.set()
-        self._connection.stop_waiting()
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
         self._end_receive()
         self._release_buffered(self.buffer)
         self._wake_caller()
@@ -168,6 +169,7 @@ class StreamEngine:
         """Start closing, from the stream's loop."""
         if self.loop is not None and self in _live and not self.closing:
             self._closing.set()
+            self._connection.stop_waiting()
             self._give_back(list(self._held))
             self.hand.clear()
             self.stop()
@@ -199,9 +201,10 @@ class StreamEngine:
         except asyncio.CancelledError:
             # asyncio.run() cancels every task before it closes the loop: the last chance to
             # give back what a forgotten stream holds.
-            self.stop()
-            await self._await_owner()
-            self.begin_close()
+            if not self.closing:
+                self.stop()
+                await self._await_owner()
+                self.begin_close()
             await self._wind_up()
             raise
 
@@ -238,7 +241,8 @@ class StreamEngine:
         assert self._opened is not None
         try:
             await self._connection.open()
-            self._opened.set_result(None)
+            if not self._opened.done():
+                self._opened.set_result(None)
             while not self.stopping:
                 await self._receive()
         except EndOfStream:
@@ -350,7 +354,8 @@ class StreamEngine:
         self.start()
         self._idle = False
         while not self.buffer:
-            await self._raise_error()
+            if not self.closing:  # else it is for who closes
+                await self._raise_error()
             if self.stopping:
                 return None
             assert self.loop is not None
@@ -579,6 +584,8 @@ class StreamEngine:
 
     async def _extend_now(self, receiver: Receiver, due: list[Delivery]) -> None:
         assert self.loop is not None
+        if receiver is not self._connection.receiver:
+            return  # replaced before this task began
         lease = receiver.lease or DEFAULT_LEASE
         ends = self.loop.time() + lease
         lost = await receiver.extend(due, lease)
