@@ -27,6 +27,20 @@ def hear():
 """
 
 
+LOCKED = """
+import fcntl
+SHARED_FIRST, SHARED_SIZE = 0x40000002, 510
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
+    except OSError:
+        say("locked")
+    else:
+        say("free")
+"""
+"""Whether any process has the lock by which SQLite knows that a file is in use."""
+
+
 class Child:
     """A Python process that runs a script with `SQLiteBackend`, ``say`` and ``hear`` at hand."""
 
@@ -83,6 +97,12 @@ def child() -> Iterator[Callable[..., Child]]:
         if one.process.poll() is None:
             one.process.kill()
         one.process.communicate()
+
+
+@pytest.fixture
+def locked(path: Path, child: Callable[..., Child]) -> Callable[[], str]:
+    """Say whether any process has the queue file in use, as other processes see it."""
+    return lambda: child(LOCKED, path).end()
 
 
 @pytest.fixture

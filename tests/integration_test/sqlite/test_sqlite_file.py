@@ -295,31 +295,19 @@ def test_threads_that_create_the_file_at_once_share_it(path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
 def test_opening_once_more_does_not_drop_the_locks_of_this_process(
-    path: Path, child: Callable[..., Any]
+    path: Path, locked: Callable[[], str]
 ) -> None:
     # With POSIX locks, closing any descriptor of a file drops every lock of the process on it.
     # Another process that closes the file would then take itself for the last user and delete
     # the log under our feet.
-    script = """
-import fcntl
-SHARED_FIRST, SHARED_SIZE = 0x40000002, 510
-with open(sys.argv[1], "r+b") as file:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
-    except OSError:
-        say("locked")
-    else:
-        say("free")
-"""
-
     async def use() -> str:
         async with SQLiteBackend(path) as first:
             await first.publish("k", {})
             await publish(path)
-            answer: str = await asyncio.to_thread(child(script, path).end)
-            return answer
+            return await asyncio.to_thread(locked)
 
     assert asyncio.run(use()) == "locked"
+    assert locked() == "free"
 
 
 # -- replaced while in use -----------------------------------------------------------------

@@ -11,6 +11,7 @@ from itertools import islice
 
 from abe.backends.message_queue.base import KeyFilter
 from abe.backends.message_queue.service._sqlite_store import (
+    OF_KEY,
     SETTLED_BY_ALL,
     Row,
     advance,
@@ -236,10 +237,9 @@ def _drop_new(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> l
 
 def _drop_waiting(c: sqlite3.Connection, gid: int, keys: KeyFilter) -> list[int]:
     gone: list[int] = []
-    chosen = "FROM ready WHERE gid = ? AND key = ?"
     for key in set(ready_keys(c, gid, keys)):
-        gone += (seq for (seq,) in c.execute(f"SELECT seq {chosen}", (gid, key)))
-        c.execute(f"DELETE {chosen}", (gid, key))
+        gone += (seq for (seq,) in c.execute(OF_KEY.format("seq"), (gid, key)))
+    c.executemany("DELETE FROM ready WHERE gid = ? AND seq = ?", [(gid, seq) for seq in gone])
     late = c.execute(
         "SELECT seq, m.key FROM delayed JOIN messages m USING (seq) WHERE gid = ?", (gid,)
     ).fetchall()

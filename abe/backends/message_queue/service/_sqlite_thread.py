@@ -130,6 +130,7 @@ class WriterThread:
         self._thread = threading.Thread(target=self._work, name="abe-sqlite", daemon=True)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._putting = threading.Lock()
+        self._using = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._synced = True
@@ -161,8 +162,21 @@ class WriterThread:
                 self.stopping = True
                 self._jobs.put(None)
 
+    def before_fork(self) -> None:
+        """Close the connection, after the transaction that is running, and open no other.
+
+        SQLite keeps account of this process's locks on the file. A child would inherit the
+        account and not the locks.
+        """
+        self._using.acquire()
+        self._disconnect()
+
     def after_fork(self) -> None:
-        """In the child, where the thread does not run."""
+        """In the parent: go on, with a new connection."""
+        self._using.release()
+
+    def after_fork_in_child(self) -> None:
+        """In the child, where the thread does not run: let nobody wait for it."""
         self._putting = threading.Lock()
         self.stopping = True
 
@@ -179,7 +193,8 @@ class WriterThread:
                 if self._listeners and not self.stopping:
                     self._look()
         finally:
-            self._disconnect()
+            with self._using:
+                self._disconnect()
             self.ended.set_result(None)
 
     def _gather(self) -> list[Job]:
@@ -210,25 +225,34 @@ class WriterThread:
         started = time.monotonic()
         self._company = sum(job.mode is Mode.DURABLE for job in batch)
         while batch:
-            try:
-                connection = self._connected()
-                answered = _glance(connection, batch)
-                if answered:
-                    outcomes += answered.values()
-                    batch = [job for n, job in enumerate(batch) if n not in answered]
-                if batch:
-                    batch = self._commit(connection, batch, outcomes)
-            except BaseException as error:
-                self._roll_back()
-                if not self._retry(error, started):
-                    outcomes += [(job, None, error) for job in batch]
-                    break
+            with self._using:
+                batch, error = self._attempt(batch, outcomes)
+            if error is not None and not self._retry(error, started):
+                outcomes += [(job, None, error) for job in batch]
+                break
         self._interval = FIRST_LOOK
-        if any(primary_code(error) in BROKEN for _, _, error in outcomes if error is not None):
-            self._disconnect()
         _finish(outcomes)
         if any(job.news for job, _, error in outcomes if error is None):
             self._announce(self._path)
+
+    def _attempt(
+        self, batch: list[Job], outcomes: list[Outcome]
+    ) -> tuple[list[Job], BaseException | None]:
+        """Do what can be done; returns what is left of ``batch``, and why if nothing was done."""
+        try:
+            connection = self._connected()
+            answered = _glance(connection, batch)
+            if answered:
+                outcomes += answered.values()
+                batch = [job for n, job in enumerate(batch) if n not in answered]
+            if batch:
+                batch = self._commit(connection, batch, outcomes)
+        except BaseException as error:
+            self._roll_back()
+            if primary_code(error) in BROKEN:
+                self._disconnect()
+            return batch, error
+        return batch, None
 
     def _retry(self, error: BaseException, started: float) -> bool:
         """Pause and return True if another process was in the way and there is time left."""
@@ -256,7 +280,7 @@ class WriterThread:
             try:
                 done.append((job, job.function(connection), None))
             except BaseException as error:
-                if primary_code(error) in BUSY:
+                if primary_code(error) in BUSY + BROKEN:
                     raise
                 self._roll_back()
                 outcomes.append((job, None, error))
@@ -320,8 +344,8 @@ class WriterThread:
         if now < self._look_at:
             return
         version = 0
-        if self._connection is not None and not self._moved():
-            with suppress(sqlite3.Error):
+        with self._using, suppress(sqlite3.Error):
+            if self._connection is not None and not self._moved():
                 (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         if version == self._version:
             self._interval = min(self._interval * 1.5, LAST_LOOK)
@@ -341,7 +365,7 @@ def _glance(connection: sqlite3.Connection, batch: Iterable[Job]) -> dict[int, O
         try:
             seen = job.glance(connection)
         except BaseException as error:
-            if primary_code(error) in BUSY:
+            if primary_code(error) in BUSY + BROKEN:
                 raise
             answered[position] = (job, None, error)
         else:

@@ -40,8 +40,6 @@ PASSING = (
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 _workers_lock = threading.Lock()
-_inherited: list[WriterThread | None] = []
-"""Of the parent process: a connection must not be closed by a forked child, nor collected."""
 
 
 class Worker:
@@ -157,14 +155,20 @@ class Worker:
             await asyncio.wrap_future(thread.ended)
             thread.join()
 
+    def before_fork(self) -> None:
+        if self._thread is not None:
+            self._thread.before_fork()
+
     def after_fork(self) -> None:
-        """In the child: no thread runs here, and the connection belongs to the parent."""
-        _inherited.append(self._thread)
         if self._thread is not None:
             self._thread.after_fork()
+
+    def after_fork_in_child(self) -> None:
+        if self._thread is not None:
+            self._thread.after_fork_in_child()
+        self._thread = None
         self._lock = threading.Lock()
         self._listeners = Listeners()
-        self._thread = None
 
     def _put(self, job: Job) -> None:
         thread = self._thread
@@ -202,12 +206,33 @@ def announce(path: Path) -> None:
         worker.tell()
 
 
+_forking: list[Worker] = []
+
+
+def _before_fork() -> None:
+    with _workers_lock:
+        _forking[:] = _workers
+    for worker in _forking:
+        worker.before_fork()
+
+
 def _after_fork() -> None:
+    for worker in _forking:
+        worker.after_fork()
+    _forking.clear()
+
+
+def _after_fork_in_child() -> None:
     global _workers_lock
     _workers_lock = threading.Lock()
-    for worker in _workers:
-        worker.after_fork()
+    for worker in _forking:
+        worker.after_fork_in_child()
+    _forking.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork,
+        after_in_child=_after_fork_in_child,
+    )
