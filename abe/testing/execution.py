@@ -23,8 +23,8 @@ from abe.testing.trial import Trial
 
 __all__ = ["execute"]
 
-GRACE = 2.0
-"""Seconds for tasks and threads to end by themselves, and for a case to end once cancelled."""
+GRACE = 1.0
+"""Seconds, at least, for tasks and threads to end by themselves, and for a cancelled case to."""
 
 
 def execute(case: Case, contract: object, harness: Harness) -> None:
@@ -45,11 +45,12 @@ def execute(case: Case, contract: object, harness: Harness) -> None:
     if missing:
         raise Skipped(f"harness has no {' and no '.join(missing)}")
     run = _Run(case, contract, harness)
+    grace = max(GRACE, harness.patience / 2)
     before = _Resources()
     run.start(contextvars.copy_context())
-    error = run.wait(case.limit * harness.patience)
+    error = run.wait(case.limit * harness.patience + grace, grace)
     if error is None:
-        left = before.left_behind()
+        left = before.left_behind(grace)
         if left:
             error = AssertionError(f"left behind after closing: {left}")
     if error is None:
@@ -67,6 +68,7 @@ class _Run:
 
     def __init__(self, case: Case, contract: object, harness: Harness) -> None:
         self._case = case
+        self._harness = harness
         self._contract = contract
         self._trial = Trial(case, harness, f"c{uuid.uuid4().hex[:12]}")
         self._thread: threading.Thread | None = None
@@ -81,20 +83,20 @@ class _Run:
         )
         self._thread.start()
 
-    def wait(self, limit: float) -> BaseException | None:
+    def wait(self, limit: float, grace: float) -> BaseException | None:
         """Return how the case ended: ``None`` if it passed."""
         assert self._thread is not None
         try:
             self._thread.join(limit)
         except BaseException:
             self._cancel()
-            self._thread.join(GRACE)
+            self._thread.join(grace)
             raise
         if not self._thread.is_alive():
             return self._error
         where = self._stack()
         self._cancel()
-        self._thread.join(GRACE)
+        self._thread.join(grace)
         text = f"still running after {limit:g} s, waiting for {self._trial.waiting_for}"
         if self._thread.is_alive():
             text += f", and it cannot be cancelled. It is at:\n{where}"
@@ -132,7 +134,8 @@ class _Run:
                 await trial.close()
             raise
         await trial.close()
-        await _no_tasks_left()
+        trial.waiting_for = "the backend's tasks to end"
+        await _no_tasks_left(max(GRACE, self._harness.patience / 2))
 
     def _unretrieved(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An error that no code has looked at is a defect of whoever started the task."""
@@ -142,11 +145,11 @@ class _Run:
             self._background.append(error)
 
 
-async def _no_tasks_left() -> None:
+async def _no_tasks_left(grace: float) -> None:
     me = asyncio.current_task()
     tasks = {task for task in asyncio.all_tasks() if task is not me}
     if tasks:
-        _, tasks = await asyncio.wait(tasks, timeout=GRACE)
+        _, tasks = await asyncio.wait(tasks, timeout=grace)
     if tasks:
         names = ", ".join(sorted(f"{t.get_name()} ({t.get_coro()!r:.80})" for t in tasks))
         raise AssertionError(f"left behind after closing: {len(tasks)} tasks: {names}")
@@ -159,8 +162,8 @@ class _Resources:
         self._threads = set(threading.enumerate())
         self._sockets = _sockets()
 
-    def left_behind(self) -> str:
-        deadline = time.monotonic() + GRACE
+    def left_behind(self, grace: float) -> str:
+        deadline = time.monotonic() + grace
         threads = set(threading.enumerate()) - self._threads
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -264,8 +264,8 @@ class ReferenceHarness(Harness):
         patience: Seconds to wait for what must happen.
     """
 
-    quiet = 0.05
-    short_delay = 0.15
+    quiet = 0.02
+    short_delay = 0.1
 
     def __init__(
         self, backend: type[ReferenceBackend] = ReferenceBackend, patience: float = 10.0

@@ -111,7 +111,7 @@ class PlainHarness(Harness):
         patience: Seconds to wait for what must happen.
     """
 
-    quiet = 0.05
+    quiet = 0.02
     reopen = False
 
     def __init__(self, backend: type[Any] = PlainBackend, patience: float = 10.0) -> None:

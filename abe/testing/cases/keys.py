@@ -100,6 +100,6 @@ class KeyCases(ContractBase):
         """A malformed filter raises InvalidKeyError, and so does an empty list."""
         for pattern in MALFORMED:
             with refused(f"consume(keys=[{pattern!r}])", InvalidKeyError):
-                trial.open(keys=[pattern])
+                trial.backend.consume(keys=[pattern])
         with refused("consume(keys=[])", InvalidKeyError):
-            trial.open(keys=[])
+            trial.backend.consume(keys=[])

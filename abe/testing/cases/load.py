@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from abe.backends.message_queue.base import Message
+from abe.backends.message_queue.base import Message, MessageStream
 from abe.testing.base import ContractBase
 from abe.testing.case import case
 from abe.testing.expect import exactly
@@ -42,24 +42,33 @@ class LoadCases(ContractBase):
         sent = [{"n": n} for n in range(self.stress_messages // 2)]
         await _publish(trial, sent)
         done: list[Message] = []
+        open_streams: set[MessageStream] = set()
         dice = random.Random(7)
 
+        async def work(stream: MessageStream) -> bool:
+            """Settle one message somehow; False if no more come."""
+            taken = await stream.take(1, timeout=trial.harness.patience)
+            if not taken:
+                return False
+            chance = dice.random()
+            if chance < 0.1:
+                await taken[0].nack()
+            elif chance < 0.15 and trial.can.release:
+                await taken[0].release()
+            elif await taken[0].ack():
+                done.append(taken[0])
+            return True
+
         async def consume() -> None:
-            while len(done) < len(sent):
+            more = True
+            while more and len(done) < len(sent):
                 async with trial.stream() as stream:
-                    while len(done) < len(sent):
-                        wait = 0.2 if len(done) < len(sent) else 0.01
-                        taken = await stream.take(1, timeout=wait)
-                        if not taken:
-                            continue
-                        chance = dice.random()
-                        if chance < 0.1:
-                            await taken[0].nack()
-                        elif chance < 0.15 and trial.can.release:
-                            await taken[0].release()
-                            break
-                        elif await taken[0].ack():
-                            done.append(taken[0])
+                    open_streams.add(stream)
+                    while more and len(done) < len(sent) and dice.random() > 0.05:
+                        more = await work(stream)
+                    open_streams.discard(stream)
+            for stream in open_streams:
+                stream.stop()  # all is done, or nothing comes any more
 
         consumers = asyncio.gather(*(consume() for _ in range(self.stress_consumers)))
         patience = 8 * trial.harness.patience

@@ -1,0 +1,12 @@
+"""Deliberately faulty backends, each with the cases that must fail it: the suite's own test.
+
+A contract suite is worth as much as the faults it finds. These are the faults that backends are
+known to have, one to a class; the tests of abe run the named cases on each and fail if one passes.
+"""
+
+from __future__ import annotations
+
+from abe.testing.broken import claiming, delivering, keeping, settling, sorting, streaming  # noqa: F401
+from abe.testing.broken.registry import BROKEN, BrokenBackend, broken
+
+__all__ = ["BROKEN", "BrokenBackend", "broken"]

@@ -1,0 +1,73 @@
+"""The suite's own test: every broken backend is failed, by the case made for it, for its fault."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from abe.testing import BackendContract, ConsumerContract, list_cases
+from abe.testing.broken import BROKEN, BrokenBackend
+from abe.testing.case import Case, Skipped, cases_of
+from abe.testing.execution import execute
+
+PATIENCE = 0.5
+"""Seconds after which a case gives up: everything here is in memory."""
+
+CATCHES_NOTHING: dict[str, str] = {}
+"""Cases that need not catch a broken backend, and why."""
+
+CONTRACTS = (BackendContract, ConsumerContract)
+OF = {case.id: (contract, case) for contract in CONTRACTS for case in cases_of(contract)}
+
+PAIRS = [
+    pytest.param(broken, OF[caught_by], id=f"{broken.name}-{caught_by}")
+    for broken in BROKEN
+    for caught_by in broken.caught_by
+]
+
+
+@pytest.mark.parametrize(("broken", "by"), PAIRS)
+def test_every_broken_backend_is_failed(
+    broken: BrokenBackend, by: tuple[type[BackendContract | ConsumerContract], Case]
+) -> None:
+    contract, case = by[0](), by[1]
+    contract.stress_messages = 60
+    failure = _failure(broken, contract, case, quiet=0.02)
+    if not failure:  # on a busy machine a message too many may come late
+        failure = _failure(broken, contract, case, quiet=0.5)
+    assert failure, f"{broken.name} survived {case.id}, although: {broken.fault}"
+    if case.id == broken.caught_by[0]:
+        assert broken.says in failure
+
+
+def _failure(
+    broken: BrokenBackend, contract: BackendContract | ConsumerContract, case: Case, quiet: float
+) -> str:
+    harness = broken.make_harness(PATIENCE)
+    harness.quiet = quiet
+    try:
+        execute(case, contract, harness)
+    except Skipped as skipped:
+        pytest.fail(f"{case.id} does not apply to {broken.name}: {skipped}")
+    except Exception as error:
+        return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    return ""
+
+
+def test_every_case_catches_something() -> None:
+    caught = Counter(case for broken in BROKEN for case in broken.caught_by)
+    cases = [case.id for case in list_cases()]
+    print(f"{len(BROKEN)} broken backends, {len(cases)} cases")
+    idle = [case for case in cases if not caught[case] and case not in CATCHES_NOTHING]
+    assert not idle, "these cases are not known to catch anything"
+    stale = [case for case in CATCHES_NOTHING if caught[case] or case not in cases]
+    assert not stale, "these excuses are out of date"
+
+
+def test_broken_backends_are_told_apart() -> None:
+    names = Counter(broken.name for broken in BROKEN)
+    assert names.most_common(1)[0][1] == 1
+    assert len(BROKEN) >= 150
+    unknown = {case for broken in BROKEN for case in broken.caught_by} - set(OF)
+    assert not unknown
