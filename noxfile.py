@@ -29,12 +29,14 @@ def interpreters() -> list[str]:
     return list(found)
 
 
-def prepare(session: nox.Session, *groups: str) -> None:
-    """Install the project and the named dependency groups, unless they are there."""
+def prepare(session: nox.Session, *groups: str, providers: str = "none") -> None:
+    """Install the project, providers and the named dependency groups, unless they are there."""
     if session.venv_backend == "none":
         return
     session.install("-c", "constraints.txt", "pip")
     options = [option for group in groups for option in ("--group", group)]
+    for file in sorted(ROOT.glob(f"{providers}/pyproject.toml")):
+        options += ["-e", str(file.parent.relative_to(ROOT))]
     session.install("-c", "constraints.txt", "-e", ".[all]", *options)
 
 
@@ -72,7 +74,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend=BACKEND)
 def typing(session: nox.Session) -> None:
     """Types of the project, and of an application that uses the built wheel."""
-    prepare(session, "typing")
+    prepare(session, "typing", providers="providers/*")
     run(session, "-m", "mypy")
     run_script(session, "type_check.sh")
 
@@ -94,7 +96,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(venv_backend="venv", python=interpreters())
 def tests(session: nox.Session) -> None:
     """All tests, once for each interpreter found."""
-    prepare(session, "test")
+    prepare(session, "test", providers="providers/*")
     run(session, "-m", "pytest", *session.posargs)
 
 
@@ -102,19 +104,18 @@ def tests(session: nox.Session) -> None:
 def distribution(session: nox.Session) -> None:
     """All tests, the contract suite among them; of the core, or of a folder given."""
     (folder,) = session.posargs or ["."]
-    prepare(session, "test")
     if folder == ".":
-        run(session, "-m", "pytest")
+        prepare(session, "test")
+        run(session, "-m", "pytest", "tests")
         return
-    if session.venv_backend != "none":
-        session.install("-c", "constraints.txt", "-e", folder)
+    prepare(session, "test", providers=folder)
     run(session, "-m", "pytest", folder)
 
 
 @nox.session(venv_backend=BACKEND)
 def notebooks(session: nox.Session) -> None:
     """Only the tests that execute notebooks."""
-    prepare(session, "test")
+    prepare(session, "test", providers="providers/*")
     run(session, "-m", "pytest", "-k", "notebook", *session.posargs)
 
 

@@ -6,11 +6,11 @@ cd "$(dirname "$0")/.."
 here=$(pwd -P)
 python=.venv/bin/python
 
-# Each purpose contains the ones after it.
+# Each purpose contains the ones after it. The providers are tested, the demo needs none.
 case ${1:-} in
-    dev) extra=all purposes="dev test demo" ;;
-    test) extra=all purposes="test demo" ;;
-    demo) extra=notebook purposes="demo" ;;
+    dev) extra=all providers=providers purposes="dev test demo" ;;
+    test) extra=all providers=providers purposes="test demo" ;;
+    demo) extra=notebook providers='' purposes="demo" ;;
     *) echo "usage: setup_venv.sh demo|test|dev" >&2; exit 2 ;;
 esac
 
@@ -35,7 +35,7 @@ if [ "$(cat .venv/abe-root 2>/dev/null || echo "$here")" != "$here" ] ||
     echo "$here" >.venv/abe-root
 fi
 
-state="$($python -VV) $(cat pyproject.toml constraints.txt | cksum)"
+state="$($python -VV) $(cat pyproject.toml constraints.txt providers/*/pyproject.toml | cksum)"
 if [ "$(cat ".venv/abe-$1" 2>/dev/null)" = "$state" ]; then
     exit
 fi
@@ -44,7 +44,12 @@ echo "Installing the project and what '$1' needs into .venv"
 pip="$python -m pip --disable-pip-version-check -qq"
 # Dependency groups need a newer pip than some interpreters bring.
 $pip install -c constraints.txt pip
-$pip install -c constraints.txt --build-constraint constraints.txt -e ".[$extra]" --group "$1"
+purpose=$1
+set -- -e ".[$extra]"
+for file in ${providers:+"$providers"/*/pyproject.toml}; do
+    set -- "$@" -e "${file%/pyproject.toml}"
+done
+$pip install -c constraints.txt --build-constraint constraints.txt "$@" --group "$purpose"
 for purpose in $purposes; do
     echo "$state" >".venv/abe-$purpose"
 done

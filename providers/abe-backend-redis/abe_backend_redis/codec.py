@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from abe.backends.message_queue.base import KeyFilter, Message, decode_payload
+from abe.backends.message_queue.base import Delivery, KeyFilter, Message, decode_payload
 from abe.types import ConsumerGroup
 
-__all__ = ["Taken", "group_name", "lua_patterns", "messages", "read_headers", "stored_group"]
+__all__ = [
+    "Receipt",
+    "deliveries",
+    "group_name",
+    "lua_patterns",
+    "published",
+    "read_headers",
+    "stored_group",
+]
 
 DEFAULT_GROUP = "$default"
 """No group can be called so: a leading ``$`` is reserved."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
-Taken = tuple[Message, str]
-"""A message and the id of its log entry, which is another than its own once it was replayed."""
+
+class Receipt(NamedTuple):
+    """What is needed to settle: holds also after a reconnection, for as long as the lease does.
+
+    Attributes:
+        consumer: Who the message was handed to.
+        id: Its log entry: another than the message's id once it was replayed.
+        attempt: Which delivery.
+    """
+
+    consumer: str
+    id: str
+    attempt: int
 
 
 def stored_group(group: ConsumerGroup) -> str:
@@ -56,18 +76,35 @@ def read_headers(text: bytes) -> Mapping[str, str]:
     return headers
 
 
-def messages(flat: Sequence[bytes]) -> Iterator[Taken]:
-    """Yield the messages that a script returned: id, key, attempt, payload, headers, first id."""
+def deliveries(consumer: str, flat: Sequence[bytes], extras: Sequence[Any] = ()) -> list[Delivery]:
+    """Return the messages that a script returned.
+
+    Args:
+        consumer: Who they were handed to.
+        flat: Id, key and payload of each.
+        extras: Position, attempt, headers and first id of those that are not plain.
+    """
+    found: list[Delivery] = []
+    keys: dict[bytes, str] = {}
+    odd = {position: rest for position, *rest in zip(*[iter(extras)] * 4, strict=True)}
     fields = iter(flat)
-    for id_, key, attempt, payload, headers, first in zip(*[fields] * 6, strict=True):
+    for id_, key, payload in zip(fields, fields, fields, strict=True):
         entry = id_.decode()
-        own = first.decode() if first else entry
-        message = Message(
-            decode_payload(payload.decode()),
-            own,
-            key.decode(),
-            int(own.partition("-")[0]) / 1000,
-            int(attempt),
-            read_headers(headers),
-        )
-        yield message, entry
+        name = keys.get(key)
+        if name is None:
+            name = keys[key] = key.decode()
+        body = decode_payload(payload.decode())
+        attempt = 1
+        if odd and len(found) in odd:
+            attempt, headers, first = odd[len(found)]
+            own = first.decode() or entry
+            message = Message(body, own, name, published(own), attempt, read_headers(headers))
+        else:
+            message = Message(body, entry, name, published(entry))
+        found.append(Delivery(message, Receipt(consumer, entry, attempt)))
+    return found
+
+
+def published(id: str) -> float:
+    """Return when a message with this id was published, in seconds since the epoch."""
+    return int(id.partition("-")[0]) / 1000

@@ -10,9 +10,10 @@ from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_redis import scripts
 from abe_backend_redis.codec import (
+    deliveries,
     group_name,
     lua_patterns,
-    messages,
+    published,
     read_headers,
     stored_group,
 )
@@ -41,10 +42,10 @@ class Inspection:
         found: list[Message] = []
         start = b""
         while len(found) < limit:
-            start, flat = await self._link.run(
+            start, flat, extras = await self._link.run(
                 scripts.PEEK, stored_group(group), limit - len(found), start, *lua_patterns(keys)
             )
-            found += [message for message, _ in messages(flat)]
+            found += [delivery.message for delivery in deliveries("", flat, extras)]
             if not start:
                 break
         return found
@@ -78,8 +79,8 @@ class Inspection:
                 key = key_.decode()
                 numbers[key][column.decode()] += number
                 if id_:
-                    published = int(id_.partition(b"-")[0]) / 1000
-                    oldest[key] = min(oldest.get(key, published), published)
+                    when = published(id_.decode())
+                    oldest[key] = min(oldest.get(key, when), when)
         now = time.time()
         return [
             KeyStats(
@@ -151,7 +152,7 @@ def _letter(row: dict[bytes, bytes]) -> Message:
         decode_payload(row[b"p"].decode()),
         id_,
         row[b"k"].decode(),
-        int(id_.partition("-")[0]) / 1000,
+        published(id_),
         int(row[b"n"]),
         {**read_headers(row[b"h"]), **read_headers(row[b"d"])},
     )

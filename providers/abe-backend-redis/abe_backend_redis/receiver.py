@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from abe.backends.message_queue.base import (
     Delivery,
@@ -21,28 +21,14 @@ from abe.backends.message_queue.base import (
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 from abe.types import ConsumerGroup
 from abe_backend_redis import scripts
-from abe_backend_redis.codec import lua_patterns, messages, stored_group
+from abe_backend_redis.codec import deliveries, lua_patterns, stored_group
 from abe_backend_redis.failures import GroupMissingError
 from abe_backend_redis.link import Link
 
-__all__ = ["Receipt", "RedisReceiver"]
+__all__ = ["RedisReceiver"]
 
 UNBLOCK_PAUSE = 0.02
 """Seconds between two attempts to end a blocked read, which may not have reached Redis yet."""
-
-
-class Receipt(NamedTuple):
-    """What is needed to settle: holds also after a reconnection, for as long as the lease does.
-
-    Attributes:
-        consumer: Who the message was handed to.
-        id: Its log entry.
-        attempt: Which delivery.
-    """
-
-    consumer: str
-    id: str
-    attempt: int
 
 
 class RedisReceiver(Receiver):
@@ -98,13 +84,9 @@ class RedisReceiver(Receiver):
         deadline = loop.time() + timeout
         while not self._woken and loop.time() < deadline:
             answer = await self._take(max_messages)
-            taken = answer[0]
-            if taken:
-                return [
-                    Delivery(message, Receipt(self._name, entry, message.attempt))
-                    for message, entry in messages(taken)
-                ]
-            _, due, log, wake = answer
+            if answer[0]:
+                return deliveries(self._name, answer[0], answer[1])
+            _, _, due, log, wake = answer
             pause = min(deadline - loop.time(), self._longest)
             if due >= 0:
                 pause = min(pause, due / 1000)
@@ -160,48 +142,48 @@ class RedisReceiver(Receiver):
             self._waker = None
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
-        """Tell Redis, in order; deliveries that others own by now are reported lost."""
-        lost: list[SettleFailure] = []
-        run: list[Settlement] = []
+        """Tell Redis; deliveries that others own by now are reported lost."""
+        # After a reconnection there may be several consumers: receipts keep the name they got.
+        acks: dict[str, dict[tuple[str | None, int], list[str]]] = {}
+        others: list[Settlement] = []
         for settlement in settlements:
-            if run and (run[0].outcome is Outcome.ACK) != (settlement.outcome is Outcome.ACK):
-                lost += await self._settle_run(run)
-                run = []
-            run.append(settlement)
-        if run:
-            lost += await self._settle_run(run)
-        return lost
+            if settlement.outcome is not Outcome.ACK:
+                others.append(settlement)
+                continue
+            delivery = settlement.delivery
+            consumer, entry, attempt = delivery.receipt
+            kind = (delivery.message.key, attempt)
+            try:
+                acks[consumer][kind].append(entry)
+            except KeyError:
+                acks.setdefault(consumer, {})[kind] = [entry]
+        lost: set[str] = set()
+        for consumer, by_kind in acks.items():
+            lost |= await self._ack(consumer, by_kind)
+        if others:
+            lost |= await self._give_back(others)
+        return (
+            [SettleFailure(s) for s in settlements if s.delivery.receipt.id in lost] if lost else ()
+        )
 
-    async def _settle_run(self, settlements: Sequence[Settlement]) -> Iterable[SettleFailure]:
-        try:
-            if settlements[0].outcome is Outcome.ACK:
-                return [
-                    failure
-                    for part in _by_consumer(settlements)
-                    for failure in await self._ack(part)
-                ]
-            return await self._give_back(settlements)
-        except GroupMissingError:
-            return [SettleFailure(settlement) for settlement in settlements]
-
-    async def _ack(self, settlements: Sequence[Settlement]) -> list[SettleFailure]:
-        by_key: dict[str, list[str | int]] = {}
-        for settlement in settlements:
-            message, receipt = settlement.delivery.message, settlement.delivery.receipt
-            args = by_key.get(message.key or "")
-            if args is None:
-                args = by_key[message.key or ""] = []
-            args += receipt[1:]
+    async def _ack(
+        self, consumer: str, by_kind: Mapping[tuple[str | None, int], Sequence[str]]
+    ) -> set[str]:
+        """Return the log entries that are not ours any more."""
         flat: list[str | int] = []
-        for key, args in by_key.items():
-            flat += (key, len(args) // 2)
-            flat += args
-        consumer = settlements[0].delivery.receipt.consumer
-        lost = await self._control.run(scripts.ACK, self._group, consumer, self._keep, *flat)
-        ids = {id_.decode() for id_ in lost}
-        return [SettleFailure(s) for s in settlements if s.delivery.receipt.id in ids]
+        total = 0
+        for (key, attempt), entries in by_kind.items():
+            total += len(entries)
+            flat += (key or "", attempt, len(entries), *entries)
+        try:
+            lost = await self._control.run(
+                scripts.ACK, self._group, consumer, self._keep, total, *flat
+            )
+        except GroupMissingError:
+            return {entry for entries in by_kind.values() for entry in entries}
+        return {entry.decode() for entry in lost}
 
-    async def _give_back(self, settlements: Sequence[Settlement]) -> list[SettleFailure]:
+    async def _give_back(self, settlements: Sequence[Settlement]) -> set[str]:
         flat: list[str | int] = []
         for delivery, outcome, delay, reason in settlements:
             message, receipt = delivery.message, delivery.receipt
@@ -212,8 +194,11 @@ class RedisReceiver(Receiver):
                 )
                 headers = json.dumps(own, ensure_ascii=False)
             flat += (*receipt, message.key or "", outcome, int(delay * 1000 + 0.999), headers)
-        lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
-        return [SettleFailure(settlements[position]) for position in lost]
+        try:
+            lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
+        except GroupMissingError:
+            lost = range(len(settlements))
+        return {settlements[position].delivery.receipt.id for position in lost}
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
@@ -234,14 +219,3 @@ class RedisReceiver(Receiver):
             with suppress(AbeError, GroupMissingError):
                 await self._link.run(scripts.CLOSE, self._group, self._name)
         await self._link.aclose()
-
-
-def _by_consumer(settlements: Sequence[Settlement]) -> Iterable[Sequence[Settlement]]:
-    """Part settlements by who took the messages: after a reconnection these may be several."""
-    first = settlements[0].delivery.receipt.consumer
-    if all(s.delivery.receipt.consumer == first for s in settlements):
-        return [settlements]
-    parts: dict[str, list[Settlement]] = {}
-    for settlement in settlements:
-        parts.setdefault(settlement.delivery.receipt.consumer, []).append(settlement)
-    return parts.values()

@@ -12,6 +12,7 @@
 --   sweep:G             when a lease may next lapse
 --   dead:G              dead letters
 --   wake:G              gets an entry when waiting consumers should look again
+--   kept                settled messages have been kept, so the log's beginning may hold some
 --   gone:G              G was deleted on purpose, not lost with the data
 local LOG = KEYS[1]
 local B = string.sub(LOG, 1, -4)
@@ -19,6 +20,7 @@ local G = ARGV[1]
 local PARKED, READY, KEYS_READY = B .. 'parked:' .. G, B .. 'ready:' .. G, B .. 'keys:' .. G
 local LATER, SWEEP, DEAD = B .. 'later:' .. G, B .. 'sweep:' .. G, B .. 'dead:' .. G
 local WAKE, GONE, DUE = B .. 'wake:' .. G, B .. 'gone:' .. G, B .. 'due'
+local KEPT = B .. 'kept'
 local call = redis.call
 
 local function clock()
@@ -31,7 +33,15 @@ local function parse(id)
   return tonumber(ms), tonumber(seq)
 end
 
+local sub = string.sub
+
 local function after(a, b)
+  -- Milliseconds have 13 digits from 2001 to 2286.
+  if sub(a, 14, 14) == '-' and sub(b, 14, 14) == '-' then
+    local ams, bms = sub(a, 1, 13), sub(b, 1, 13)
+    if ams ~= bms then return ams > bms end
+    return tonumber(sub(a, 15)) > tonumber(sub(b, 15))
+  end
   local ams, aseq = parse(a)
   local bms, bseq = parse(b)
   return ams > bms or (ams == bms and aseq > bseq)
@@ -84,30 +94,62 @@ local function needed(id, groups)
   return false
 end
 
+local function drop_empty(stream)
+  if call('XLEN', stream) == 0 then call('DEL', stream) end
+end
+
 local function remove(key, ids)
   call('XDEL', LOG, unpack(ids))
   local stream = B .. 'stream:' .. key
   call('XDEL', stream, unpack(ids))
-  if call('XLEN', stream) == 0 then call('DEL', stream) end
+  drop_empty(stream)
+end
+
+-- The id before which every group is done with every entry, or nil if that is not known. Trimming up
+-- to it is much cheaper than deleting ids one by one.
+local function settled_before(groups)
+  if call('EXISTS', KEPT) == 1 then return nil end
+  local floor
+  for _, g in ipairs(groups) do
+    if call('EXISTS', B .. 'parked:' .. g.name) == 1 then return nil end
+    local low = call('XPENDING', LOG, g.name)[2]
+    if not low then
+      local ms, seq = string.match(g['last-delivered-id'], '^(%d+)-(%d+)$')
+      low = ms .. '-' .. string.format('%.0f', seq + 1)
+    end
+    if not floor or after(floor, low) then floor = low end
+  end
+  return floor
 end
 
 -- Group G is done with these; they go unless another group, or retention, wants them.
 local function done(by_key, keep)
-  if keep then return end
-  local others = {}
-  for _, g in ipairs(all_groups()) do
+  if keep then call('SET', KEPT, 1) end
+  if keep or not next(by_key) then return end
+  local groups, others = all_groups(), {}
+  for _, g in ipairs(groups) do
     if g.name ~= G then others[#others + 1] = g end
   end
+  local floor = settled_before(groups)
+  local trim = false
   for key, ids in pairs(by_key) do
-    local free = ids
-    if #others > 0 then
-      free = {}
-      for _, id in ipairs(ids) do
-        if not needed(id, others) then free[#free + 1] = id end
+    local free, before = {}, false
+    for _, id in ipairs(ids) do
+      if floor and after(floor, id) then
+        before = true
+      elseif #others == 0 or not needed(id, others) then
+        free[#free + 1] = id
       end
+    end
+    if before then
+      local stream = B .. 'stream:' .. key
+      call('XTRIM', stream, 'MINID', floor)
+      if #free == 0 then drop_empty(stream) end
+      trim = true
     end
     if #free > 0 then remove(key, free) end
   end
+  if trim then call('XTRIM', LOG, 'MINID', floor) end
 end
 
 local function add(by_key, key, id)
@@ -237,8 +279,14 @@ local function ready_ids(limit, filtered, matches)
   return ids
 end
 
-local function append(out, id, entry, attempt, body)
+-- What a script returns of a message: id, key, payload; and apart, because it is rare, position,
+-- attempt, headers, first id.
+local function append(out, extras, id, key, attempt, body, first)
   local n = #out
-  out[n + 1], out[n + 2], out[n + 3] = id, entry.k, attempt
-  out[n + 4], out[n + 5], out[n + 6] = body.p, body.h or '', entry.o or ''
+  out[n + 1], out[n + 2], out[n + 3] = id, key, body.p
+  if attempt ~= 1 or body.h or first then
+    local m = #extras
+    extras[m + 1], extras[m + 2] = n / 3, attempt
+    extras[m + 3], extras[m + 4] = body.h or '', first or ''
+  end
 end

@@ -5,7 +5,7 @@ local me, count, keep = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local filtered, matches = ARGV[5] ~= nil, matcher(5)
 local now = clock()
 local sweep = advance(now)
-local out, got, alone = {}, 0, false
+local out, extras, got, alone = {}, {}, 0, false
 
 for _, id in ipairs(ready_ids(count, filtered, matches)) do
   local attempt = tonumber(call('HGET', PARKED, id) or '0') + 1
@@ -16,7 +16,7 @@ for _, id in ipairs(ready_ids(count, filtered, matches)) do
   if body then
     unpark(id, entry.k)
     call('XCLAIM', LOG, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
-    append(out, id, entry, attempt, body)
+    append(out, extras, id, entry.k, attempt, body, entry.o)
     got = got + 1
     alone = attempt >= 3
     if alone then break end
@@ -28,48 +28,69 @@ end
 
 local parked, more = false, false
 
+-- Fetches the payloads of entries just read: as a rule few keys, whose entries lie side by side.
+local function deliver(ids, keys, firsts, spans, finished, aside)
+  local bodies, only = {}, nil
+  for key, span in pairs(spans) do
+    only = call('XRANGE', B .. 'stream:' .. key, span[1], span[2])
+    if #only ~= #ids then
+      for _, e in ipairs(only) do bodies[e[1]] = e[2] end
+      only = nil
+    end
+  end
+  local n = #out
+  for i = 1, #ids do
+    local id, body = ids[i], nil
+    if only then body = only[i][2] else body = bodies[id] end
+    if not body then
+      aside[#aside + 1] = id
+      add(finished, keys[i], id)
+    elseif #body == 2 and not firsts[i] then
+      out[n + 1], out[n + 2], out[n + 3] = id, keys[i], body[2]
+      n = n + 3
+    else
+      append(out, extras, id, keys[i], 1, fields(body), firsts[i])
+      n = n + 3
+    end
+  end
+  got = n / 3
+end
+
 -- Reads the next entries off the log; those that this consumer may not have now are put aside.
 local function read(limit)
   local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', limit, 'STREAMS', LOG, '>')
   if not reply then return false end
-  local wanted, spans, finished, aside = {}, {}, {}, {}
+  local ids, keys, firsts, spans, finished, aside = {}, {}, {}, {}, {}, {}
+  local n = 0
   for _, e in ipairs(reply[1][2]) do
-    local id, entry = e[1], e[2]
-    if #entry == 2 then entry = {k = entry[2]} else entry = fields(entry) end
-    local key = entry.k
-    local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
-    if entry.g and entry.g ~= G then
-      aside[#aside + 1] = id
-      add(finished, key, id)
-    elseif due and due > now then
-      aside[#aside + 1] = id
-      postpone(id, 0, due)
-    elseif not matches(key) or got + #wanted >= count then
-      aside[#aside + 1] = id
-      park(id, key, 0)
-      parked = true
-    else
-      wanted[#wanted + 1] = {id, entry}
+    local id, flat = e[1], e[2]
+    local key, fit = flat[2], true
+    if filtered or #flat > 2 then
+      local entry = fields(flat)
+      local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
+      fit = false
+      if entry.g and entry.g ~= G then
+        add(finished, key, id)
+      elseif due and due > now then
+        postpone(id, 0, due)
+      elseif not matches(key) or got + n >= count then
+        park(id, key, 0)
+        parked = true
+      else
+        fit = true
+        firsts[n + 1] = entry.o
+      end
+    end
+    if fit then
+      n = n + 1
+      ids[n], keys[n] = id, key
       local span = spans[key]
-      if span then span[2], span[3] = id, span[3] + 1 else spans[key] = {id, id, 1} end
-    end
-  end
-  local bodies = {}
-  for key, span in pairs(spans) do
-    for _, e in ipairs(call('XRANGE', B .. 'stream:' .. key, span[1], span[2])) do
-      bodies[e[1]] = e[2]
-    end
-  end
-  for _, w in ipairs(wanted) do
-    local body = bodies[w[1]]
-    if body then
-      append(out, w[1], w[2], 1, #body == 2 and {p = body[2]} or fields(body))
-      got = got + 1
+      if span then span[2] = id else spans[key] = {id, id} end
     else
-      aside[#aside + 1] = w[1]
-      add(finished, w[2].k, w[1])
+      aside[#aside + 1] = id
     end
   end
+  deliver(ids, keys, firsts, spans, finished, aside)
   if #aside > 0 then call('XACK', LOG, G, unpack(aside)) end
   done(finished, keep)
   return true
@@ -88,7 +109,7 @@ if parked then notify() end
 if got > 0 then
   local lapse = now + lease_of(me)
   if not sweep or lapse < sweep then call('SET', SWEEP, lapse) end
-  return {out}
+  return {out, extras}
 end
 local wait = sweep and sweep - now or -1
 local later = call('ZRANGE', LATER, 0, 0, 'WITHSCORES')[2]
@@ -96,4 +117,4 @@ if later and (wait < 0 or later - now < wait) then wait = later - now end
 if more then wait = 0 end
 local last = fields(call('XINFO', 'STREAM', LOG))['last-generated-id']
 local woken = call('XREVRANGE', WAKE, '+', '-', 'COUNT', 1)[1]
-return {{}, math.floor(wait), last, woken and woken[1] or '0-0'}
+return {{}, {}, math.floor(wait), last, woken and woken[1] or '0-0'}
