@@ -12,6 +12,8 @@ from abe.backends.message_queue.client import AsyncBackend
 
 __all__ = ["Consumption", "consume"]
 
+MIN_WAIT = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
@@ -21,7 +23,8 @@ class Consumption:
         keys: Only keys that match one of these; empty for all.
         group: The consumer group.
         number: Most messages; ``None`` for no limit.
-        timeout: Longest wait for the next message, in seconds; ``None`` waits for ever.
+        timeout: Longest wait for the first message, in seconds; ``None`` waits for ever.
+        quiet: Longest wait for each further one.
         as_lines: Write JSON, not text for a person.
     """
 
@@ -29,6 +32,7 @@ class Consumption:
     group: str | None
     number: int | None
     timeout: float | None
+    quiet: float | None
     as_lines: bool
 
 
@@ -50,7 +54,10 @@ async def consume(backend: AsyncBackend, wanted: Consumption) -> int:
     try:
         async with stream:
             while wanted.number is None or acked < wanted.number:
-                taken = await stream.take(1, wanted.timeout)
+                patience = wanted.quiet if acked else wanted.timeout
+                # Less would end before what is there has come across.
+                patience = None if patience is None else max(patience, MIN_WAIT)
+                taken = await stream.take(1, patience)
                 if not taken:
                     break
                 await _write(f"{form(taken[0])}\n", threads)

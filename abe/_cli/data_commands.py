@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,6 +22,7 @@ from abe._cli.options import (
     DeadNumber,
     Delay,
     Env,
+    File,
     Follow,
     Format,
     Group,
@@ -34,6 +37,8 @@ from abe._cli.options import (
     Patience,
     Payload,
     PeekNumber,
+    Quiet,
+    StatsGroup,
     Stream,
     Yes,
     as_lines,
@@ -44,6 +49,8 @@ from abe._cli.options import (
 from abe._cli.output import emit_line, json_line, say
 from abe._cli.session import Target, Terminated, with_backend
 from abe._text import cell
+from abe.backends.message_queue.base import KeyFilter
+from abe.backends.message_queue.loader import choose_backend
 
 __all__ = ["COMMANDS"]
 
@@ -55,6 +62,7 @@ def publish(
     header: Header = None,
     delay: Delay = 0.0,
     format: InputFormat = Format.JSONL,
+    file: File = None,
     stream: Stream = False,
     backend: BackendName = None,
     env: Env = None,
@@ -71,28 +79,34 @@ def publish(
     published. Memory does not grow with the input. On an error the text says which line it was
     and how many messages were published.
     """
-    if len(payload or ()) > 1:
-        ctx.fail("""PAYLOAD is one argument; quote it for the shell: '{"id": 1}'""")
-    text: str | bytes | None = payload[0] if payload and payload[0] != "-" else None
+    text = _payload_text(ctx, payload, file)
     extras: dict[str, Any] = {"headers": assignments(header, "--header")} if header else {}
     if seconds(delay, "--delay"):
         extras["delay"] = delay
     what = publishing.Publication(key, extras)
-    source = publishing.standard_input() if text is None else None
-    if source is not None and format is Format.JSON:
-        text, source = publishing.read_all(source), None
+    where = target(backend, env)
+    choose_backend(where.name, env=where.env)  # reading the input may take long
     if text is not None:
-        _publish_document(text, what, target(backend, env))
-    elif source is not None:
-        again = source if stream else publishing.check_lines(source, what)
-        work = partial(publishing.publish_lines, source=again, what=what)
-        _publish(work, what, target(backend, env))
+        _publish_document(text, what, where)
     else:
-        ctx.fail("PAYLOAD is missing, and nothing comes through standard input")
-    if json:
-        emit_line(json_line({"published": what.published, "key": key}))
-    else:
-        emit_line(f"published {counted(what.published)} to {cell(key)}")
+        with publishing.open_input(file) as source:
+            if source is None:
+                ctx.fail("PAYLOAD is missing, and nothing comes through standard input")
+            if format is Format.JSON:
+                _publish_document(publishing.read_all(source), what, where)
+            else:
+                _publish_lines(source, what, where, stream)
+    record = {"published": what.published, "key": key}
+    text = f"published {counted(what.published)} to {cell(key)}"
+    emit_line(json_line(record) if json else text)
+
+
+def _payload_text(ctx: typer.Context, payload: list[str] | None, file: Path | None) -> str | None:
+    if payload and len(payload) > 1:
+        ctx.fail("""PAYLOAD is one argument; quote it for the shell: '{"id": 1}'""")
+    if payload and file is not None:
+        ctx.fail("PAYLOAD and --file do not go together")
+    return payload[0] if payload and payload[0] != "-" else None
 
 
 def _publish_document(text: str | bytes, what: publishing.Publication, where: Target) -> None:
@@ -100,6 +114,13 @@ def _publish_document(text: str | bytes, what: publishing.Publication, where: Ta
     what.unit, what.total, what.last = "item", len(payloads), len(payloads) - 1
     items = [publishing.Item(n, payload) for n, payload in enumerate(payloads)]
     _publish(partial(publishing.publish_items, items=items, what=what), what, where)
+
+
+def _publish_lines(
+    source: publishing.Source, what: publishing.Publication, where: Target, stream: bool
+) -> None:
+    with nullcontext(source) if stream else publishing.checked(source, what) as lines:
+        _publish(partial(publishing.publish_lines, source=lines, what=what), what, where)
 
 
 def _publish(work: Callable[..., Any], what: publishing.Publication, where: Target) -> None:
@@ -116,6 +137,7 @@ def consume(
     group: Group = None,
     number: Number = None,
     timeout: Patience = None,
+    quiet: Quiet = None,
     follow: Follow = False,
     backend: BackendName = None,
     env: Env = None,
@@ -132,18 +154,21 @@ def consume(
     payload; plain backends give null for id, key and timestamp. A message that was not written,
     because the reader has gone or the command was interrupted, comes again.
     """
-    if timeout is not None:
-        seconds(timeout, "--timeout")
     wanted = Consumption(
         keys=keys or (),
-        group=group,
+        group=group or None,
         number=number if number is not None or follow else 10,
-        timeout=timeout if timeout is not None or follow else 5.0,
+        timeout=_patience(timeout, "--timeout", None if follow else 5.0),
+        quiet=_patience(quiet, "--quiet", None if follow else 0.5),
         as_lines=as_lines(json),
     )
     acked = with_backend(target(backend, env), partial(take, wanted=wanted))
     if not wanted.as_lines:
         say(f"acked {counted(acked)} of {whose(group)}")
+
+
+def _patience(value: float | None, option: str, default: float | None) -> float | None:
+    return default if value is None else seconds(value, option)
 
 
 def peek(
@@ -159,18 +184,31 @@ def peek(
     They are those that the group could take now, oldest first.
     """
     found = with_backend(
-        target(backend, env), lambda q: q.peek(keys or None, group=group, limit=number)
+        target(backend, env), lambda q: q.peek(keys or None, group=group or None, limit=number)
     )
     show_messages(found, as_lines=as_lines(json))
 
 
-def stats(backend: BackendName = None, env: Env = None, json: Json = False) -> None:
+def stats(
+    keys: Keys = None,
+    group: StatsGroup = None,
+    backend: BackendName = None,
+    env: Env = None,
+    json: Json = False,
+) -> None:
     """Show the backlog of every key and group.
 
     In JSON each line is an object with key, group, ready, in_flight, delayed, dead, oldest_age
     (seconds) and approximate; null where the broker cannot say.
     """
-    show_stats(with_backend(target(backend, env), lambda q: q.stats()), as_lines=json)
+    wanted = KeyFilter(keys or None)
+    found = with_backend(target(backend, env), lambda q: q.stats())
+    entries = [
+        entry
+        for entry in found.entries
+        if wanted.matches(entry.key) and (group is None or entry.group == (group or None))
+    ]
+    show_stats(entries, approximate=found.approximate, as_lines=json)
 
 
 def dead(
@@ -189,7 +227,7 @@ def dead(
     """
     if ids and action is Action.LIST:
         ctx.fail("--id is for 'abe dead replay'")
-    where = target(backend, env)
+    group, where = group or None, target(backend, env)
     if action is Action.LIST:
         found = with_backend(where, lambda q: q.dead_letters(group=group, limit=number or 100))
         show_dead(found, as_lines=as_lines(json))
@@ -213,6 +251,7 @@ def purge(
     """
     if not yes:
         ctx.fail("purge drops messages for good; add --yes")
+    group = group or None
     count = with_backend(target(backend, env), lambda q: q.purge(keys or None, group=group))
     _say_count(json, "purged", f"dropped {counted(count)} of {whose(group)}", count, group)
 

@@ -13,7 +13,7 @@ from abe.backends.message_queue.base import BaseMessage
 from abe.backends.message_queue.base.dead import PREFIX
 from abe.backends.message_queue.loader import BackendInfo, choose_backend, list_backends
 from abe.errors import AbeError
-from abe.types import QueueStats
+from abe.types import KeyStats
 
 __all__ = ["show_backends", "show_dead", "show_messages", "show_stats"]
 
@@ -51,11 +51,11 @@ def _row(info: BackendInfo) -> tuple[str, str, str, str]:
     )
 
 
-def show_stats(stats: QueueStats, *, as_lines: bool) -> None:
-    """Write the backlog of every key and group."""
+def show_stats(entries: Sequence[KeyStats], *, approximate: bool, as_lines: bool) -> None:
+    """Write the backlog by key and group."""
     if as_lines:
-        for entry in stats.entries:
-            emit_line(json_line({**dataclasses.asdict(entry), "approximate": stats.approximate}))
+        for entry in entries:
+            emit_line(json_line({**dataclasses.asdict(entry), "approximate": approximate}))
         return
     emit_table(
         ("key", "group", "ready", "in flight", "delayed", "dead", "oldest"),
@@ -66,12 +66,12 @@ def show_stats(stats: QueueStats, *, as_lines: bool) -> None:
                 *map(_number, (entry.ready, entry.in_flight, entry.delayed, entry.dead)),
                 _age(entry.oldest_age),
             )
-            for entry in stats.entries
+            for entry in entries
         ),
     )
-    if not stats.entries:
+    if not entries:
         emit_line("nothing is waiting")
-    elif stats.approximate:
+    elif approximate:
         emit_line("the broker only estimates these numbers")
 
 

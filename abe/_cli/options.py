@@ -27,6 +27,7 @@ __all__ = [
     "Delay",
     "DrainTimeout",
     "Env",
+    "File",
     "Follow",
     "Format",
     "Group",
@@ -47,6 +48,8 @@ __all__ = [
     "Payload",
     "PeekNumber",
     "PingTimeout",
+    "Quiet",
+    "StatsGroup",
     "Stream",
     "Yes",
     "as_lines",
@@ -97,6 +100,16 @@ Group = Annotated[
         "--group", "-g", metavar="GROUP", help="The consumer group.", show_default="the default one"
     ),
 ]
+StatsGroup = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        "-g",
+        metavar="GROUP",
+        help="Only this group; '' is the default one.",
+        show_default="all groups",
+    ),
+]
 Keys = Annotated[
     list[str] | None,
     typer.Argument(
@@ -136,16 +149,18 @@ DeadNumber = Annotated[
 Patience = Annotated[
     float | None,
     typer.Option(
-        "--timeout",
-        "-t",
-        metavar="S",
-        help="Longest wait for the next message.",
-        show_default="5",
+        "--timeout", "-t", metavar="S", help="Longest wait for the first message.", show_default="5"
+    ),
+]
+Quiet = Annotated[
+    float | None,
+    typer.Option(
+        "--quiet", "-q", metavar="S", help="Longest wait for a further one.", show_default="0.5"
     ),
 ]
 Follow = Annotated[
     bool,
-    typer.Option("--follow", "-f", help="Go on until interrupted; -n and -t can still end it."),
+    typer.Option("--follow", "-f", help="Go on until interrupted, or until -n, -t or -q."),
 ]
 Ids = Annotated[
     list[str] | None,
@@ -196,7 +211,17 @@ class Format(StrEnum):
 
 InputFormat = Annotated[
     Format,
-    typer.Option("--format", "-f", help="Standard input: one object a line, or one document."),
+    typer.Option("--format", "-f", help="The input: one object a line, or one document."),
+]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-F",
+        metavar="PATH",
+        help="Read this file instead.",
+        show_default=False,
+    ),
 ]
 Stream = Annotated[
     bool, typer.Option("--stream", help="Publish each line as it comes, for endless input.")

@@ -9,8 +9,10 @@ import select
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 from abe._text import cell, plural
 from abe.backends.message_queue.base import encode_payload, validate_key
@@ -23,8 +25,9 @@ __all__ = [
     "Lines",
     "Publication",
     "Source",
-    "check_lines",
+    "checked",
     "document",
+    "open_input",
     "publish_items",
     "publish_lines",
     "read_all",
@@ -158,6 +161,24 @@ def standard_input() -> Source | None:
         return stream.buffer
 
 
+@contextmanager
+def open_input(path: Path | None) -> Iterator[Source | None]:
+    """Give a file, or standard input, as bytes; None if there is neither.
+
+    Raises:
+        PayloadError: If the file cannot be read.
+    """
+    if path is None:
+        yield standard_input()
+        return
+    try:
+        file = io.FileIO(path)
+    except OSError as error:
+        raise PayloadError(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        yield file
+
+
 class Lines:
     """Splits bytes as they come into numbered lines, blank ones left out."""
 
@@ -200,17 +221,27 @@ def _item(number: int, line: bytes) -> Item:
     return Item(number, payload)
 
 
-def check_lines(source: Source, what: Publication) -> Source:
-    """Read all lines, check and count them, and return where to read them again.
+@contextmanager
+def checked(source: Source, what: Publication) -> Iterator[Source]:
+    """Read all lines, check and count them, and give what they can be read from again.
 
     Raises:
         PayloadError: If a line is not a payload; nothing has been published then.
     """
-    again, start, copy = source, 0, None
     try:
         start = source.seek(0, io.SEEK_CUR)
     except OSError:  # a pipe
-        again = copy = cast(Any, tempfile.SpooledTemporaryFile(SPOOL))  # noqa: SIM115
+        with tempfile.SpooledTemporaryFile(SPOOL) as copy:
+            _check(source, what, copy)
+            copy.seek(0)
+            yield cast(Source, copy)
+    else:
+        _check(source, what, None)
+        source.seek(start)
+        yield source
+
+
+def _check(source: Source, what: Publication, copy: IO[bytes] | None) -> None:
     lines, what.total = Lines(), 0
     while True:
         chunk = _read(source)
@@ -226,8 +257,6 @@ def check_lines(source: Source, what: Publication) -> Source:
             what.last = number
         if not chunk:
             break
-    again.seek(start)
-    return again
 
 
 def read_all(source: Source) -> bytes:

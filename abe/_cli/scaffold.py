@@ -49,9 +49,7 @@ def check_name(name: str) -> str:
         raise ConfigurationError(f"{name!r} is reserved: {_RESERVED[spelled]}")
     for info in list_backends():
         if info.name.replace("_", "-") == spelled:
-            raise ConfigurationError(
-                f"{name!r} is taken by {info.distribution}, which is installed"
-            )
+            raise ConfigurationError(f"{name!r} is taken: {info.distribution} is installed")
     return spelled
 
 
