@@ -1,0 +1,197 @@
+"""Timing peers side by side: interleaved rounds, medians, ratios, one table, JSON.
+
+A benchmark is a list of `Case`; a case names its peers, each a function that does the work once in
+an empty folder and returns how many operations per second it did. Rounds are interleaved, each in
+another order, so that what else the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Case", "Options", "Stopwatch", "Target", "main"]
+
+Peer = Callable[[Path, "Options"], float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is aimed at: ``peer`` reaches ``ratio`` times the best of ``others``."""
+
+    peer: str
+    ratio: float
+    others: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        title: What is measured.
+        baseline: The peer that the others are compared with.
+        peers: Name to function.
+        targets: What is aimed at.
+        notes: What a reader must know to read the numbers.
+        unit: What a peer returns.
+    """
+
+    title: str
+    baseline: str
+    peers: Mapping[str, Peer]
+    targets: Sequence[Target] = ()
+    notes: str = ""
+    unit: str = "messages/s"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line said.
+
+    Attributes:
+        quick: Small sizes, to see that everything works.
+        rounds: How often each peer runs.
+    """
+
+    quick: bool
+    rounds: int
+
+    def size(self, number: int) -> int:
+        """Return ``number``, or a twentieth of it for a quick run."""
+        return max(1, number // 20) if self.quick else number
+
+
+@dataclass
+class Stopwatch:
+    """Measures what runs inside `timing`, and nothing else.
+
+    Attributes:
+        seconds: What has been measured so far.
+    """
+
+    seconds: float = field(default=0.0)
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Count the time that the block takes."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def rate(self, count: int) -> float:
+        """Return ``count`` per second measured."""
+        return count / self.seconds
+
+
+def main(title: str, cases: Sequence[Case], argv: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for, print a table for each case, and write JSON if asked."""
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
+    parser.add_argument("--rounds", type=int, help="rounds of each peer (default 7)")
+    parser.add_argument("--only", default="", help="cases whose title contains this")
+    parser.add_argument("--dir", type=Path, help="where files are written (default: temporary)")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    given = parser.parse_args(argv)
+    options = Options(given.quick, given.rounds or (2 if given.quick else 7))
+    print(f"# {title}\n")
+    facts = _facts(given.dir, options)
+    print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    results = []
+    for case in cases:
+        if given.only.lower() in case.title.lower():
+            samples = _measure(case, options, given.dir)
+            results.append(_report(case, samples))
+    if given.json is not None:
+        text = json.dumps({"title": title, "facts": facts, "cases": results}, indent=2)
+        given.json.write_text(text + "\n", encoding="utf-8")
+
+
+def _measure(case: Case, options: Options, folder: Path | None) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in case.peers}
+    for round_ in range(options.rounds):
+        order = list(case.peers)
+        random.shuffle(order)
+        for name in order:
+            with tempfile.TemporaryDirectory(dir=folder, prefix="abe-bench-") as place:
+                samples[name].append(case.peers[name](Path(place), options))
+        if sys.stderr.isatty():
+            print(f"\r{case.title}: {round_ + 1}/{options.rounds}\033[K", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return samples
+
+
+def _report(case: Case, samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    base = medians[case.baseline]
+    width = max(len(name) for name in medians)
+    print(f"\n## {case.title}\n")
+    if case.notes:
+        print(f"{case.notes}\n")
+    print(f"| {'peer':<{width}} | {case.unit:>12} | {'min – max':>19} | ratio |")
+    print(f"|{'-' * (width + 2)}|{'-' * 13}:|{'-' * 20}:|------:|")
+    for name, median in sorted(medians.items(), key=lambda item: -item[1]):
+        spread = f"{min(samples[name]):,.0f} – {max(samples[name]):,.0f}"
+        print(f"| {name:<{width}} | {median:>12,.0f} | {spread:>19} | {median / base:>5.2f} |")
+    verdicts = []
+    for target in case.targets:
+        # Of rounds, because a peer and its competitor met the same conditions in each.
+        ratios = [
+            own / max(others)
+            for own, *others in zip(
+                samples[target.peer], *(samples[other] for other in target.others), strict=True
+            )
+        ]
+        ratio = statistics.median(ratios)
+        reached = ratio >= target.ratio
+        of = target.others[0] if len(target.others) == 1 else f"the best of {len(target.others)}"
+        verdict = "reached" if reached else "NOT REACHED"
+        print(f"\n{target.peer}: {ratio:.2f} x {of}; target {target.ratio:g}: {verdict}")
+        verdicts.append(
+            {"peer": target.peer, "of": [*target.others], "target": target.ratio, "ratio": ratio}
+        )
+    return {
+        "title": case.title,
+        "unit": case.unit,
+        "baseline": case.baseline,
+        "medians": medians,
+        "samples": {name: list(values) for name, values in samples.items()},
+        "targets": verdicts,
+    }
+
+
+def _facts(folder: Path | None, options: Options) -> dict[str, str]:
+    """What the numbers depend on."""
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    return {
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "CPUs": f"{os.cpu_count()}, load {load}",
+        "disk": f"{_sync_time(folder) * 1e6:,.0f} µs to sync 4 KiB in {folder or 'the default'}",
+        "rounds": f"{options.rounds}, interleaved; medians",
+    }
+
+
+def _sync_time(folder: Path | None) -> float:
+    times = []
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(50):
+            file.write(bytes(4096))
+            started = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
