@@ -6,7 +6,7 @@ import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
@@ -19,6 +19,8 @@ from abe.errors import BackendClosedError, ConfigurationError, LoopError, Payloa
 from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload
 
 __all__ = ["BaseBackend", "Outgoing"]
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Outgoing(NamedTuple):
@@ -125,7 +127,10 @@ class BaseBackend(ABC):
             PublishError: If the broker does not accept all; ``published`` and ``failed`` say which.
             BackendClosedError: If the backend is closed.
         """
-        checked = [self._check_item(n, item, key) for n, item in enumerate(items)]
+        if key is None:
+            checked = [self._check_pair(n, item) for n, item in enumerate(items)]
+        else:
+            checked = _check_payloads(validate_key(key), items)
         self._bind()
         if checked:
             await self._send(checked)
@@ -253,22 +258,28 @@ class BaseBackend(ABC):
         return Outgoing(
             validate_key(key),
             encode_payload(payload),
-            check_headers(headers) if headers is not None else {},
+            check_headers(headers) if headers else _NO_HEADERS,
             delay,
         )
 
-    def _check_item(self, position: int, item: Any, key: MessageQueueKey | None) -> Outgoing:
-        if key is None:
-            try:
-                item_key, payload = item
-            except (TypeError, ValueError):
-                raise PayloadError(
-                    f"item {position} is not a (key, payload) pair; "
-                    "pass key=… to publish plain payloads under one key"
-                ) from None
-        else:
-            item_key, payload = key, item
+    def _check_pair(self, position: int, item: Any) -> Outgoing:
         try:
-            return self._check(item_key, payload, None, 0.0)
+            key, payload = item
+        except (TypeError, ValueError):
+            raise PayloadError(
+                f"item {position} is not a (key, payload) pair; "
+                "pass key=… to publish plain payloads under one key"
+            ) from None
+        try:
+            return self._check(key, payload, None, 0.0)
         except ValueError as error:
             raise type(error)(f"item {position}: {error}") from None
+
+
+def _check_payloads(key: MessageQueueKey, payloads: Iterable[Any]) -> list[Outgoing]:
+    checked: list[Outgoing] = []
+    try:
+        checked.extend(Outgoing(key, encode_payload(p), _NO_HEADERS, 0.0) for p in payloads)
+    except PayloadError as error:
+        raise PayloadError(f"item {len(checked)}: {error}") from None
+    return checked

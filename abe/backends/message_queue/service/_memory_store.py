@@ -31,13 +31,15 @@ class Record:
 
     __slots__ = ("body", "headers", "id", "key", "pending", "seq", "time", "visible")
 
-    def __init__(self, seq: int, item: Outgoing, id: str, now: float) -> None:
+    def __init__(
+        self, seq: int, item: Outgoing, id: str, now: float, published: float, pending: int
+    ) -> None:
         self.seq = seq
         self.key, self.body, self.headers, delay = item
         self.id = id
-        self.time = time.time()
+        self.time = published
         self.visible = now + delay if delay else 0.0
-        self.pending = 0
+        self.pending = pending
         """Number of groups that have not settled it."""
 
 
@@ -200,12 +202,11 @@ class Store:
             room = maxsize - len(self._records)
             if room < len(items):
                 items = items[: max(0, int(room))]
-            now = self.now()
+            now, published, prefix = self.now(), time.time(), self._prefix
             groups = self._groups.values()
             for item in items:
                 self._seq = seq = self._seq + 1
-                record = Record(seq, item, f"{self._prefix}-{seq}", now)
-                record.pending = len(groups)
+                record = Record(seq, item, f"{prefix}-{seq}", now, published, len(groups))
                 self._records[seq] = record
                 for group in groups:
                     group.add(record)
