@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable
-from typing import Any, ClassVar
+from typing import Any
 
 from abe.backends.message_queue.base import Capabilities
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol
@@ -60,7 +60,7 @@ class Harness:
     quiet: float = 0.2
     short_delay: float = 0.3
     reopen: bool = True
-    unavailable: ClassVar[frozenset[str]] = frozenset()
+    unavailable: frozenset[str] = frozenset()
 
     declared: Capabilities | None = None
     """What the backend made last declares; set by the suite, for reports."""

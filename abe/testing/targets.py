@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from abe.backends.message_queue.base import capabilities_of
 from abe.backends.message_queue.loader import list_backends, load_backend, load_backend_class
 from abe.errors import ConfigurationError
 from abe.testing.harness import Harness
@@ -20,8 +21,9 @@ __all__ = ["FactoryHarness", "InstalledHarness", "harness_for", "imported"]
 ISOLATION: Mapping[str, Mapping[str, str]] = {
     "memory": {"ABE_MEMORY_NAME": "{namespace}"},
     "sqlite": {"ABE_SQLITE_PATH": "{folder}/{namespace}.sqlite3"},
+    "redis": {"ABE_REDIS_PREFIX": "{namespace}"},
 }
-"""Which variables keep the namespaces of the built-in backends apart."""
+"""Which variables keep the namespaces of first-party backends apart."""
 QUIET = {"memory": 0.05, "sqlite": 0.1}
 """How long to wait for what must not come: the built-in backends are fast."""
 
@@ -54,10 +56,18 @@ class FactoryHarness(Harness):
 class InstalledHarness(Harness):
     """An installed backend, configured by environment variables.
 
+    What keeps namespaces apart is known of first-party backends; another backend's class may name
+    a variable for it in an attribute ``namespace_variable``, else ``env`` has to.
+
     Args:
         name: As `abe.load_backend` knows it.
         env: Variables; ``{namespace}`` in a value stands for the namespace, ``{folder}`` for a
-            temporary folder. What keeps namespaces apart must be among them.
+            temporary folder.
+
+    Raises:
+        ConfigurationError: If nothing keeps the namespaces of a durable backend apart: it would be
+            tested, and purged, on whatever messages it has.
+        AbeError: If the backend cannot be loaded.
     """
 
     _IN_PROCESS: ClassVar[frozenset[str]] = frozenset({"memory"})
@@ -73,12 +83,19 @@ class InstalledHarness(Harness):
         self.reopen = any("{namespace}" in value for value in self._env.values())
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._shared: dict[str, MessageQueueBackendProtocol] = {}
+        if not self.reopen and capabilities_of(self._load("probe")).durable:
+            self.close()
+            raise ConfigurationError(
+                f"backend {name!r} is durable, and nothing keeps the namespaces of its cases apart;"
+                " give a variable that does, e.g. ABE_X_PREFIX={namespace}"
+            )
 
     def env(self, namespace: str) -> dict[str, str]:
         """Return the variables for ``namespace``."""
-        if self._folder is None:
+        needed = any("{folder}" in value for value in self._env.values())
+        if needed and self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="abe-contract-")
-        known = {"{namespace}": namespace, "{folder}": self._folder.name}
+        known = {"{namespace}": namespace, "{folder}": self._folder.name if self._folder else ""}
         filled = dict(self._env)
         for placeholder, text in known.items():
             filled = {name: value.replace(placeholder, text) for name, value in filled.items()}
@@ -135,7 +152,9 @@ def harness_for(target: object, env: Mapping[str, str] | None = None) -> tuple[H
         if installed is not None:
             return InstalledHarness(installed), installed
         return FactoryHarness(make), target.__name__
-    if callable(target) and not hasattr(target, "consume"):
+    if isinstance(target, type) and not hasattr(target, "consume"):
+        raise TypeError(f"cannot test {target!r}: it has no consume()")
+    if isinstance(target, type) or (callable(target) and not hasattr(target, "consume")):
         return FactoryHarness(target), getattr(target, "__name__", type(target).__name__)
     raise TypeError(
         f"cannot test {target!r}: give a backend's name or class, a function that makes one, or a "

@@ -1,0 +1,286 @@
+"""The pytest plugin, in pytest runs of its own: as a provider author or an application has them."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ("pytester",)
+
+HARNESS = """
+from abe.testing import BackendContract, ConsumerContract
+from abe.testing.reference import ReferenceHarness
+"""
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider")
+
+
+def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    return pytester.runpytest_subprocess("-W", "error", *args)
+
+
+# -- contract classes ----------------------------------------------------------------------
+
+
+def test_a_subclass_is_collected_and_run(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        HARNESS
+        + """
+class TestMine(BackendContract):
+    harness = ReferenceHarness
+"""
+    )
+    result = run(pytester, "-k", "peek or suspect or attempts_unclaimed")
+    result.assert_outcomes(passed=5, skipped=2)
+    assert result.ret == 0
+
+
+@pytest.mark.parametrize("plugin", ["", "-p no:anyio"])
+def test_no_async_plugin_is_needed(pytester: pytest.Pytester, plugin: str) -> None:
+    pytester.makepyfile(
+        HARNESS
+        + """
+class TestMine(ConsumerContract):
+    def harness(self):
+        return ReferenceHarness()
+"""
+    )
+    result = run(pytester, *plugin.split(), "-k", "handles_everything")
+    result.assert_outcomes(passed=1)
+
+
+def test_a_harness_may_come_from_a_fixture(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        HARNESS
+        + """
+import pytest
+
+class TestMine(BackendContract):
+    @pytest.fixture(autouse=True)
+    def _broker(self, tmp_path):
+        self.harness = ReferenceHarness()
+"""
+    )
+    run(pytester, "-k", "resume_acks").assert_outcomes(passed=1)
+
+
+def test_a_missing_harness_is_said(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(HARNESS + "class TestMine(BackendContract): pass")
+    result = run(pytester, "-k", "resume_acks")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*TestMine.harness is None; it must be an abe.testing.Harness*"])
+
+
+def test_a_failure_shows_the_scenario_and_what_arrived(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        HARNESS
+        + """
+from abe.testing.broken.settling import NackIsAck
+
+class TestMine(BackendContract):
+    def harness(self):
+        return ReferenceHarness(NackIsAck, patience=0.3)
+"""
+    )
+    result = run(pytester, "-k", "test_nack_redelivers")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*in test_nack_redelivers*",
+            "*again = await trial.next(stream, *",
+            "E * waited 0.3 s for the nacked message to come again; published 1: {'n': 0}*",
+            "E * capabilities tested here: redelivery",
+        ]
+    )
+
+
+def test_assertions_of_an_authors_own_cases_are_rewritten(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        HARNESS
+        + """
+from abe.testing.case import case
+
+class TestMine(BackendContract):
+    harness = ReferenceHarness
+
+    @case("peek")
+    async def test_own(self, trial):
+        '''My backend peeks at what was published.'''
+        sent = await trial.send(1)
+        assert [dict(m) for m in await trial.backend.peek()] == [{"n": 1}]
+"""
+    )
+    result = run(pytester, "-k", "test_own")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *assert [[]{'n': 0}[]] == [[]{'n': 1}[]]*"])
+
+
+def test_a_class_that_skips_everything_fails_the_run(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        HARNESS
+        + """
+import pytest
+
+class Absent(ReferenceHarness):
+    def make(self, namespace):
+        pytest.skip("todo: fix")
+
+class TestMine(BackendContract):
+    harness = Absent
+"""
+    )
+    result = run(pytester)
+    outcomes = result.parseoutcomes()
+    assert set(outcomes) == {"skipped"}
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*TestMine has skipped every case, which proves nothing*"])
+
+
+ABSENT = """
+import pytest
+
+class TestMine(BackendContract):
+    @pytest.fixture(autouse=True)
+    def _broker(self):
+        pytest.skip("there is no broker here")
+"""
+
+
+def test_an_author_may_skip_a_class_where_there_is_no_broker(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(HARNESS + ABSENT)
+    assert run(pytester, "-q").ret == 0
+    monkeypatch.setenv("CI", "true")
+    assert run(pytester, "-q").ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_selection_that_skips_is_no_failure(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(HARNESS + "class TestMine(BackendContract): harness = ReferenceHarness")
+    result = run(pytester, "-k", "peek_unclaimed")
+    result.assert_outcomes(skipped=1)
+    assert result.ret == 0
+
+
+def test_the_report_tells_of_every_capability(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(HARNESS + "class TestMine(BackendContract): harness = ReferenceHarness")
+    result = run(pytester, "--abe-report", "-k", "peek or killed")
+    result.stdout.fnmatch_lines(
+        ["*abe contract*", "*TestMine: 6 pass, 0 fail, 1 skip", "  PASS  durable", "  PASS  peek"]
+    )
+
+
+# -- installed backends --------------------------------------------------------------------
+
+
+def test_an_installed_backend_runs_alone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_unrelated(): assert False")
+    result = run(pytester, "--abe-backend=memory", "-k", "peek or unclaimed or resume")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "*abe contract*",
+            "abe[[]memory[]]::TestBackendContract: * 0 fail, *",
+            "  SKIP  admin  (declared: True)",
+            "  PASS  peek  (declared: True)",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*test_unrelated*")
+
+
+def test_an_installed_backend_runs_beside_other_tests(pytester: pytest.Pytester) -> None:
+    path = pytester.makepyfile("def test_unrelated(): pass")
+    result = run(
+        pytester, "--abe-backend=memory", "-k", "resume_acks or unrelated", "-v", str(path)
+    )
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["abe[[]memory[]]::TestBackendContract::test_resume_acks PASSED*"])
+
+
+def test_several_backends_at_a_time(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(mine="from abe.testing.variants import PlainBackend")
+    result = run(
+        pytester,
+        "--abe-backend=sqlite",
+        "--abe-backend=mine:PlainBackend",
+        "-k",
+        "what_is_published or keys_share",
+        "--rootdir=.",
+        "-p",
+        "mine",
+    )
+    result.assert_outcomes(passed=4)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--abe-backend=nobody"], "*no backend named 'nobody' is installed*"),
+        (["--abe-backend=memory", "--abe-env=X"], "*--abe-env=X: write VARIABLE=VALUE*"),
+        (["--abe-backend=no.such:Thing"], "*cannot be imported*"),
+    ],
+)
+def test_mistakes_are_said(pytester: pytest.Pytester, args: list[str], said: str) -> None:
+    result = run(pytester, *args)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([said])
+
+
+def test_variables_configure_the_backend(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        "--abe-backend=sqlite",
+        "--abe-env=ABE_SQLITE_PATH={folder}/of-{namespace}.db",
+        "--abe-env=ABE_SQLITE_LEASE=7",
+        "-k",
+        "resume_acks",
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_the_plugin_does_not_disturb_others(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing_of_abe_is_imported():
+            assert "abe.testing.plugin" in sys.modules
+            heavy = [m for m in sys.modules if m.startswith("abe.backends")]
+            assert not heavy
+        """
+    )
+    result = run(pytester)
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*abe contract*")
+
+
+# -- the fixture ---------------------------------------------------------------------------
+
+
+def test_applications_get_a_private_backend(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import asyncio
+        import abe
+
+        async def exchange(backend):
+            await backend.publish("orders", {"n": 1})
+            async with abe.load_backend().consume() as stream:
+                return [dict(m) for m in await stream.take(5, timeout=0.1)]
+
+        def test_first(abe_backend):
+            assert asyncio.run(exchange(abe_backend)) == [{"n": 1}]
+
+        def test_second(abe_backend):
+            assert asyncio.run(exchange(abe_backend)) == [{"n": 1}]
+
+        def test_sync(abe_backend):
+            with abe.connect() as queue:
+                queue.publish("orders", {"n": 2})
+                assert [dict(m) for m in queue.take(5, timeout=0.1)] == [{"n": 2}]
+        """
+    )
+    run(pytester).assert_outcomes(passed=3)

@@ -1,0 +1,286 @@
+"""`run_contract` and the specification that `list_cases` gives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from abe.backends.message_queue.loader import load_backend_class
+from abe.errors import ConfigurationError, UnknownBackendError
+from abe.testing import (
+    BackendContract,
+    ContractReport,
+    ContractRow,
+    Harness,
+    list_cases,
+    run_contract,
+)
+from abe.testing.broken.claiming import ClaimsStats
+from abe.testing.broken.settling import NackIsAck
+from abe.testing.harness import HOOKS
+from abe.testing.reference import ReferenceBackend, ReferenceHarness
+from abe.testing.variants import PlainBackend
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeDistribution
+
+
+class FastHarness(ReferenceHarness):
+    """A harness that gives up soon."""
+
+    def __init__(self, backend: type[ReferenceBackend] = ReferenceBackend) -> None:
+        super().__init__(backend, patience=0.5)
+
+
+# -- the specification ---------------------------------------------------------------------
+
+
+def test_cases_are_a_specification() -> None:
+    cases = list_cases()
+    assert len({case.id for case in cases}) == len(cases) > 100
+    assert len({case.obligation for case in cases}) == len(cases)
+    assert {hook for case in cases for hook in case.hooks} == set(HOOKS)
+    for case in cases:
+        assert case.obligation.endswith(".")
+        assert "\n" not in case.obligation
+
+
+def test_every_capability_has_a_case() -> None:
+    from dataclasses import fields
+
+    from abe.backends.message_queue.base import Capabilities
+
+    tested = {name for case in list_cases() for name in case.capabilities}
+    assert tested == {field.name for field in fields(Capabilities)}
+
+
+# -- targets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "memory",
+        "sqlite",
+        load_backend_class("memory"),
+        ReferenceBackend,
+        ReferenceBackend.from_env,
+        lambda: ReferenceBackend(),
+        FastHarness,
+        FastHarness(),
+        PlainBackend,
+        "abe.testing.variants:PlainBackend",
+    ],
+    ids=str,
+)
+def test_targets(target: Any) -> None:
+    report = run_contract(target, select="what_is_published_arrives")
+    assert report.ok, str(report)
+    assert [row.case for row in report.rows] == ["what_is_published_arrives"]
+
+
+def test_a_factory_may_take_the_namespace() -> None:
+    harness = FastHarness()
+    report = run_contract(harness.make, select=["backends_share_their_data", "namespaces_*"])
+    assert [row.outcome for row in report.rows] == ["pass", "pass"]
+
+
+def test_a_factory_of_lone_backends_skips_what_needs_two() -> None:
+    report = run_contract(PlainBackend, select="backends_share_their_data")
+    (row,) = report.rows
+    assert (row.outcome, row.reason) == ("skip", "harness has no reopen")
+    assert not report.ok
+    assert "nothing was proven" in report.summary()
+
+
+def test_a_contract_class_brings_its_own_sizes_and_cases() -> None:
+    class Own(BackendContract):
+        harness = FastHarness
+        stress_messages = 7
+
+    sizes: list[int] = []
+
+    class Watching(FastHarness):
+        def make(self, namespace: str) -> ReferenceBackend:
+            backend = super().make(namespace)
+            sizes.append(len(backend.store.log))
+            return backend
+
+    Own.harness = Watching
+    report = run_contract(Own, select="load_is_shared_exactly")
+    assert report.ok
+    assert report.target == "Own"
+
+
+@pytest.mark.parametrize("target", [7, ReferenceBackend(), object])
+def test_what_cannot_be_tested_is_said(target: object) -> None:
+    with pytest.raises(TypeError, match="cannot test"):
+        run_contract(target)
+
+
+def test_unknown_names_and_selections_are_said() -> None:
+    with pytest.raises(UnknownBackendError):
+        run_contract("nobody")
+    with pytest.raises(ConfigurationError, match="matches no case"):
+        run_contract(FastHarness, select="no such case")
+    with pytest.raises(ConfigurationError, match="cannot be imported"):
+        run_contract("abe.testing.variants:Nobody")
+    with pytest.raises(ConfigurationError, match="no name"):
+        run_contract(FastHarness, env={"A": "b"})
+
+
+STRANGER = """
+from dataclasses import replace
+from abe.testing.reference import FULL, ReferenceBackend
+from abe.testing._store import Store
+import os
+
+STORES = {}
+
+class Backend(ReferenceBackend):
+    CAPABILITIES = replace(FULL, durable=True)
+
+    @classmethod
+    def from_env(cls):
+        prefix = os.environ.get("STRANGER_PREFIX", "")
+        return cls(STORES.setdefault(prefix, Store(FULL)))
+
+class Isolated(Backend):
+    namespace_variable = "STRANGER_PREFIX"
+"""
+
+
+@pytest.fixture
+def stranger(fake_distribution: FakeDistribution) -> None:
+    fake_distribution(
+        "stranger",
+        {"stranger": "stranger_pkg:Backend", "isolated": "stranger_pkg:Isolated"},
+        {"stranger_pkg/__init__.py": STRANGER},
+    )
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_durable_backend_is_only_tested_apart_from_its_messages() -> None:
+    with pytest.raises(ConfigurationError, match="namespace"):
+        run_contract("stranger")
+    wanted = ["namespaces_are_apart", "backends_share_their_data"]
+    for name, env in (("isolated", None), ("stranger", {"STRANGER_PREFIX": "x{namespace}"})):
+        report = run_contract(name, env=env, select=wanted)
+        assert [row.outcome for row in report.rows] == ["pass", "pass"], str(report)
+
+
+# -- reports -------------------------------------------------------------------------------
+
+
+def test_a_failure_tells_what_and_which_capability() -> None:
+    report = run_contract(FastHarness(ClaimsStats), select=["stats_*", "resume_acks"])
+    assert not report.ok
+    assert report.failed >= 4
+    for row in report.failures():
+        assert "capabilities tested here: stats" in row.reason
+        assert "UnsupportedError" in row.reason
+    assert report.capabilities()["stats"] == "fail"
+    assert report.capabilities()["redelivery"] == "fail"
+    assert "FAIL  stats_add_up" in str(report)
+    assert "1 passed" in report.summary()
+
+
+def test_a_hanging_backend_is_told_what_was_waited_for() -> None:
+    report = run_contract(FastHarness(NackIsAck), select="nack_redelivers")
+    (row,) = report.rows
+    assert "waited 0.5 s for the nacked message to come again" in row.reason
+    assert "published 1: {'n': 0}" in row.reason
+    assert "arrived 1: {'n': 0}" in row.reason
+
+
+def test_reports_are_json() -> None:
+    report = run_contract(FastHarness, select="peek_*")
+    told = json.loads(json.dumps(report.to_dict()))
+    assert told["ok"] is True
+    assert told["declared"]["peek"] is True
+    assert {row["outcome"] for row in told["rows"]} <= {"pass", "skip"}
+    assert told["capabilities"]["peek"] == "pass"
+
+
+def test_rows_are_told_as_they_come() -> None:
+    rows: list[ContractRow] = []
+    report = run_contract(FastHarness, select="peek_*", on_row=rows.append)
+    assert tuple(rows) == report.rows
+
+
+def test_an_empty_report_proves_nothing() -> None:
+    assert not ContractReport("nothing").ok
+
+
+def test_it_runs_inside_a_running_loop() -> None:
+    async def cell() -> ContractReport:
+        return run_contract(FastHarness, select="resume_acks")
+
+    assert asyncio.run(cell()).ok
+
+
+def test_it_leaves_nothing_behind() -> None:
+    threads = set(threading.enumerate())
+    handlers = list(logging.getLogger("abe").handlers)
+    run_contract("sqlite", select=["resume_acks", "attempts_*"])
+    assert set(threading.enumerate()) == threads
+    assert logging.getLogger("abe").handlers == handlers
+
+
+def test_the_harness_of_a_name_is_cleaned_up(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run_contract("sqlite", select="resume_acks")
+    assert not list(tmp_path.iterdir())
+
+
+class BadHarness(Harness):
+    """Its make() fails."""
+
+    def make(self, namespace: str) -> Any:
+        raise OSError("no broker here")
+
+
+def test_a_harness_that_fails_is_a_failure() -> None:
+    report = run_contract(BadHarness, select="resume_acks")
+    (row,) = report.rows
+    assert row.outcome == "fail"
+    assert "no broker here" in row.reason
+
+
+class AsyncHarness(FastHarness):
+    """Everything in it is a coroutine."""
+
+    async def make(self, namespace: str) -> ReferenceBackend:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().make(namespace)
+
+    async def advance_time(self, seconds: float) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        super().advance_time(seconds)
+
+
+def test_harnesses_may_be_asynchronous() -> None:
+    report = run_contract(AsyncHarness, select=["lapsed_lease_redelivers", "longest_delay"])
+    assert report.passed == 2
+
+
+def test_importing_the_plugin_imports_nothing_heavy() -> None:
+    import subprocess
+
+    code = (
+        "import sys, abe.testing.plugin;"
+        "print(sorted(m for m in sys.modules if m.startswith('abe.') or m == 'asyncio.sslproto'))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    loaded = [m for m in eval(result.stdout) if m.startswith("abe.")]
+    assert loaded == ["abe._version", "abe.errors", "abe.testing", "abe.testing.plugin"]
