@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from abe.sync import Worker
 
-__all__ = ["COLUMNS", "Card", "numbers", "problem", "state", "where"]
+__all__ = ["COLUMNS", "NUMERIC", "Card", "numbers", "problem", "state", "where"]
 
 SAMPLES = 60
 COLUMNS = ("state", "processed", "failed", "retried", "dead", "in flight", "rate")
+NUMERIC = COLUMNS[1:]
 
 
 def state(worker: Worker) -> str:
@@ -90,7 +91,15 @@ class Card:
         """Show the last state; from any thread."""
         self._worker = worker
         self._closed = True
-        self._update()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the present state, in the context of the running cell.
+
+        Programs that execute notebooks only look at what comes from the cell that they run.
+        """
+        if self._handle is not None:
+            self._send(self._handle)
 
     # -- on the portal ---------------------------------------------------------------------
 
@@ -121,8 +130,11 @@ class Card:
         if self._handle is None or content == self._shown:
             return
         self._shown = content
+        self._context.copy().run(self._send, self._handle)
+
+    def _send(self, handle: DisplayHandle) -> None:
         try:
-            self._context.copy().run(self._handle.update, self._bundle(), raw=True)
+            handle.update(self._bundle(), raw=True)
         except Exception:
             self._handle = None  # the frontend has gone: nobody looks any more
 
@@ -141,7 +153,9 @@ class Card:
             return Table(caption, COLUMNS, [row])
         error = problem(worker)
         notes = [f"last error: {error}"] if error else []
-        return Table(caption, COLUMNS, [numbers(worker)], notes=notes, figure=self._activity())
+        rows = [numbers(worker)]
+        figure = self._activity()
+        return Table(caption, COLUMNS, rows, notes=notes, figure=figure, numeric=NUMERIC)
 
     def _activity(self) -> str:
         rates = list(self._rates)

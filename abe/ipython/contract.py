@@ -59,7 +59,7 @@ class Contract(Rows):
             for row in self
         ]
         columns = ("case", "outcome", "the backend must", "reason", "took")
-        return Table(cell(self.report.summary(), 300), columns, rows)
+        return Table(cell(self.report.summary(), 300), columns, rows, numeric={"took"})
 
 
 def _reason(text: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from abe.backends.message_queue.consumer import RetryPolicy
-from abe.ipython.card import COLUMNS, numbers, problem, where
+from abe.ipython.card import COLUMNS, NUMERIC, numbers, problem, where
 from abe.ipython.grammar import Option, Syntax, count, identifier, parse
 from abe.ipython.registry import Handler
 from abe.ipython.render import Table, cell, limits, plural
@@ -59,10 +59,10 @@ class Handlers(TableList[Handler]):
             (cell(h.name, 60), cell(h.where), *numbers(h.worker), problem(h.worker))
             for h in self[: limits.rows]
         ]
-        columns = ["handler", "", *COLUMNS, "last error"]
+        columns = ["handler", "listens", *COLUMNS, "last error"]
         if not any(row[-1] for row in rows):
             columns, rows = columns[:-1], [row[:-1] for row in rows]
-        return Table(plural(len(self), "handler"), columns, rows, total=len(self))
+        return Table(plural(len(self), "handler"), columns, rows, total=len(self), numeric=NUMERIC)
 
 
 def handler(call: Call, body: str) -> Any:

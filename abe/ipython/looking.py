@@ -72,7 +72,15 @@ class Backlog(TableList[KeyStats]):
         columns = ("key", "group", "ready", "in flight", "delayed", "dead", "oldest")
         notes = ["The broker only estimates these numbers."] if self.approximate else []
         caption = f"backlog {self.caption}: {plural(len(self), 'key and group', 'keys and groups')}"
-        return Table(caption, columns, rows, total=len(self), notes=notes, figure=self._figure())
+        return Table(
+            caption,
+            columns,
+            rows,
+            total=len(self),
+            notes=notes,
+            figure=self._figure(),
+            numeric=columns[2:],
+        )
 
     def _figure(self) -> str:
         groups = {entry.group for entry in self}

@@ -11,7 +11,7 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -209,6 +209,7 @@ class Table:
         total: Number of rows there are, if not all are given.
         notes: Lines below the table.
         figure: HTML that stands below the rows; the rows say the same in words.
+        numeric: Columns that hold numbers.
     """
 
     caption: str
@@ -217,19 +218,29 @@ class Table:
     total: int | None = None
     notes: Sequence[str] = field(default_factory=tuple)
     figure: str = ""
+    numeric: Collection[str] = ()
 
     def to_html(self) -> str:
-        """Return the table as HTML without styles of its own but the alignment."""
-        left = ' style="text-align:left"'
-        heads = "".join(f'<th scope="col"{left}>{_html(c)}</th>' for c in self.columns)
-        lines = [f"<table><caption>{_html(self.caption)}</caption>"]
+        """Return the table as HTML without styles of its own but alignment.
+
+        One that is too wide scrolls, also by keyboard.
+        """
+        caption = _html(self.caption)
+        styles = [_NUMBER if column in self.numeric else _TEXT for column in self.columns]
+        heads = "".join(
+            f'<th scope="col"{style}>{_html(c)}</th>'
+            for c, style in zip(self.columns, styles, strict=True)
+        )
+        lines = [f'<div role="region" tabindex="0" aria-label="{caption}" style="overflow-x:auto">']
+        lines.append(f"<table><caption{_CAPTION}>{caption}</caption>")
         if self.rows:
             lines += [f"<thead><tr>{heads}</tr></thead>", "<tbody>"]
-            for first, *others in self.rows:
-                cells = "".join(f"<td{left}>{_html(c)}</td>" for c in others)
-                lines.append(f'<tr><th scope="row"{left}>{_html(first)}</th>{cells}</tr>')
+            for row in self.rows:
+                first, *others = zip(map(_html, row), styles, strict=True)
+                cells = "".join(f"<td{style}>{text}</td>" for text, style in others)
+                lines.append(f'<tr><th scope="row"{first[1]}>{first[0]}</th>{cells}</tr>')
             lines.append("</tbody>")
-        lines += ["</table>", self.figure] if self.figure else ["</table>"]
+        lines += ["</table></div>", self.figure] if self.figure else ["</table></div>"]
         return "\n".join([*lines, *(f"<p>{_html(note)}</p>" for note in self._notes())])
 
     def to_text(self) -> str:
@@ -246,6 +257,11 @@ class Table:
         hidden = (self.total or 0) - len(self.rows)
         more = [f"… and {hidden:,} more, not shown"] if hidden > 0 else []
         return [*more, *self.notes]
+
+
+_TEXT = ' style="text-align:left"'
+_NUMBER = ' style="text-align:right;white-space:nowrap"'
+_CAPTION = ' style="caption-side:top;text-align:left"'
 
 
 def _line(text: str) -> str:

@@ -68,6 +68,7 @@ class Session:
         self._source: object = None
         self._cell = ""
         shell.events.register("pre_run_cell", self._remember_cell)
+        shell.events.register("post_run_cell", self._refresh_cards)
 
     def backend(self) -> SyncBackend:
         """Return the session's backend; the first call without ``%abe_connect`` selects it."""
@@ -131,6 +132,7 @@ class Session:
     def end(self) -> None:
         """Close the backend and leave nothing behind in the shell."""
         self.shell.events.unregister("pre_run_cell", self._remember_cell)
+        self.shell.events.unregister("post_run_cell", self._refresh_cards)
         self.close()
 
     def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
@@ -145,6 +147,10 @@ class Session:
 
     def _remember_cell(self, info: ExecutionInfo) -> None:
         self._cell = info.raw_cell or ""
+
+    def _refresh_cards(self, result: object) -> None:
+        for handler in self.handlers.values():
+            handler.card.refresh()
 
     def is_last_line(self, line: str) -> bool:
         """Whether ``line`` is the last one of the running cell and stands nowhere else in it."""

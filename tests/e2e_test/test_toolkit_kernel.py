@@ -114,8 +114,8 @@ def test_output_of_a_handler_goes_to_its_own_cell(cells: Kernel, kind: str) -> N
             and "running  1 " in m["content"]["data"]["text/plain"]
         )
     )
-    assert seen[-1]["parent_header"]["msg_id"] == request
     assert 'role="img"' in seen[-1]["content"]["data"]["text/html"]
+    card = seen[-1]["content"]["transient"]
     cells.client.execute("%abe_stop")
     seen = cells.outputs_until(
         lambda m: (
@@ -123,7 +123,7 @@ def test_output_of_a_handler_goes_to_its_own_cell(cells: Kernel, kind: str) -> N
             and "stopped  1 " in m["content"]["data"]["text/plain"]
         )
     )
-    assert seen[-1]["parent_header"]["msg_id"] == request
+    assert seen[-1]["content"]["transient"] == card
 
 
 def descendants(kernel: Kernel) -> list[psutil.Process]:

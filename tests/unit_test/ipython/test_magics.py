@@ -158,7 +158,7 @@ def test_backends(run: Run) -> None:
     assert "abstract-backend" in text
     assert "loaded" in text
     assert f"Without a name {found.chosen} is chosen: " in text
-    assert "<caption>" in found._repr_html_()
+    assert "<caption" in found._repr_html_()
 
 
 def test_backends_says_what_is_broken(

@@ -119,7 +119,7 @@ def test_hostile_keys_in_the_plot() -> None:
     hostile = '<img/src=x/onerror="alert(1)">\u202e\x1b[31m'
     html = Backlog([KeyStats(hostile, hostile, 5), KeyStats("k", None, 1)])._repr_html_()
     assert {tag for tag, _ in Tags(html).tags} <= {
-        *("table", "caption", "thead", "tbody", "tr", "th", "td", "p"),
+        *("div", "table", "caption", "thead", "tbody", "tr", "th", "td", "p"),
         *("svg", "title", "rect", "text"),
     }
     assert "\u202e" not in html
