@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import difflib
 import importlib
 import json
@@ -200,7 +201,10 @@ class Drain:
         self._late = 0
         main = asyncio.current_task()
         assert main is not None
-        stop.on_first = lambda: self._loop.call_soon_threadsafe(self._begin)
+        # A signal comes in the context of whatever runs just then. If that is a handler, draining
+        # there would mean that the handler asked for it, and nobody would wait for the handler.
+        here = contextvars.copy_context()
+        stop.on_first = lambda: self._loop.call_soon_threadsafe(self._begin, context=here)
         stop.on_second = lambda: self._loop.call_soon_threadsafe(main.cancel)
         if stop.signals:
             self._begin()

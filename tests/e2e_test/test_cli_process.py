@@ -269,8 +269,8 @@ class TestSignals:
         path = shell.folder / "pipe"
         os.mkfifo(path)
         publisher = shell.start("publish", "o", "--file", str(path))
-        with path.open("w") as pipe:  # waits for the reader
-            pipe.write('{"n": 1}\n')
+        with path.open("w") as pipe:
+            pipe.write('{"n": 1}\n' * 50_000)  # more than a pipe holds, so somebody reads
             pipe.flush()
             publisher.send_signal(signal.SIGINT)
             assert ended(publisher, 130) == ""
