@@ -20,6 +20,7 @@ from abe.backends.message_queue.base import (
 )
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe.types import ConsumerGroup, QueueStats
+from abe_backend_redis.codec import Receipt
 from abe_backend_redis.inspection import Inspection
 from abe_backend_redis.link import Link
 from abe_backend_redis.publisher import Limits, Publisher
@@ -116,6 +117,7 @@ class RedisBackend(BaseBackend):
         self._lease = lease
         self._timeout = timeout
         self._limits = limits
+        self._doubtful: set[Receipt] = set()
         # Braces: the part of a key that decides on its slot in a Cluster.
         self._base = f"{{{prefix}}}:"
         self._control = self._link()
@@ -176,6 +178,7 @@ class RedisBackend(BaseBackend):
             keys=keys,
             lease=self._lease,
             keep=self._limits.keep,
+            doubtful=self._doubtful,
         )
 
     async def _disconnect(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 from redis import exceptions as driver
@@ -50,6 +51,7 @@ class Secrets:
         known = {secret for secret in secrets if secret}
         forms = known | {quote(s, safe="") for s in known} | {quote(s) for s in known}
         forms |= {quote_plus(s) for s in known} | {repr(s)[1:-1] for s in known}
+        forms |= {repr(s.encode(errors="replace"))[2:-1] for s in known}
         # Longest first: one form may contain another.
         self._forms = sorted(forms, key=len, reverse=True)
 
@@ -69,11 +71,18 @@ class Secrets:
                 continue
             seen.add(id(current))
             if any(form in f"{current!s} {current!r}" for form in self._forms):
-                current.args = tuple(
-                    self.hide(a.decode(errors="replace") if isinstance(a, bytes) else str(a))
-                    for a in current.args
-                )
+                current.args = tuple(self._hidden(part) for part in current.args)
+                if isinstance(current, OSError):  # shows these, not its args
+                    current.strerror = self._hidden(current.strerror)
+                    current.filename = self._hidden(current.filename)
             todo += [current.__cause__, current.__context__]
+
+    def _hidden(self, value: Any) -> Any:
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        if value is None or isinstance(value, int):
+            return value
+        return self.hide(value if isinstance(value, str) else repr(value))
 
     def translate(self, error: BaseException, where: str) -> Exception:
         """Return what to raise ``from error``.

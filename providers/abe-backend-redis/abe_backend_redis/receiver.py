@@ -21,7 +21,7 @@ from abe.backends.message_queue.base import (
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 from abe.types import ConsumerGroup
 from abe_backend_redis import scripts
-from abe_backend_redis.codec import deliveries, lua_patterns, stored_group
+from abe_backend_redis.codec import Receipt, deliveries, lua_patterns, stored_group
 from abe_backend_redis.failures import GroupMissingError
 from abe_backend_redis.link import Link
 
@@ -44,6 +44,8 @@ class RedisReceiver(Receiver):
         keys: Only keys that match.
         lease: Seconds until others may take what is neither settled nor extended.
         keep: Whether settled messages are kept for later groups.
+        doubtful: Shared by all receivers of a backend, because a settlement that got no answer is
+            tried again by the next one.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class RedisReceiver(Receiver):
         keys: KeyFilter,
         lease: float,
         keep: bool,
+        doubtful: set[Receipt],
     ) -> None:
         self.lease: float | None = lease
         self._link = link
@@ -65,6 +68,7 @@ class RedisReceiver(Receiver):
         self._group = stored_group(group)
         self._patterns = lua_patterns(keys)
         self._keep = int(keep)
+        self._doubtful = doubtful
         self._longest = min(max(lease / 2, 0.25), 20.0)
         # The scripts read the lease from the name.
         self._name = f"{secrets.token_hex(8)}-{int(lease * 1000)}"
@@ -143,6 +147,23 @@ class RedisReceiver(Receiver):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         """Tell Redis; deliveries that others own by now are reported lost."""
+        try:
+            lost = await self._settle(settlements)
+        except ConnectionLostError:
+            # Redis may have done it and only the answer is missing; the next try then finds that
+            # these are nobody's, which is no loss.
+            self._doubtful.update(s.delivery.receipt for s in settlements)
+            raise
+        if self._doubtful:
+            receipts = {s.delivery.receipt for s in settlements}
+            lost -= self._doubtful
+            self._doubtful -= receipts
+        if not lost:
+            return ()
+        return [SettleFailure(s) for s in settlements if s.delivery.receipt in lost]
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> set[Receipt]:
+        """Return the receipts of what is not ours any more."""
         # After a reconnection there may be several consumers: receipts keep the name they got.
         acks: dict[str, dict[tuple[str | None, int], list[str]]] = {}
         others: list[Settlement] = []
@@ -157,33 +178,29 @@ class RedisReceiver(Receiver):
                 acks[consumer][kind].append(entry)
             except KeyError:
                 acks.setdefault(consumer, {})[kind] = [entry]
-        lost: set[str] = set()
-        for consumer, by_kind in acks.items():
-            lost |= await self._ack(consumer, by_kind)
-        if others:
-            lost |= await self._give_back(others)
-        return (
-            [SettleFailure(s) for s in settlements if s.delivery.receipt.id in lost] if lost else ()
-        )
+        lost: set[Receipt] = set()
+        try:
+            for consumer, by_kind in acks.items():
+                lost |= await self._ack(consumer, by_kind)
+            if others:
+                lost |= await self._give_back(others)
+        except GroupMissingError:
+            return {settlement.delivery.receipt for settlement in settlements}
+        return lost
 
     async def _ack(
         self, consumer: str, by_kind: Mapping[tuple[str | None, int], Sequence[str]]
-    ) -> set[str]:
-        """Return the log entries that are not ours any more."""
+    ) -> set[Receipt]:
         flat: list[str | int] = []
         total = 0
         for (key, attempt), entries in by_kind.items():
             total += len(entries)
             flat += (key or "", attempt, len(entries), *entries)
-        try:
-            lost = await self._control.run(
-                scripts.ACK, self._group, consumer, self._keep, total, *flat
-            )
-        except GroupMissingError:
-            return {entry for entries in by_kind.values() for entry in entries}
-        return {entry.decode() for entry in lost}
+        lost = await self._control.run(scripts.ACK, self._group, consumer, self._keep, total, *flat)
+        parts = iter(lost)
+        return {Receipt(consumer, id_.decode(), n) for id_, n in zip(parts, parts, strict=True)}
 
-    async def _give_back(self, settlements: Sequence[Settlement]) -> set[str]:
+    async def _give_back(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         flat: list[str | int] = []
         for delivery, outcome, delay, reason in settlements:
             message, receipt = delivery.message, delivery.receipt
@@ -194,11 +211,8 @@ class RedisReceiver(Receiver):
                 )
                 headers = json.dumps(own, ensure_ascii=False)
             flat += (*receipt, message.key or "", outcome, int(delay * 1000 + 0.999), headers)
-        try:
-            lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
-        except GroupMissingError:
-            lost = range(len(settlements))
-        return {settlements[position].delivery.receipt.id for position in lost}
+        lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
+        return {settlements[position].delivery.receipt for position in lost}
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""

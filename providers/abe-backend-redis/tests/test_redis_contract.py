@@ -37,7 +37,7 @@ class RedisHarness(Harness):
         self._server = server
         self._namespace = ""
         if server is None:
-            self.unavailable = frozenset({"restart_broker", "cut_connections"})  # type: ignore[misc]
+            self.unavailable = frozenset({"restart_broker", "cut_connections"})
 
     def make(self, namespace: str, **options: Any) -> RedisBackend:
         self._namespace = namespace

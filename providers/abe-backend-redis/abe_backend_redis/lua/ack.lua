@@ -1,6 +1,6 @@
 -- ARGV: group, consumer, whether to keep settled ones, number of messages, then key, attempt, number,
--- and that many ids. Returns the ids that are not this consumer's, or not of this attempt: nothing is
--- done to them.
+-- and that many ids. Returns id and attempt of those that are not this consumer's, or not of this
+-- attempt: nothing is done to them.
 local me, keep, total = ARGV[2], ARGV[3] == '1', tonumber(ARGV[4])
 local mine = {}
 local cap = total * 2 + 64
@@ -26,6 +26,7 @@ while ARGV[i] do
       ids[#ids + 1] = id
     else
       lost[#lost + 1] = id
+      lost[#lost + 1] = attempt
     end
   end
   i = last + 1

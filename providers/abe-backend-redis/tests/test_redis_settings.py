@@ -1,0 +1,164 @@
+"""URLs, environment variables, and what must never be seen of them."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+import pytest
+from redis import exceptions as driver
+
+from abe.backends.message_queue.base import KeyFilter
+from abe.errors import ConfigurationError, ConnectionLostError
+from abe_backend_redis.backend import RedisBackend
+from abe_backend_redis.codec import lua_patterns, stored_group
+from abe_backend_redis.failures import Secrets
+from abe_backend_redis.server import Server
+
+SENTINEL = "s3cr3t/pä$$:word"
+QUOTED = "s3cr3t%2Fp%C3%A4%24%24%3Aword"
+
+
+def test_the_defaults_need_no_variable() -> None:
+    backend = RedisBackend.from_env()
+    assert repr(backend) == "RedisBackend('localhost:6379/0', prefix='abe')"
+    assert backend.capabilities.lease == 30.0
+
+
+def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "URL": "rediss://example.com:7000/3",
+        "USERNAME": "ada",
+        "PASSWORD": SENTINEL,
+        "PREFIX": "shop:eu",
+        "LEASE": "12.5",
+        "TIMEOUT": "2",
+        "PUBLISH_TIMEOUT": "3",
+        "MAX_BACKLOG": "1000",
+        "RETAIN_LENGTH": "10",
+        "RETAIN_AGE": "60",
+        "DROP_UNSETTLED": "yes",
+        "TLS_CA": "/ca.pem",
+    }.items():
+        monkeypatch.setenv(f"ABE_REDIS_{name}", value)
+    backend = RedisBackend.from_env()
+    assert repr(backend) == "RedisBackend('example.com:7000/3', prefix='shop:eu')"
+    assert backend.capabilities.lease == 12.5
+    assert backend._limits == (1000, 10, 60.0, True)
+    options = backend._server._options
+    assert options["username"] == "ada"
+    assert options["password"] == SENTINEL
+    assert options["ssl_ca_certs"] == "/ca.pem"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "shown"),
+    [
+        ("redis://h", "plain", "h:6379/0"),
+        ("rediss://u:p@h:1/2", "plain", "h:1/2"),
+        ("unix:///run/redis.sock?db=1", "plain", "unix:///run/redis.sock"),
+        ("redis+sentinel://a:1,b/mymaster/4", "sentinel", "a:1,b:26379/mymaster/4"),
+        ("rediss+sentinel://u:p@a/mymaster", "sentinel", "a:26379/mymaster/0"),
+        ("redis+cluster://u:p@a:1,b:2,c", "cluster", "a:1,b:2,c:6379/0"),
+    ],
+)
+def test_urls(url: str, kind: str, shown: str) -> None:
+    server = Server(url)
+    assert server.kind == kind
+    assert str(server) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:6379",
+        "http://localhost",
+        f"redis://:{QUOTED}@host:port",
+        f"redis://:{QUOTED}@host/0?colour=red",
+        f"redis+sentinel://:{QUOTED}@host",
+        f"redis+cluster://:{QUOTED}@host/1",
+        f"{SENTINEL}",
+    ],
+)
+def test_malformed_urls_are_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="ABE_REDIS_URL") as caught:
+        Server(url)
+    text = "".join(traceback.format_exception(caught.value))
+    assert SENTINEL not in text.replace(__file__, "")
+    assert QUOTED not in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("LEASE", "soon"), ("LEASE", "0"), ("TIMEOUT", "-1"), ("PREFIX", "{x}"), ("TLS_CA", "/ca")],
+)
+def test_malformed_variables_are_named(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ABE_REDIS_{variable}", value)
+    with pytest.raises(ConfigurationError, match="ABE_REDIS_(TLS|" + variable + ")"):
+        RedisBackend.from_env()
+
+
+def test_dropping_unsettled_messages_warns(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABE_REDIS_DROP_UNSETTLED", "1")
+    with caplog.at_level(logging.WARNING, logger="abe_backend_redis"):
+        RedisBackend.from_env()
+    assert "ABE_REDIS_DROP_UNSETTLED" in caplog.text
+
+
+class TestSecrets:
+    def test_every_form_is_hidden(self) -> None:
+        secrets = Secrets([SENTINEL, None, ""])
+        for form in (SENTINEL, QUOTED, repr(SENTINEL)[1:-1]):
+            assert secrets.hide(f"a {form} b") == "a *** b"
+
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            (driver.AuthenticationError(f"bad {SENTINEL}"), ConfigurationError),
+            (driver.ResponseError(f"NOPERM {SENTINEL}"), ConfigurationError),
+            (driver.ResponseError(f"odd {SENTINEL}"), ConfigurationError),
+            (driver.ConnectionError(f"redis://:{QUOTED}@h"), ConnectionLostError),
+            (driver.TimeoutError(SENTINEL.encode()), ConnectionLostError),
+            (driver.ReadOnlyError(f"READONLY {SENTINEL}"), ConnectionLostError),
+            (OSError(1, f"no way to {SENTINEL}"), ConnectionLostError),
+        ],
+    )
+    def test_driver_exceptions_are_translated_without_secrets(
+        self, error: Exception, kind: type[Exception]
+    ) -> None:
+        try:
+            raise driver.RedisError(f"deep inside: {SENTINEL}")
+        except driver.RedisError as deeper:
+            error.__context__ = deeper
+        translated = Secrets([SENTINEL]).translate(error, "h:1/0")
+        assert type(translated) is kind or isinstance(translated, kind)
+        translated.__cause__ = error
+        text = "".join(traceback.format_exception(translated)) + repr(translated)
+        for form in (SENTINEL, QUOTED, SENTINEL.encode().__repr__()[2:-1]):
+            assert form not in text
+
+    def test_no_repr_tells(self) -> None:
+        backend = RedisBackend(
+            f"redis://ada:{QUOTED}@h", sentinel_password=SENTINEL, password=SENTINEL
+        )
+        things: list[Any] = [backend, backend._server, backend._control, backend._publisher]
+        for thing in [*things, backend._receiver(None, KeyFilter()), backend.consume()]:
+            assert SENTINEL not in repr(thing)
+            assert SENTINEL not in str(thing)
+            assert QUOTED not in repr(thing)
+
+
+class TestCodec:
+    def test_key_filters_become_lua_patterns(self) -> None:
+        patterns = lua_patterns(KeyFilter(["a.*.b-c", "größe_%.**", "x+y"]))
+        assert patterns == [r"^a%.[^.]+%.b%-c$", r"^größe%_%%%..+$", r"^x%+y$"]
+
+    def test_the_default_group_has_a_name_that_no_group_can_have(self) -> None:
+        assert stored_group(None).startswith("$")
+        assert stored_group("$default"[1:]) == "default"
