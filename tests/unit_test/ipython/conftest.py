@@ -21,6 +21,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.cache_size = 0  # thousands of cells would fill it, with a warning
     folder = str(tmp_path_factory.mktemp("ipython"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", folder)

@@ -302,6 +302,49 @@ def test_any_object_passes_through_ipython(
     assert q.take(4) == [payload] * 4
 
 
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
+@given(objects)
+def test_any_object_passes_through_every_other_way_in(
+    shell: InteractiveShell,
+    run: Run,
+    q: abe.SyncBackend,
+    tmp_path_factory: pytest.TempPathFactory,
+    payload: dict[str, Any],
+) -> None:
+    """Variables, expressions, generators, files and the other formats of a cell."""
+    try:
+        text = json.dumps(payload, ensure_ascii=False)
+        text.encode()
+        literal = repr(payload)
+        literal.encode()
+    except UnicodeEncodeError:
+        return
+    if json.loads(text) != payload or not set(LINE_ENDS).isdisjoint(text + literal):
+        return
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "one.json").write_text(text, encoding="utf-8", newline="")
+    (folder / "one.jsonl").write_text(text, encoding="utf-8", newline="")
+    shell.user_ns.update(payload=payload, lazy=(item for item in [payload]))
+    lines = [
+        "%abe_publish k -i payload",
+        "%abe_publish k {{payload}}",
+        "%abe_publish k [{{payload}}]",
+        "%abe_publish k -i lazy",
+        f"%abe_publish k --file {folder / 'one.json'}",
+        f"%abe_publish k --file {folder / 'one.jsonl'}",
+        f"%%abe_publish k --format jsonl\n{text}",
+        f"%%abe_publish k --format python\n{literal}",
+        "%%abe_publish k\n{{payload}}",
+    ]
+    for line in lines:
+        run(line)
+    taken = q.take(len(lines))
+    assert taken == [payload] * len(lines)
+    assert [json.dumps(message) for message in taken] == [json.dumps(payload)] * len(lines)
+
+
 def test_values_of_the_user(shell: InteractiveShell, run: Run, q: abe.SyncBackend) -> None:
     shell.user_ns.update(one={"n": 1}, many=[{"n": 2}, {"n": 3}], lazy=({"n": n} for n in (4, 5)))
     assert run("%abe_publish k -i one") == 1
