@@ -8,7 +8,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 
 from abe.errors import ConfigurationError
 from abe_backend_redis.failures import Secrets
@@ -160,11 +162,17 @@ class Server:
 
     def _shared(self, timeout: float) -> dict[str, Any]:
         """Return the options for clients that only ask where the data is."""
-        return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2} | (
-            {"ssl": True} | {n: v for n, v in self._options.items() if n[:4] == "ssl_"}
-            if self._class is SSLConnection
-            else {}
-        )
+        options: dict[str, Any] = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "protocol": 2,
+            # Who connects tries again, and the next address is not kept waiting.
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if self._class is SSLConnection:
+            options["ssl"] = True
+            options |= {n: v for n, v in self._options.items() if n[:4] == "ssl_"}
+        return options
 
     async def _ask_sentinels(self, timeout: float) -> tuple[str, int]:
         sentinel = Sentinel(  # type: ignore[no-untyped-call]
