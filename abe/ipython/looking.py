@@ -8,7 +8,7 @@ from typing import Any
 from abe.backends.message_queue.base.keys import KeyFilter
 from abe.ipython.grammar import Option, Syntax, count, identifier, parse
 from abe.ipython.plot import bars
-from abe.ipython.render import Table, cell, limits, plural, whose
+from abe.ipython.render import Table, cell, limits, whose
 from abe.ipython.results import Messages, TableList
 from abe.ipython.session import Call
 from abe.types import KeyStats
@@ -71,7 +71,8 @@ class Backlog(TableList[KeyStats]):
         ]
         columns = ("key", "group", "ready", "in flight", "delayed", "dead", "oldest")
         notes = ["The broker only estimates these numbers."] if self.approximate else []
-        caption = f"backlog {self.caption}: {plural(len(self), 'key and group', 'keys and groups')}"
+        counted = "key and group" if len(self) == 1 else "keys and groups"
+        caption = f"backlog {self.caption}: {len(self):,} {counted}"
         return Table(
             caption,
             columns,

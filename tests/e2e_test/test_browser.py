@@ -131,6 +131,12 @@ def test_only_the_last_cell_fails(notebook: Any) -> None:
     assert errors == [(len(CELLS) - 1, "PayloadError")]
 
 
+def test_the_card_of_a_handler_is_saved_as_it_was_last(notebook: Any) -> None:
+    (card,) = [text for text in outputs(notebook, "text/plain") if text.startswith("handler ")]
+    assert "stopped  0          12" in card
+    assert "last error: ValueError: <script>" in card
+
+
 def test_it_is_bounded_and_readable(notebook: Any) -> None:
     shown = outputs(notebook, "text/html")
     assert len(shown) >= 6

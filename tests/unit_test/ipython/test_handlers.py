@@ -249,3 +249,22 @@ def test_the_card_of_a_handler_that_cannot_start(
         run(f"%%abe_handler orders.*\n{SYNC}")
     notebook.until("not started")
     assert run("%abe_handlers") == []
+
+
+def test_a_handler_that_has_failed_for_good(
+    shell: InteractiveShell, run: Run, notebook: Publisher
+) -> None:
+    class Refusing:
+        async def publish(self, key: str, payload: Any) -> None: ...
+
+        async def consume(self, *, group: str | None = None) -> Any:
+            raise abe.ConfigurationError("no such queue")
+
+    shell.user_ns["refusing"] = Refusing()
+    run("%abe_connect -i refusing")
+    run(f"%%abe_handler\n{SYNC}")
+    shown = notebook.until("\nfailed ")
+    assert "last error: ConfigurationError: no such queue" in shown["text/plain"]
+    assert "failed" in repr(run("%abe_handlers"))
+    run("%abe_stop")
+    assert run("%abe_handlers") == []
