@@ -135,13 +135,13 @@ class Trial:
         await self.within(chosen.publish(key, payload, **extras), f"publish({key!r}, …)")
         self._sent.append(payload)
 
-    async def publish_until_accepted(self, payload: dict[str, Any]) -> None:
+    async def publish_until_accepted(self, payload: dict[str, Any], key: str = "orders") -> None:
         """Publish, trying again for as long as a connection is being restored."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.harness.patience
         while True:
             try:
-                await self.publish(payload)
+                await self.publish(payload, key)
                 return
             except AbeError as error:
                 if loop.time() > deadline:

@@ -276,6 +276,18 @@ class LosesHeldOnClose(ReferenceBackend):
         await super().aclose()
 
 
+@broken("closing_publisher_loses_nothing", says="never arrived")
+class ClosesBeforeSending(ReferenceBackend):
+    """publish() returns at once, and closing drops what has not been sent yet."""
+
+    async def _send(self, items: Sequence[Outgoing]) -> None:
+        def send() -> None:
+            if not self._closed:
+                self.store.publish(items, self.maxsize)
+
+        asyncio.get_running_loop().call_later(0.01, send)
+
+
 @broken("lively_use_leaves_nothing", says="left behind after closing: 1 tasks")
 class LeaksTask(ReferenceBackend):
     """A background task outlives the backend."""
@@ -379,7 +391,7 @@ class DiesOfCuts(ReferenceBackend):
             super().check()
 
 
-@broken("consumer_outlives_cut", "consumer_outlives_restart", says="after the")
+@broken("consumer_outlives_cut", "consumer_outlives_restart", "load_through_cuts", says="after the")
 class SilentlyDead(ReferenceBackend):
     """A consumer whose connection is cut waits on and gets nothing."""
 

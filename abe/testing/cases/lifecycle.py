@@ -85,6 +85,17 @@ class LifecycleCases(ContractBase):
         rest = await trial.collect(sent[1:], backend=other, what="all but the acked")
         check(held.id in {m.id for m in rest}, "what was held did not come back")
 
+    @case(hooks=["reopen"])
+    async def test_closing_publisher_loses_nothing(self, trial: Trial) -> None:
+        """A publisher may be closed as soon as its publishes have returned: all of them arrive."""
+        publisher = await trial.another()
+        sent = [{"n": n} for n in range(30)]
+        publishing = [publisher.publish("orders", payload) for payload in sent]
+        await trial.within(asyncio.gather(*publishing), "30 publishes at the same time")
+        if hasattr(publisher, "aclose"):
+            await trial.within(publisher.aclose(), "aclose() of the publisher")
+        await trial.collect(sent, what="what was published before the publisher was closed")
+
     @case("redelivery", hooks=["reopen"], limit=6.0)
     async def test_reopening_loses_nothing(self, trial: Trial) -> None:
         """Over many closings and reopenings of the backend no message is lost or done twice."""

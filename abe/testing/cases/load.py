@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 
 from abe.backends.message_queue.base import Message, MessageStream
@@ -74,6 +75,32 @@ class LoadCases(ContractBase):
         patience = 8 * trial.harness.patience
         await trial.within(consumers, f"{len(sent)} messages to be done", patience)
         exactly(done, sent, "what was done under load")
+
+    @case("redelivery=message", hooks=["cut_connections"], limit=12.0)
+    async def test_load_through_cuts(self, trial: Trial) -> None:
+        """Under load, with failures and connections cut again and again, every message is done."""
+        portion = max(5, self.stress_messages // 8)
+        numbers = iter(range(4 * portion))
+        missing: set[int] = set()
+        dice = random.Random(5)
+
+        async def publish_more() -> None:
+            for n in itertools.islice(numbers, portion):
+                missing.add(n)
+                await trial.publish_until_accepted({"n": n}, f"key.{n % 16}")
+
+        await publish_more()
+        async with trial.stream() as stream:
+            while missing:
+                message = await trial.next(stream, f"{len(missing)} more messages")
+                if dice.random() < 0.2:
+                    await message.nack()
+                    continue
+                missing.discard(message["n"])
+                await message.ack()
+                if len(missing) == portion // 2:
+                    await trial.hook("cut_connections")
+                    await publish_more()
 
 
 async def _publish(trial: Trial, payloads: list[dict[str, int]]) -> None:
