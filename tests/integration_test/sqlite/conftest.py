@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from abe.backends.message_queue.service import _sqlite_schema
+
 PRELUDE = """\
 import asyncio, os, sys, time
 from contextlib import closing
@@ -75,6 +77,11 @@ class Child:
         """Kill it at once."""
         self.process.kill()
         self.process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def _no_patience_with_bad_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sqlite_schema, "SETTLING_SECONDS", 0.002)
 
 
 @pytest.fixture

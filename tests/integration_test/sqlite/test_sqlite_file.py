@@ -157,7 +157,8 @@ def test_what_is_not_ours_or_is_broken_is_refused_and_left_as_it_is(
     assert "left untouched" in str(caught.value)
     assert str(path) in str(caught.value)
     after = snapshot()
-    after.pop(path.name + "-shm", None) if path.name + "-wal" in before else None
+    if make is damaged_with_log:  # what the log says can only be read with its index
+        after.pop(path.name + "-shm")
     assert after == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -226,3 +227,33 @@ def test_nothing_stays_open_after_closing(path: Path) -> None:
         asyncio.run(use())
     assert descriptors() == before
     assert not [t for t in threading.enumerate() if t.name == "abe-sqlite"]
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_process_that_does_not_close_its_backend_ends_quietly(
+    path: Path, forgotten: bool
+) -> None:
+    script = f"""
+import asyncio
+from abe.backends.message_queue.service.sqlite import SQLiteBackend
+
+async def main():
+    backend = SQLiteBackend({str(path)!r})
+    stream = backend.consume()
+    await backend.publish("k", {{"n": 1}})
+    await anext(stream)
+    await stream.aclose()
+    return backend
+backend = asyncio.run(main())
+if {forgotten}:
+    del backend
+"""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", script]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+
+    async def look() -> list[Any]:
+        async with SQLiteBackend(path) as backend:
+            return [(m["n"], m.attempt) for m in await backend.peek()]
+
+    assert asyncio.run(look()) == [(1, 1)]
