@@ -16,7 +16,7 @@ from abe.errors import ConfigurationError
 
 __all__ = ["check_name", "create", "render"]
 
-MAX_LENGTH = 40
+MAX_LENGTH = 30
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _RESERVED = {
     "abe": "it is abe's own",

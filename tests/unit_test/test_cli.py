@@ -976,7 +976,7 @@ class TestNames:
             ("../nats", "cannot be the name of a provider"),
             ("nats\n", "cannot be the name of a provider"),
             ("nаts", "cannot be the name of a provider"),
-            ("x" * 41, "up to 40 lower-case letters"),
+            ("x" * 31, "up to 30 lower-case letters"),
             ("class", "a word of Python's own"),
             ("redis", "is reserved: it is the name of a first-party provider"),
             ("base", "is reserved"),
