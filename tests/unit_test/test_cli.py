@@ -721,7 +721,7 @@ class TestApplication:
             assert parameter.name == "help" or parameter.help
 
     def test_unknown_command(self, cli: Abe) -> None:
-        done = cli("publsh")
+        done = cli("publishh")
         assert done.status == 2
         assert "'publish'" in done.err
 
@@ -822,7 +822,7 @@ class TestHandler:
         [
             ("shop_handlers", "'shop_handlers' must look like MODULE:HANDLER"),
             (":handle", "':handle' must look like MODULE:HANDLER"),
-            ("shop_handlers:handel", "shop_handlers has no 'handel'; did you mean 'handle'?"),
+            ("shop_handlers:handl", "shop_handlers has no 'handl'; did you mean 'handle'?"),
             ("shop_handlers:container.x", "shop_handlers:container has no 'x'"),
             ("shop_handlers:Audit", "shop_handlers:Audit is a class; name an instance of it"),
             ("shop_handlers:number", "shop_handlers:number is int, not a function"),
