@@ -128,6 +128,8 @@ def shared_folder() -> Iterator[Path]:
 
 
 PUBLISH = """
+import urllib.parse  # what is imported late may be out of reach by then
+
 if os.geteuid() == 0:  # to whom no permission applies
     os.setgroups([])
     os.setgid(65534)
