@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -12,6 +13,14 @@ import pytest
 
 from abe.sync.operation import Operation
 from abe.sync.portal import Portal, get_portal
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_are_not_ignored() -> Iterator[None]:
+    """As they are where a shell has started the tests in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 async def answer() -> int:

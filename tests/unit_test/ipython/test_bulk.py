@@ -251,6 +251,14 @@ def test_progress_in_a_terminal(
     assert capsys.readouterr().err == "\rpublished 500 of 1,000\rpublished 500 of 1,000\n"
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_not_ignored() -> Iterator[None]:
+    """As they are where a shell has started the tests in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 class Interrupting:
     """A plain backend that interrupts the main thread while it publishes message 50."""
 
