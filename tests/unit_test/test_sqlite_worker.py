@@ -269,6 +269,23 @@ def test_what_is_queued_is_done_before_the_thread_ends(tmp_path: Path) -> None:
     with_worker(tmp_path, main)
 
 
+def test_closing_may_be_cancelled_and_done_again(tmp_path: Path) -> None:
+    async def main(worker: Worker) -> None:
+        statements = Statements(worker)
+        held = await statements.hold()
+        waiting = asyncio.ensure_future(worker.run(insert(1)))
+        closing = asyncio.ensure_future(worker.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await statements.release(held)
+        await waiting
+        await worker.aclose()
+
+    with_worker(tmp_path, main)
+
+
 def test_what_is_asked_for_after_closing_is_done_and_leaves_nothing_open(tmp_path: Path) -> None:
     async def main(worker: Worker) -> None:
         await worker.aclose()

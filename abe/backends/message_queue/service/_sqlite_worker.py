@@ -152,7 +152,7 @@ class Worker:
             thread = self._thread
         if thread is not None:
             thread.stop()
-            await asyncio.wrap_future(thread.ended)
+            await asyncio.shield(asyncio.wrap_future(thread.ended))
             thread.join()
 
     def before_fork(self) -> None:
