@@ -203,7 +203,8 @@ class WriterThread:
         batch: list[Job] = []
         with suppress(Empty):
             job = self._jobs.get(timeout=pause)
-            self._wait_for_company()
+            if job is not None and job.mode is Mode.DURABLE:
+                self._wait_for_company()
             while True:
                 # A caller who was cancelled before it began would do it again.
                 if job is not None and not (job.future is not None and job.future.cancelled()):
@@ -223,7 +224,8 @@ class WriterThread:
     def _serve(self, batch: list[Job]) -> None:
         outcomes: list[Outcome] = []
         started = time.monotonic()
-        self._company = sum(job.mode is Mode.DURABLE for job in batch)
+        if durable := sum(job.mode is Mode.DURABLE for job in batch):
+            self._company = durable
         while batch:
             with self._using:
                 batch, error = self._attempt(batch, outcomes)
@@ -287,7 +289,8 @@ class WriterThread:
                 return batch[:position] + batch[position + 1 :]
         began = time.monotonic()
         connection.execute("COMMIT")
-        self._patience = (time.monotonic() - began) / 2
+        if mode is Mode.DURABLE:
+            self._patience = (time.monotonic() - began) / 2
         outcomes += done
         return []
 
