@@ -59,7 +59,7 @@ def _legend(parts: Sequence[str], shades: Sequence[float], top: int) -> str:
             f' fill-opacity="{shade:.2f}"/>'
         )
         lines.append(_text(left + 14, top + 12, part, "start"))
-        left += 24 + 7 * len(part)
+        left += 24 + 6 * len(part)
     return "".join(lines)
 
 
