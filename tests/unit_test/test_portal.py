@@ -134,6 +134,38 @@ def test_context_variables_are_seen_and_not_changed(portal: Portal) -> None:
     assert portal.submit(change()).result(LONG) == "caller"
 
 
+def test_blocking_work_on_the_portal_runs_in_threads_that_are_reused(portal: Portal) -> None:
+    """As many as are needed at a time, daemons all of them."""
+    together = threading.Barrier(20)
+
+    def meet() -> tuple[int, bool]:
+        together.wait(LONG)
+        return threading.get_ident(), threading.current_thread().daemon
+
+    async def crowd() -> set[tuple[int, bool]]:
+        return set(await asyncio.gather(*(asyncio.to_thread(meet) for _ in range(20))))
+
+    first, second = portal.call(crowd()), portal.call(crowd())
+    assert len(first) == 20
+    assert first == second
+    assert all(daemon for _, daemon in first)
+
+
+def test_blocking_work_may_fail_or_be_cancelled(portal: Portal) -> None:
+    """The error reaches whoever awaits; the thread goes on."""
+
+    def fail_in_thread() -> None:
+        raise ValueError("in a thread")
+
+    with pytest.raises(ValueError, match="in a thread"):
+        portal.call(asyncio.to_thread(fail_in_thread))
+    go_on = threading.Event()
+    with pytest.raises(TimeoutError):
+        portal.call(asyncio.to_thread(go_on.wait, LONG), timeout=0.01)
+    go_on.set()
+    assert portal.call(asyncio.to_thread(lambda: 42)) == 42
+
+
 def test_a_call_on_its_own_thread_raises_instead_of_waiting_for_ever(portal: Portal) -> None:
     """From a coroutine and from a plain callback."""
     seen: list[BaseException] = []
