@@ -33,11 +33,13 @@ class Receipt(NamedTuple):
         consumer: Who the message was handed to.
         id: Its log entry: another than the message's id once it was replayed.
         attempt: Which delivery.
+        epoch: The group's when it was handed over: as long as that is the same, it is still ours.
     """
 
     consumer: str
     id: str
     attempt: int
+    epoch: int = 0
 
 
 def stored_group(group: ConsumerGroup) -> str:
@@ -76,13 +78,16 @@ def read_headers(text: bytes) -> Mapping[str, str]:
     return headers
 
 
-def deliveries(consumer: str, flat: Sequence[bytes], extras: Sequence[Any] = ()) -> list[Delivery]:
+def deliveries(
+    consumer: str, flat: Sequence[bytes], extras: Sequence[Any] = (), epoch: int = 0
+) -> list[Delivery]:
     """Return the messages that a script returned.
 
     Args:
         consumer: Who they were handed to.
         flat: Id, key and payload of each.
         extras: Position, attempt, headers and first id of those that are not plain.
+        epoch: The group's.
     """
     found: list[Delivery] = []
     keys: dict[bytes, str] = {}
@@ -101,7 +106,7 @@ def deliveries(consumer: str, flat: Sequence[bytes], extras: Sequence[Any] = ())
             message = Message(body, own, name, published(own), attempt, read_headers(headers))
         else:
             message = Message(body, entry, name, published(entry))
-        found.append(Delivery(message, Receipt(consumer, entry, attempt)))
+        found.append(Delivery(message, Receipt(consumer, entry, attempt, epoch)))
     return found
 
 

@@ -89,8 +89,8 @@ class RedisReceiver(Receiver):
         while not self._woken and loop.time() < deadline:
             answer = await self._take(max_messages)
             if answer[0]:
-                return deliveries(self._name, answer[0], answer[1])
-            _, _, due, log, wake = answer
+                return deliveries(self._name, *answer)
+            _, _, _, due, log, wake = answer
             pause = min(deadline - loop.time(), self._longest)
             if due >= 0:
                 pause = min(pause, due / 1000)
@@ -165,15 +165,15 @@ class RedisReceiver(Receiver):
     async def _settle(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         """Return the receipts of what is not ours any more."""
         # After a reconnection there may be several consumers: receipts keep the name they got.
-        acks: dict[str, dict[tuple[str | None, int], list[str]]] = {}
+        acks: dict[str, dict[tuple[str | None, int, int], list[str]]] = {}
         others: list[Settlement] = []
         for settlement in settlements:
             if settlement.outcome is not Outcome.ACK:
                 others.append(settlement)
                 continue
             delivery = settlement.delivery
-            consumer, entry, attempt = delivery.receipt
-            kind = (delivery.message.key, attempt)
+            consumer, entry, attempt, epoch = delivery.receipt
+            kind = (delivery.message.key, attempt, epoch)
             try:
                 acks[consumer][kind].append(entry)
             except KeyError:
@@ -189,16 +189,24 @@ class RedisReceiver(Receiver):
         return lost
 
     async def _ack(
-        self, consumer: str, by_kind: Mapping[tuple[str | None, int], Sequence[str]]
+        self, consumer: str, by_kind: Mapping[tuple[str | None, int, int], Sequence[str]]
     ) -> set[Receipt]:
         flat: list[str | int] = []
         total = 0
-        for (key, attempt), entries in by_kind.items():
+        for (key, attempt, epoch), entries in by_kind.items():
             total += len(entries)
-            flat += (key or "", attempt, len(entries), *entries)
+            flat += (key or "", attempt, epoch, len(entries), *entries)
         lost = await self._control.run(scripts.ACK, self._group, consumer, self._keep, total, *flat)
+        if not lost:
+            return set()
         parts = iter(lost)
-        return {Receipt(consumer, id_.decode(), n) for id_, n in zip(parts, parts, strict=True)}
+        gone = {(id_.decode(), attempt) for id_, attempt in zip(parts, parts, strict=True)}
+        return {
+            Receipt(consumer, entry, kind[1], kind[2])
+            for kind, entries in by_kind.items()
+            for entry in entries
+            if (entry, kind[1]) in gone
+        }
 
     async def _give_back(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         flat: list[str | int] = []
@@ -210,14 +218,14 @@ class RedisReceiver(Receiver):
                     {}, reason=reason, attempts=receipt.attempt, id=message.id, key=message.key
                 )
                 headers = json.dumps(own, ensure_ascii=False)
-            flat += (*receipt, message.key or "", outcome, int(delay * 1000 + 0.999), headers)
+            flat += (*receipt[:3], message.key or "", outcome, int(delay * 1000 + 0.999), headers)
         lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
         return {settlements[position].delivery.receipt for position in lost}
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
         begun = max(0, int(((self.lease or seconds) - seconds) * 1000))
-        flat = [part for delivery in deliveries for part in delivery.receipt]
+        flat = [part for delivery in deliveries for part in delivery.receipt[:3]]
         try:
             lost = await self._control.run(scripts.EXTEND, self._group, begun, *flat)
         except GroupMissingError:

@@ -2,7 +2,7 @@
 -- headers of the dead letter for each message. Returns the positions of those that were not theirs.
 local keep = ARGV[2] == '1'
 local now = clock()
-local lost, by_key, back = {}, {}, false
+local lost, by_key, buried, back = {}, {}, 0, false
 for i = 3, #ARGV, 7 do
   local me, id, attempt, key = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
   local outcome, delay = ARGV[i + 4], tonumber(ARGV[i + 5])
@@ -18,6 +18,7 @@ for i = 3, #ARGV, 7 do
           'p', body.p, 'h', body.h or '', 'd', ARGV[i + 6])
       end
       add(by_key, key, id)
+      buried = buried + 1
     else
       back = true
       local earlier = outcome == 'nack' and attempt or attempt - 1
@@ -25,6 +26,6 @@ for i = 3, #ARGV, 7 do
     end
   end
 end
-done(by_key, keep)
+done(by_key, keep, buried)
 if back then notify() end
 return lost

@@ -10,6 +10,8 @@
 --   keys:G              the keys K for which ready:G#K exists
 --   later:G             of those, the ones that wait: id scored by its time
 --   sweep:G             when a lease may next lapse
+--   epoch:G             grows whenever a lease of the group has lapsed: while it is the same, every
+--                       message handed over still belongs to whom it was handed to
 --   dead:G              dead letters
 --   wake:G              gets an entry when waiting consumers should look again
 --   kept                settled messages have been kept, so the log's beginning may hold some
@@ -20,7 +22,7 @@ local G = ARGV[1]
 local PARKED, READY, KEYS_READY = B .. 'parked:' .. G, B .. 'ready:' .. G, B .. 'keys:' .. G
 local LATER, SWEEP, DEAD = B .. 'later:' .. G, B .. 'sweep:' .. G, B .. 'dead:' .. G
 local WAKE, GONE, DUE = B .. 'wake:' .. G, B .. 'gone:' .. G, B .. 'due'
-local KEPT = B .. 'kept'
+local KEPT, EPOCH = B .. 'kept', B .. 'epoch:' .. G
 local call = redis.call
 
 local function clock()
@@ -123,7 +125,7 @@ local function settled_before(groups)
 end
 
 -- Group G is done with these; they go unless another group, or retention, wants them.
-local function done(by_key, keep)
+local function done(by_key, keep, total)
   if keep then call('SET', KEPT, 1) end
   if keep or not next(by_key) then return end
   local groups, others = all_groups(), {}
@@ -131,25 +133,24 @@ local function done(by_key, keep)
     if g.name ~= G then others[#others + 1] = g end
   end
   local floor = settled_before(groups)
-  local trim = false
+  local trimmed = floor and call('XTRIM', LOG, 'MINID', floor) or 0
   for key, ids in pairs(by_key) do
-    local free, before = {}, false
-    for _, id in ipairs(ids) do
-      if floor and after(floor, id) then
-        before = true
-      elseif #others == 0 or not needed(id, others) then
-        free[#free + 1] = id
-      end
-    end
-    if before then
-      local stream = B .. 'stream:' .. key
+    local stream = B .. 'stream:' .. key
+    if trimmed > 0 then
       call('XTRIM', stream, 'MINID', floor)
-      if #free == 0 then drop_empty(stream) end
-      trim = true
+      drop_empty(stream)
     end
-    if #free > 0 then remove(key, free) end
+    -- Nothing else can have been before the floor, so the numbers tell whether these all were.
+    if trimmed ~= total then
+      local free = {}
+      for _, id in ipairs(ids) do
+        if not (floor and after(floor, id)) and (#others == 0 or not needed(id, others)) then
+          free[#free + 1] = id
+        end
+      end
+      if #free > 0 then remove(key, free) end
+    end
   end
-  if trim then call('XTRIM', LOG, 'MINID', floor) end
 end
 
 local function add(by_key, key, id)
@@ -218,17 +219,16 @@ local function reclaim(now)
         next = math.min(next or left, left)
       else
         call('XACK', LOG, G, p[1])
+        freed = freed + 1
         local entry = entry_of(p[1])
-        if entry then
-          park(p[1], entry.k, p[4])
-          freed = freed + 1
-        end
+        if entry then park(p[1], entry.k, p[4]) end
       end
     end
     if #pending < 500 then break end
     start = '(' .. pending[#pending][1]
   end
   if next then call('SET', SWEEP, now + next + 1) else call('DEL', SWEEP) end
+  if freed > 0 then call('INCR', EPOCH) end
   return freed
 end
 

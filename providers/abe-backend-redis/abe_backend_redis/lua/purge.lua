@@ -3,16 +3,16 @@
 local phase, start, me = ARGV[2], ARGV[3], ARGV[4]
 local filtered, matches = ARGV[5] ~= nil, matcher(5)
 local PAGE = 500
-local by_key, dropped = {}, 0
+local by_key, total, dropped = {}, 0, 0
 
 local function drop(id, key)
-  dropped = dropped + 1
+  dropped, total = dropped + 1, total + 1
   add(by_key, key, id)
   call('ZREM', DUE, id)
 end
 
 local function answer(next, from)
-  done(by_key, false)
+  done(by_key, false, total)
   return {next, from, dropped}
 end
 
@@ -59,6 +59,7 @@ if phase == 'log' then
     aside[#aside + 1] = id
     if entry.g and entry.g ~= G then
       add(by_key, entry.k, id)
+      total = total + 1
     elseif matches(entry.k) and not after(id, start) then
       drop(id, entry.k)
     else

@@ -1,5 +1,5 @@
 -- ARGV: group, consumer, most messages, whether to keep settled ones, patterns.
--- Returns the messages; if there are none: how long until something may be due (ms, -1 = never),
+-- Returns the messages and the epoch; if there are none: how long until something may be due (ms, -1 = never),
 -- and the last entries of log and wake seen, after which the consumer can wait for more.
 local me, count, keep = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local filtered, matches = ARGV[5] ~= nil, matcher(5)
@@ -56,10 +56,36 @@ local function deliver(ids, keys, firsts, spans, finished, aside)
   got = n / 3
 end
 
+-- The usual case: nothing to sort out, and all under one key. Returns false if it is another.
+local function deliver_plain(entries)
+  if filtered then return false end
+  local total, key = #entries, entries[1][2][2]
+  for i = 1, total do
+    local flat = entries[i][2]
+    if flat[2] ~= key or flat[3] then return false end
+  end
+  local rows = call('XRANGE', B .. 'stream:' .. key, entries[1][1], entries[total][1])
+  if #rows ~= total then return false end
+  local n = #out
+  for i = 1, total do
+    local row = rows[i]
+    local body = row[2]
+    if body[3] then
+      append(out, extras, row[1], key, 1, fields(body))
+    else
+      out[n + 1], out[n + 2], out[n + 3] = row[1], key, body[2]
+    end
+    n = n + 3
+  end
+  got = n / 3
+  return true
+end
+
 -- Reads the next entries off the log; those that this consumer may not have now are put aside.
 local function read(limit)
   local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', limit, 'STREAMS', LOG, '>')
   if not reply then return false end
+  if deliver_plain(reply[1][2]) then return true end
   local ids, keys, firsts, spans, finished, aside = {}, {}, {}, {}, {}, {}
   local n = 0
   for _, e in ipairs(reply[1][2]) do
@@ -92,7 +118,7 @@ local function read(limit)
   end
   deliver(ids, keys, firsts, spans, finished, aside)
   if #aside > 0 then call('XACK', LOG, G, unpack(aside)) end
-  done(finished, keep)
+  if next(finished) then done(finished, keep, -1) end
   return true
 end
 
@@ -109,7 +135,7 @@ if parked then notify() end
 if got > 0 then
   local lapse = now + lease_of(me)
   if not sweep or lapse < sweep then call('SET', SWEEP, lapse) end
-  return {out, extras}
+  return {out, extras, tonumber(call('GET', EPOCH) or '0')}
 end
 local wait = sweep and sweep - now or -1
 local later = call('ZRANGE', LATER, 0, 0, 'WITHSCORES')[2]
@@ -117,4 +143,4 @@ if later and (wait < 0 or later - now < wait) then wait = later - now end
 if more then wait = 0 end
 local last = fields(call('XINFO', 'STREAM', LOG))['last-generated-id']
 local woken = call('XREVRANGE', WAKE, '+', '-', 'COUNT', 1)[1]
-return {{}, {}, math.floor(wait), last, woken and woken[1] or '0-0'}
+return {{}, {}, 0, math.floor(wait), last, woken and woken[1] or '0-0'}
