@@ -19,7 +19,7 @@ from abe.ipython.payloads import FORMATS, payloads_of, read_file, read_payloads
 from abe.ipython.render import cell
 from abe.ipython.results import Published
 from abe.ipython.sending import send
-from abe.ipython.session import Call
+from abe.ipython.session import Call, say
 
 __all__ = ["LINE", "CELL", "publish"]
 
@@ -50,7 +50,11 @@ def publish(call: Call, body: str | None) -> Any:
     arguments = parse(syntax, call.line, call.evaluate)
     _require_key_and_payload(syntax, arguments, body)
     key = validate_key(arguments.words[0])
-    payloads = _payloads(call, arguments, key, body)
+    try:
+        payloads = _payloads(call, arguments, key, body)
+    except KeyboardInterrupt:
+        say("interrupted: nothing is published")
+        raise
     count = _send(call, key, payloads, arguments.options)
     call.session.note([key])
     return call.result(count, arguments.options["out"])

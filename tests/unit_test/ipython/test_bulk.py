@@ -297,3 +297,18 @@ def test_an_interrupt_leaves_an_exact_count(
     assert 50 < len(plain.sent) < 3000
     assert f"interrupted: {len(plain.sent):,} of 3,000 are published\n" in said
     assert [item["n"] for item in plain.sent] == list(range(len(plain.sent)))
+
+
+def test_an_interrupt_while_everything_is_checked(
+    shell: InteractiveShell, run: Run, q: abe.SyncBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def orders() -> Iterator[dict[str, int]]:
+        yield {"n": 1}
+        signal.raise_signal(signal.SIGINT)
+        yield {"n": 2}
+
+    shell.user_ns["orders"] = orders()
+    with pytest.raises(KeyboardInterrupt):
+        run("%abe_publish k -i orders")
+    assert "interrupted: nothing is published\n" in capsys.readouterr().out
+    assert q.take(1, timeout=0) == []
