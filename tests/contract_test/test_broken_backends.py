@@ -89,9 +89,10 @@ def test_it_is_the_fault_that_fails_it(broken: BrokenBackend) -> None:
     """The other capabilities are those of variants that pass everything: see test_reference.py."""
 
     assert issubclass(broken.backend, ReferenceBackend)
+    claims = broken.backend.CAPABILITIES
 
     class Correct(ReferenceBackend):
-        CAPABILITIES = broken.backend.CAPABILITIES
+        CAPABILITIES = claims
 
     for caught_by in broken.caught_by:
         contract, case = OF[caught_by]
