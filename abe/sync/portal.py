@@ -106,7 +106,7 @@ class Portal:
 
         Raises:
             LoopError: If called on the portal's own thread, or after a fork.
-            BackendClosedError: If the interpreter is exiting.
+            BackendClosedError: If the interpreter is exiting; `SystemExit` in a daemon thread.
             TimeoutError: After ``timeout`` seconds.
         """
         __tracebackhide__ = True
