@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import difflib
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from abe._cli.session import Target, open_backend
 from abe.backends.message_queue.base.stream import MAX_HOLD
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
-from abe.errors import AbeError, ConfigurationError
+from abe.errors import ConfigurationError
 from abe.types import EventHandlerFunc, EventHandlerProtocol
 
 __all__ = ["HandlerError", "Health", "load_handler", "work"]
@@ -64,6 +65,8 @@ def load_handler(name: str) -> EventHandlerFunc:
     found = _attribute(_module(module_name, where), path, name)
     if isinstance(found, type):
         raise HandlerError(f"{name} is a class; name an instance of it")
+    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        raise HandlerError(f"{name} contains 'yield': calling it would not run any of it")
     if not (callable(found) or isinstance(found, EventHandlerProtocol)):
         raise HandlerError(f"{name} is {type(found).__name__}, not a function and no event handler")
     return cast(EventHandlerFunc, found)
@@ -297,26 +300,27 @@ class Health:
             self._remove()
 
     async def _watch(self, path: Path) -> None:
+        known = ""
         while True:
-            try:
-                if await self._is_well():
-                    _touch(path, self._counters())
-            except OSError as error:
-                logger.warning("cannot write %s: %s", path, error.strerror)
+            problem = await self._look(path)
+            if problem and not known:
+                logger.warning("unhealthy: %s", problem)
+            elif known and not problem:
+                logger.info("healthy again")
+            known = problem
             await asyncio.sleep(HEALTH_INTERVAL)
 
-    async def _is_well(self) -> bool:
+    async def _look(self, path: Path) -> str:
+        """Renew the file, or return why not."""
         if self._stalled(time.monotonic()):
-            logger.warning("unhealthy: no handler has finished for %g s", MAX_HOLD)
-            return False
-        if not hasattr(self._backend.backend, "ping"):
-            return True
+            return f"no handler has finished for {MAX_HOLD:g} s"
         try:
-            await self._backend.ping()
-        except AbeError as error:
-            logger.warning("unhealthy: %s", error)
-            return False
-        return True
+            if hasattr(self._backend.backend, "ping"):
+                await self._backend.ping()
+            _touch(path, self._counters())
+        except Exception as error:  # whatever it is, looking goes on
+            return str(error) or type(error).__name__
+        return ""
 
     def _stalled(self, now: float) -> bool:
         consumer = self._consumer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 30.0
 ABE = [sys.executable, "-W", "error", "-m", "abe"]
 
@@ -387,6 +389,51 @@ def until(stream: IO[str] | None, text: str) -> None:
         if text in line:
             return
     pytest.fail(f"{text!r} was not said")
+
+
+class TestGuide:
+    """docs/reference/cli.md says what is so."""
+
+    GUIDE = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+
+    def test_commands(self, shell: Shell) -> None:
+        shown = shell.run("--help").stdout.partition("Commands:")[2]
+        commands = {line.split()[0] for line in shown.splitlines() if line.strip()}
+        table = self.GUIDE.partition("## ")[0]
+        assert set(re.findall(r"`abe ([a-z-]+)`", table)) == commands
+
+    def test_examples(self, shell: Shell) -> None:
+        publishing, worker, provider = re.findall(r"```sh\n(.*?)```", self.GUIDE, re.DOTALL)
+        done = shell.pipe(f"set -e; {publishing}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.count("published ") == 2
+        assert [json.loads(f"{{{it}") for it in re.findall(r'^"payload".*', done.stdout, re.M)] == [
+            {"payload": {"id": 1}},
+            {"payload": {"id": 2}},
+        ]
+        assert json.loads(done.stdout.splitlines()[-1])["payload"] == {"id": 3}
+        assert shell.pipe(f"set -e; {provider}").returncode == 0
+        options = shell.run("run", "--help").stdout
+        assert all(option in options for option in re.findall(r"--[a-z-]+", worker))
+
+    def test_members(self, shell: Shell) -> None:
+        shell.publish(1)
+        rows = re.findall(r"^\| (`.+?`) \| (`.+`) \|$", self.GUIDE, re.MULTILINE)
+        members = {
+            command: set(re.findall(r"`(\w+)`", names))
+            for commands, names in rows
+            for command in re.findall(r"`([\w ]+)`", commands)
+        }
+        for command, *arguments in (
+            ("publish", "o", "{}"),
+            ("stats",),
+            ("peek",),
+            ("dead replay",),
+            ("consume",),
+            ("purge", "--yes"),
+        ):
+            line = shell.run(*command.split(), *arguments, "--json").stdout.splitlines()[0]
+            assert set(json.loads(line)) == members[command]
 
 
 @pytest.mark.parametrize("module", ["typer", "rich", "jinja2"])

@@ -795,6 +795,9 @@ class Container:
 audit = Audit()
 container = Container()
 number = 3
+
+def yields(message):
+    yield
 """
 
 
@@ -825,6 +828,7 @@ class TestHandler:
             ("shop_handlers:handl", "shop_handlers has no 'handl'; did you mean 'handle'?"),
             ("shop_handlers:container.x", "shop_handlers:container has no 'x'"),
             ("shop_handlers:Audit", "shop_handlers:Audit is a class; name an instance of it"),
+            ("shop_handlers:yields", "shop_handlers:yields contains 'yield'"),
             ("shop_handlers:number", "shop_handlers:number is int, not a function"),
             ("shop_handlers.x:y", "no module 'shop_handlers.x' is installed or in "),
             ("shop_nothing.x:y", "no module 'shop_nothing' is installed or in "),
@@ -951,7 +955,7 @@ class TestHealth:
 
         asyncio.run(main())
         assert list(tmp_path.iterdir()) == []
-        assert "unhealthy: gone" in caplog.text
+        assert caplog.text.count("unhealthy: gone") == 1
 
 
 class TestNames:
