@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -255,6 +256,50 @@ def test_a_harness_that_fails_is_a_failure() -> None:
     assert "no broker here" in row.reason
 
 
+class SkippingHarness(Harness):
+    """It finds no broker, and was written for pytest."""
+
+    def make(self, namespace: str) -> Any:
+        pytest.skip("no broker here")
+
+
+def test_a_harness_may_skip_as_pytest_does() -> None:
+    (row,) = run_contract(SkippingHarness, select="resume_acks").rows
+    assert (row.outcome, row.reason) == ("skip", "no broker here")
+
+
+class CancellingBackend(PlainBackend):
+    """Lets a cancellation of its own through."""
+
+    async def publish(self, key: str, payload: dict[str, Any]) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_stray_cancellation_is_a_failure() -> None:
+    (row,) = run_contract(CancellingBackend, select="what_is_published_arrives").rows
+    assert row.outcome == "fail"
+
+
+def test_ctrl_c_ends_the_run() -> None:
+    def interrupt(row: ContractRow) -> None:
+        raise KeyboardInterrupt
+
+    rows: list[ContractRow] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_contract(FastHarness, select="peek_*", on_row=interrupt)
+    run_contract(FastHarness, select="peek_*", on_row=rows.append)
+    assert rows
+
+
+def test_it_works_without_pytest() -> None:
+    code = (
+        "import sys; sys.modules['pytest'] = None\n"
+        "from abe.testing import run_contract\n"
+        "assert run_contract('memory', select='peek').ok"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
+
+
 class AsyncHarness(FastHarness):
     """Everything in it is a coroutine."""
 
@@ -273,8 +318,6 @@ def test_harnesses_may_be_asynchronous() -> None:
 
 
 def test_importing_the_plugin_imports_nothing_heavy() -> None:
-    import subprocess
-
     code = (
         "import sys, abe.testing.plugin;"
         "print(sorted(m for m in sys.modules if m.startswith('abe.') or m == 'asyncio.sslproto'))"
