@@ -242,6 +242,17 @@ class TestPipes:
         assert ended(consumer, 0) == ""
         assert shell.run("stats", "-g", "", "--json").stdout == ""
 
+    def test_terminal(self, shell: Shell) -> None:
+        """A person reads text, and no message can write to the terminal what it likes."""
+        shell.run("publish", "o", input=json.dumps({"text": "\x1b[31mred\u202e"}))
+        master, slave = os.openpty()
+        consumer = shell.start("consume", "-n", "1", stdout=slave)
+        os.close(slave)
+        with os.fdopen(master) as screen:
+            line = screen.readline()
+        assert line.endswith('  o  {"text": "\\u001b[31mred\\u202e"}\n')
+        assert ended(consumer, 0) == "acked 1 message of the default group\n"
+
 
 class TestSignals:
     """Ctrl-C and kill."""
