@@ -18,34 +18,26 @@ local function is_mine(id, attempt)
   return mine[id] == attempt
 end
 
-local lost, by_key, acked = {}, {}, 0
+local lost, by_key, all, n = {}, {}, {}, 0
 local i = 5
 while ARGV[i] do
   local key, attempt = ARGV[i], tonumber(ARGV[i + 1])
+  local current = ARGV[i + 2] == epoch
   local first, last = i + 4, i + 3 + tonumber(ARGV[i + 3])
-  local ids
-  if ARGV[i + 2] == epoch then
-    ids = {unpack(ARGV, first, last)}
-  else
-    ids = {}
-    for j = first, last do
-      if is_mine(ARGV[j], attempt) then
-        ids[#ids + 1] = ARGV[j]
-      else
-        lost[#lost + 1], lost[#lost + 2] = ARGV[j], attempt
-      end
-    end
-  end
-  if #ids > 0 then
-    acked = acked + call('XACK', LOG, G, unpack(ids))
-    local known = by_key[key]
-    if known then
-      for _, id in ipairs(ids) do known[#known + 1] = id end
+  local ids = by_key[key] or {}
+  local m = #ids
+  for j = first, last do
+    local id = ARGV[j]
+    if current or is_mine(id, attempt) then
+      n, m = n + 1, m + 1
+      all[n], ids[m] = id, id
     else
-      by_key[key] = ids
+      lost[#lost + 1] = id
+      lost[#lost + 1] = attempt
     end
   end
+  if m > 0 then by_key[key] = ids end
   i = last + 1
 end
-done(by_key, keep, acked)
+if n > 0 then done(by_key, keep, call('XACK', LOG, G, unpack(all))) end
 return lost

@@ -4,6 +4,7 @@
 --   log                 index: one entry per message (k key, d delayed, g only for this group,
 --                       o id it was first published under); the consumer groups are on it
 --   stream:KEY          what was published under KEY (p payload, h headers), same id as in the log
+--   dirty               keys whose stream begins with payloads of messages no longer in the log
 --   due                 when delayed messages become visible, in ms
 --   parked:G            messages of group G read off the log and in nobody's hands: id -> attempts
 --   ready:G, ready:G#K  of those, the ones that can be taken: all, and those of key K
@@ -22,7 +23,7 @@ local G = ARGV[1]
 local PARKED, READY, KEYS_READY = B .. 'parked:' .. G, B .. 'ready:' .. G, B .. 'keys:' .. G
 local LATER, SWEEP, DEAD = B .. 'later:' .. G, B .. 'sweep:' .. G, B .. 'dead:' .. G
 local WAKE, GONE, DUE = B .. 'wake:' .. G, B .. 'gone:' .. G, B .. 'due'
-local KEPT, EPOCH = B .. 'kept', B .. 'epoch:' .. G
+local KEPT, EPOCH, DIRTY = B .. 'kept', B .. 'epoch:' .. G, B .. 'dirty'
 local call = redis.call
 
 local function clock()
@@ -124,6 +125,28 @@ local function settled_before(groups)
   return floor
 end
 
+-- Frees the payloads that a few keys have left behind. Returns how many keys that were.
+local function tidy(limit)
+  local keys = call('SPOP', DIRTY, limit)
+  if #keys == 0 then return 0 end
+  local floor = settled_before(all_groups())
+  for _, key in ipairs(keys) do
+    local stream = B .. 'stream:' .. key
+    if floor then
+      call('XTRIM', stream, 'MINID', floor)
+    else
+      local rows, gone = call('XRANGE', stream, '-', '+', 'COUNT', 100), {}
+      for _, e in ipairs(rows) do
+        if not entry_of(e[1]) then gone[#gone + 1] = e[1] end
+      end
+      if #gone > 0 then call('XDEL', stream, unpack(gone)) end
+      if #gone == 100 then call('SADD', DIRTY, key) end
+    end
+    drop_empty(stream)
+  end
+  return #keys
+end
+
 -- Group G is done with these; they go unless another group, or retention, wants them.
 local function done(by_key, keep, total)
   if keep then call('SET', KEPT, 1) end
@@ -134,11 +157,14 @@ local function done(by_key, keep, total)
   end
   local floor = settled_before(groups)
   local trimmed = floor and call('XTRIM', LOG, 'MINID', floor) or 0
+  local dirty = {}
   for key, ids in pairs(by_key) do
-    local stream = B .. 'stream:' .. key
-    if trimmed > 0 then
+    if trimmed > 0 and #ids >= 8 then
+      local stream = B .. 'stream:' .. key
       call('XTRIM', stream, 'MINID', floor)
       drop_empty(stream)
+    elseif trimmed > 0 then
+      dirty[#dirty + 1] = key
     end
     -- Nothing else can have been before the floor, so the numbers tell whether these all were.
     if trimmed ~= total then
@@ -150,6 +176,11 @@ local function done(by_key, keep, total)
       end
       if #free > 0 then remove(key, free) end
     end
+  end
+  if #dirty > 0 then
+    -- Trimming a stream for every message or two would cost more than all the rest.
+    call('SADD', DIRTY, unpack(dirty))
+    tidy(math.floor(#dirty / 8) + 1)
   end
 end
 

@@ -9,4 +9,5 @@ for _, c in ipairs(call('XINFO', 'CONSUMERS', LOG, G)) do
     call('XGROUP', 'DELCONSUMER', LOG, G, consumer.name)
   end
 end
+tidy(500)
 return 1

@@ -28,20 +28,43 @@ end
 
 local parked, more = false, false
 
--- Fetches the payloads of entries just read: as a rule few keys, whose entries lie side by side.
-local function deliver(ids, keys, firsts, spans, finished, aside)
-  local bodies, only = {}, nil
+-- The id just before another, from which XREAD reads on.
+local function before(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  if seq ~= '0' then return ms .. '-' .. string.format('%.0f', seq - 1) end
+  return string.format('%.0f', ms - 1) .. '-18446744073709551615'
+end
+
+-- Fetches the payloads of entries just read: of several side by side under one key in one call, of
+-- keys with just one entry all in one call.
+local function fetch(spans)
+  local bodies, streams, starts = {}, {}, {}
   for key, span in pairs(spans) do
-    only = call('XRANGE', B .. 'stream:' .. key, span[1], span[2])
-    if #only ~= #ids then
-      for _, e in ipairs(only) do bodies[e[1]] = e[2] end
-      only = nil
+    local stream = B .. 'stream:' .. key
+    if span[1] == span[2] then
+      streams[#streams + 1] = stream
+      starts[#starts + 1] = before(span[1])
+    else
+      for _, e in ipairs(call('XRANGE', stream, span[1], span[2])) do bodies[e[1]] = e[2] end
     end
   end
+  if #streams > 0 then
+    local n = #streams
+    for i = 1, n do streams[n + i] = starts[i] end
+    for _, found in ipairs(call('XREAD', 'COUNT', 1, 'STREAMS', unpack(streams)) or {}) do
+      local e = found[2][1]
+      bodies[e[1]] = e[2]
+    end
+  end
+  return bodies
+end
+
+local function deliver(ids, keys, firsts, spans, finished, aside)
+  local bodies = fetch(spans)
   local n = #out
   for i = 1, #ids do
-    local id, body = ids[i], nil
-    if only then body = only[i][2] else body = bodies[id] end
+    local id = ids[i]
+    local body = bodies[id]
     if not body then
       aside[#aside + 1] = id
       add(finished, keys[i], id)
@@ -137,6 +160,7 @@ if got > 0 then
   if not sweep or lapse < sweep then call('SET', SWEEP, lapse) end
   return {out, extras, tonumber(call('GET', EPOCH) or '0')}
 end
+if tidy(200) == 200 then more = true end
 local wait = sweep and sweep - now or -1
 local later = call('ZRANGE', LATER, 0, 0, 'WITHSCORES')[2]
 if later and (wait < 0 or later - now < wait) then wait = later - now end
