@@ -100,14 +100,14 @@ def test_output_of_a_handler_goes_to_its_own_cell(cells: Kernel, kind: str) -> N
     request = cells.start(
         f"%%abe_handler orders.*\n{kind} show(order):\n"
         "    from IPython.display import display\n"
-        "    print('handled', order['n'], flush=True)\n"
+        "    print(f'handled-{order[\"n\"]}', flush=True)\n"
         "    display({'text/plain': 'shown'}, raw=True)\n"
     )
     for n in range(3):
         cells.ok(f"print('another cell {n}')")
     cells.client.execute('%abe_publish orders.x {"n": 5}')
     missing: dict[str, Callable[[dict[str, Any]], bool]] = {
-        "print": lambda content: "handled 5" in content.get("text", ""),
+        "print": lambda content: "handled-5" in content.get("text", ""),
         "display": lambda content: plain(content) == "shown",
         "card": lambda content: "running  1 " in plain(content) and 'role="img"' in html(content),
     }
