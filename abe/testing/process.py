@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import IO
 
@@ -15,7 +16,7 @@ from abe.types import ConsumerGroup
 __all__ = ["kill_consumer", "kill_publisher"]
 
 START = 30.0
-"""Seconds a process may take to start and connect."""
+"""Seconds a process may take until it holds or has published what it should."""
 
 
 async def kill_consumer(
@@ -71,9 +72,12 @@ def _run(
         command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
+        overdue = threading.Timer(START, process.kill)  # reading would otherwise wait for ever
+        overdue.start()
         try:
             told = until(process.stdout)
         finally:
+            overdue.cancel()
             process.kill()
         for line in process.stdout:  # what it had said before the signal reached it
             if line.endswith("\n") and line.strip().isdigit():

@@ -7,7 +7,7 @@ import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from abe.backends.message_queue.base import capabilities_of
 from abe.backends.message_queue.loader import list_backends, load_backend, load_backend_class
@@ -57,7 +57,8 @@ class InstalledHarness(Harness):
     """An installed backend, configured by environment variables.
 
     What keeps namespaces apart is known of first-party backends; another backend's class may name
-    a variable for it in an attribute ``namespace_variable``, else ``env`` has to.
+    a variable for it in an attribute ``namespace_variable``, else ``env`` has to. A class whose
+    messages no other process can see says ``in_process = True``.
 
     Args:
         name: As `abe.load_backend` knows it.
@@ -70,14 +71,14 @@ class InstalledHarness(Harness):
         AbeError: If the backend cannot be loaded.
     """
 
-    _IN_PROCESS: ClassVar[frozenset[str]] = frozenset({"memory"})
-
     def __init__(self, name: str, env: Mapping[str, str] | None = None) -> None:
         known = ISOLATION.get(name, {})
-        declared = getattr(load_backend_class(name), "namespace_variable", None)
+        backend_class = load_backend_class(name)
+        declared = getattr(backend_class, "namespace_variable", None)
         if isinstance(declared, str):
             known = {declared: "{namespace}"}
         self.name = name
+        self._in_process = name == "memory" or getattr(backend_class, "in_process", False) is True
         self.quiet = QUIET.get(name, Harness.quiet)
         self._env = {**known, **(env or {})}
         self.reopen = any("{namespace}" in value for value in self._env.values())
@@ -124,7 +125,7 @@ class InstalledHarness(Harness):
 
     def has(self, hook: str) -> bool:
         """Whether the hook works: a process cannot share a backend that lives in this one."""
-        alone = self.name in self._IN_PROCESS or not self.reopen
+        alone = self._in_process or not self.reopen
         return super().has(hook) and not (alone and hook.startswith("kill_"))
 
     def close(self) -> None:
