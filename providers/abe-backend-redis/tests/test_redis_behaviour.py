@@ -140,6 +140,47 @@ class TestStreams:
 
         run(main())
 
+    def test_a_deleted_group_leaves_nothing(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                async with queue.consume(group="g", keys=["a"], prefetch=3) as stream:
+                    items = [(("a", "b")[n % 2], {"n": n}) for n in range(20)]
+                    await queue.publish_many(items)
+                    await queue.publish("a", {"n": 20}, delay=60)
+                    first, second, _ = await stream.take(3, timeout=5)
+                    await first.nack(delay=60)
+                    await second.reject("x")
+                    await stream.flush()
+                    await queue.delete_group("g")
+                names = {name.decode() async for name in raw.scan_iter(f"{{{prefix}}}:*")}
+                kinds = {name.split(":")[1] for name in names}
+                assert kinds <= {"log", "epoch", "gone", "wake", "due"}
+                assert await raw.xlen(f"{{{prefix}}}:log") == 0
+
+        run(main())
+
+    def test_many_keys_leave_nothing(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                async with queue.consume(group="a") as first, queue.consume(group="b") as second:
+                    for start in range(0, 900, 300):
+                        await queue.publish_many(
+                            (f"k.{n % 217}", {"n": n}) for n in range(start, start + 300)
+                        )
+                        for stream in (first, second):
+                            taken = await stream.take(300, timeout=10)
+                            assert sorted(m["n"] for m in taken) == [*range(start, start + 300)]
+                            await taken[7].nack()
+                            await taken[9].release()
+                            assert len(await stream.take(2, timeout=5)) == 2
+                    for stream in (first, second):
+                        assert await stream.take(1, timeout=0.3) == []
+                left = [name async for name in raw.scan_iter(f"{{{prefix}}}:stream:*")]
+                assert left == []
+                assert await raw.xlen(f"{{{prefix}}}:log") == 0
+
+        run(main())
+
 
 class TestRetention:
     def test_settled_messages_are_kept_for_later_groups(

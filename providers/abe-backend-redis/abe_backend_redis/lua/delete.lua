@@ -1,15 +1,28 @@
--- ARGV: group. After a purge: drops what is in flight, then the group and all its keys.
+-- ARGV: group. After a purge: drops what is in flight or has come since, then the group and its keys.
 -- Returns 1 once done, 0 if there is more to drop.
 if not group_named(G) then return 1 end
-local pending = call('XPENDING', LOG, G, '-', '+', 500)
-local by_key = {}
-for _, p in ipairs(pending) do
-  call('XACK', LOG, G, p[1])
-  local entry = entry_of(p[1])
-  if entry then add(by_key, entry.k, p[1]) end
+call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', 250, 'STREAMS', LOG, '>')
+local by_key, total = {}, 0
+
+local function drop(id)
+  total = total + 1
+  local entry = entry_of(id)
+  if entry then add(by_key, entry.k, id) end
+  return entry
 end
-done(by_key, false, #pending)
-if #pending == 500 then return 0 end
+
+for _, p in ipairs(call('XPENDING', LOG, G, '-', '+', 500)) do
+  call('XACK', LOG, G, p[1])
+  drop(p[1])
+end
+for i, id in ipairs(call('HKEYS', PARKED)) do
+  if i > 500 then break end
+  local entry = drop(id)
+  call('ZREM', LATER, id)
+  if entry then unpark(id, entry.k) else call('HDEL', PARKED, id) end
+end
+done(by_key, false, total)
+if total > 0 then return 0 end
 for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do call('DEL', READY .. '#' .. key) end
 call('DEL', PARKED, READY, KEYS_READY, LATER, SWEEP, DEAD)
 call('XGROUP', 'DESTROY', LOG, G)
