@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from abe.backends.message_queue.base import KeyFilter, Outcome, Outgoing
+from abe.backends.message_queue.base import (
+    Delivery,
+    KeyFilter,
+    Message,
+    Outcome,
+    Outgoing,
+    Settlement,
+)
 from abe.backends.message_queue.service import _sqlite_admin as admin
 from abe.backends.message_queue.service import _sqlite_store as store
 from abe.backends.message_queue.service._sqlite_schema import _MIGRATIONS
@@ -132,7 +139,7 @@ class Queue:
     def settle(self, claims: list[Taken], outcome: Outcome, delay: float) -> None:
         gid = claims[0][0]
         own = [claim for other, claim in claims if other == gid]
-        settled = [store.Settled(claim, outcome, delay, "why") for claim in own]
+        settled = [Settlement(Delivery(Message({}), x), outcome, delay, "why") for x in own]
         lost = store.settle(self.c, gid, settled, self.now)
         name = next((n for n in self.groups if self.gids[n] == gid), "no such group")
         group = self.groups.get(name, Group())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from abe.backends.message_queue.base import KeyFilter, Outcome, Settlement
+from abe.backends.message_queue.base import Delivery, KeyFilter, Message, Outcome, Settlement
 from abe.backends.message_queue.service import _sqlite_schema
 from abe.backends.message_queue.service import _sqlite_store as store
 from abe.backends.message_queue.service._sqlite_worker import Mode
@@ -248,7 +248,7 @@ def test_work_does_not_grow_with_what_others_wait_for(path: Path) -> None:
         counts.append(ticks[0])
         ((claim, _),) = store.claim(c, gid, keys, 1, now, 30, 1)
         counts.append(ticks[0] - sum(counts))
-        settled = [store.Settled(claim, Outcome.ACK, 0, "")]
+        settled = [Settlement(Delivery(Message({}), claim), Outcome.ACK)]
         assert store.settle(c, gid, settled, now) == []
         counts.append(ticks[0] - sum(counts))
         c.execute("ROLLBACK TO s")

@@ -115,11 +115,8 @@ class SQLiteReceiver:
                 await self._news.wait()
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
-        settled = [
-            store.Settled(s.delivery.receipt, s.outcome, s.delay, s.reason) for s in settlements
-        ]
         lost = await self._worker.transact(
-            lambda c: store.settle(c, self._gid, settled, self._now()),
+            lambda c: store.settle(c, self._gid, settlements, self._now()),
             news=any(s.outcome in (Outcome.NACK, Outcome.RELEASE) for s in settlements),
         )
         return [SettleFailure(settlements[n]) for n in lost]

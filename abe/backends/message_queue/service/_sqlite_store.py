@@ -18,12 +18,13 @@ from abe.backends.message_queue.base import (
     Message,
     Outcome,
     Outgoing,
+    Settlement,
     dead_headers,
     decode_payload,
 )
 from abe.types import ConsumerGroup
 
-__all__ = ["Claim", "GroupGoneError", "Nothing", "Settled"]
+__all__ = ["Claim", "GroupGoneError", "Nothing"]
 
 SUSPECT_ATTEMPT = 3
 """From this attempt on a message is handed out alone: it may be what kills its consumers."""
@@ -68,22 +69,6 @@ class Nothing(NamedTuple):
     """
 
     due: float | None
-
-
-class Settled(NamedTuple):
-    """How a claim ended.
-
-    Attributes:
-        claim: Which.
-        outcome: ``ack``, ``nack``, ``release`` or ``reject``.
-        delay: Seconds until a nacked message may come back.
-        reason: Why it was rejected.
-    """
-
-    claim: Claim
-    outcome: Outcome
-    delay: float
-    reason: str
 
 
 def message_of(row: Row, attempt: int = 1, headers: str | None = None) -> Message:
@@ -300,18 +285,18 @@ def _take_new(
         " WHERE seq > ? ORDER BY seq LIMIT ?",
         (cursor, SCAN_LIMIT),
     )
-    for seq, visible, *row in rows:
-        cursor = seq
+    for row in rows:
+        cursor, visible, key = row[0], row[1], row[3]
         if visible is None:
             continue
         if visible > now:
-            late.append((gid, seq, visible, 0))
-        elif keys.matches(row[1]):
-            taken.append((Claim(seq, token, 1, row[1]), tuple(row)))
+            late.append((gid, cursor, visible, 0))
+        elif keys.matches(key):
+            taken.append((Claim(cursor, token, 1, key), row[2:]))
             if len(taken) == limit:
                 break
         else:
-            skipped.append((gid, seq, row[1], 0))
+            skipped.append((gid, cursor, key, 0))
     rows.close()
     c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
     c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", skipped)
@@ -346,25 +331,24 @@ def give_back(c: sqlite3.Connection, gid: int, token: int) -> None:
 # -- settling ------------------------------------------------------------------------------
 
 
-def settle(c: sqlite3.Connection, gid: int, settled: Sequence[Settled], now: float) -> list[int]:
-    """Apply settlements; returns the positions of those whose lease is lost."""
-    owned = _owned(c, gid, [s.claim.seq for s in settled])
-    lost: list[int] = []
+def settle(
+    c: sqlite3.Connection, gid: int, settlements: Sequence[Settlement], now: float
+) -> list[int]:
+    """Apply settlements of claims; returns the positions of those whose lease is lost."""
+    lost = _lost(c, gid, [s.delivery.receipt for s in settlements])
     ended: list[int] = []
     done: list[int] = []
     back: list[tuple[int, int, str, int]] = []
     late: list[tuple[int, int, float, int]] = []
-    for position, (taken, outcome, delay, reason) in enumerate(settled):
-        seq, token, attempt, key = taken
-        if (seq, token) not in owned:
-            lost.append(position)
+    for position, (delivery, outcome, delay, reason) in enumerate(settlements):
+        if position in lost:
             continue
-        owned.remove((seq, token))
+        seq, _, attempt, key = delivery.receipt
         ended.append(seq)
         if outcome is Outcome.ACK:
             done.append(seq)
         elif outcome is Outcome.REJECT:
-            _bury(c, gid, taken, reason)
+            _bury(c, gid, delivery.receipt, reason)
             done.append(seq)
         else:
             attempts = attempt if outcome is Outcome.NACK else attempt - 1
@@ -379,13 +363,27 @@ def settle(c: sqlite3.Connection, gid: int, settled: Sequence[Settled], now: flo
     c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", back)
     c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
     forget(c, done)
+    return sorted(lost)
+
+
+def _lost(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> set[int]:
+    """Return the positions of claims whose lease has ended, or that come a second time."""
+    by_token: dict[int, list[int]] = {}
+    for seq, token, _, _ in claims:
+        by_token.setdefault(token, []).append(seq)
+    runs = [(gid, *run, token) for token, seqs in by_token.items() for run in _runs(seqs)]
+    held = "FROM leased WHERE gid = ? AND seq BETWEEN ? AND ? AND token = ?"
+    # Counting is cheap, and nearly always there are as many as claims.
+    if sum(c.execute(f"SELECT count(*) {held}", run).fetchone()[0] for run in runs) == len(claims):
+        return set()
+    owned = set(chain.from_iterable(c.execute(f"SELECT seq, token {held}", run) for run in runs))
+    lost: set[int] = set()
+    for position, (seq, token, _, _) in enumerate(claims):
+        if (seq, token) in owned:
+            owned.remove((seq, token))
+        else:
+            lost.add(position)
     return lost
-
-
-def _owned(c: sqlite3.Connection, gid: int, seqs: Sequence[int]) -> set[tuple[int, int]]:
-    """Return (seq, token) of the leases among ``seqs``, whoever holds them."""
-    query = "SELECT seq, token FROM leased WHERE gid = ? AND seq BETWEEN ? AND ?"
-    return set(chain.from_iterable(c.execute(query, (gid, *run)) for run in _runs(seqs)))
 
 
 def _bury(c: sqlite3.Connection, gid: int, taken: Claim, reason: str) -> None:
