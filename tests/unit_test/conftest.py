@@ -6,10 +6,12 @@ import asyncio
 import gc
 import math
 import selectors
+import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -64,15 +66,21 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer as soon as nothing else is to be done."""
+    """An event loop whose clock jumps to the next timer as soon as nothing else is to be done.
 
-    def __init__(self) -> None:
+    Args:
+        eager: Whether tasks begin at once, as `asyncio.eager_task_factory` lets them.
+    """
+
+    def __init__(self, *, eager: bool = False) -> None:
         self.now = START
         self.problems: list[str] = []
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
         self.set_exception_handler(self._note)
+        if eager and sys.version_info >= (3, 12):
+            self.set_task_factory(asyncio.eager_task_factory)
 
     def time(self) -> float:
         return self.now
@@ -91,8 +99,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.problems.append(f"{context['message']}: {context.get('exception')!r}")
 
 
+@dataclass
 class VirtualRun:
     """Runs a coroutine as `asyncio.run` does, on a `VirtualLoop`, and checks what it leaves."""
+
+    eager: bool = False
 
     def __call__(self, main: Coroutine[Any, Any, T], *, debug: bool = True, tidy: bool = True) -> T:
         """Run ``main``.
@@ -102,7 +113,8 @@ class VirtualRun:
             debug: Whether the loop is in debug mode.
             tidy: Whether it must have ended every task and timer by itself.
         """
-        with asyncio.Runner(loop_factory=VirtualLoop, debug=debug) as runner:
+        new_loop = partial(VirtualLoop, eager=self.eager)
+        with asyncio.Runner(loop_factory=new_loop, debug=debug) as runner:
             loop = runner.get_loop()
             assert isinstance(loop, VirtualLoop)
             result = runner.run(self._checked(main, loop) if tidy else main)
@@ -574,7 +586,6 @@ class Toolbox:
     fault = Fault
     interrupted = Interrupted
     loop = VirtualLoop
-    run = VirtualRun()
 
     @staticmethod
     async def drain(broker: Broker, patience: float = 120.0) -> list[int]:
@@ -600,10 +611,10 @@ def tools() -> type[Toolbox]:
     return Toolbox
 
 
-@pytest.fixture
-def run() -> VirtualRun:
+@pytest.fixture(params=["lazy", "eager"] if sys.version_info >= (3, 12) else ["lazy"])
+def run(request: pytest.FixtureRequest) -> VirtualRun:
     """Run a coroutine on a virtual clock; no task, timer or unseen error may be left."""
-    return VirtualRun()
+    return VirtualRun(eager=request.param == "eager")
 
 
 @pytest.fixture

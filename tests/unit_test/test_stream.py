@@ -1791,10 +1791,12 @@ def test_an_outage_noticed_by_settle_ends_the_read_of_the_old_connection(
     run(main())
 
 
+@pytest.mark.parametrize("bound", [False, True])
 def test_messages_read_on_a_replaced_connection_are_given_back(
-    run: VirtualRun, broker: Broker
+    run: VirtualRun, tools: type[Toolbox], bound: bool
 ) -> None:
-    """A read that ends after its connection was replaced does not strand what it took."""
+    """A read that ends after its connection was replaced strands and yields nothing stale."""
+    broker = tools.broker(bound=bound)
 
     async def main() -> None:
         broker.publish(2)
@@ -1803,11 +1805,39 @@ def test_messages_read_on_a_replaced_connection_are_given_back(
             broker.fault("receive", answer=3.0)
             broker.fault("settle", error=RESET)
             started = now()
-            assert await anext(stream) == {"n": 1}
+            message = await anext(stream)
             assert now() - started < LEASE / 2
             assert len(broker.receivers) == 2
+            lease = broker.records[message["n"]].lease
+            assert lease is not None
+            assert lease.message is message
 
     run(main())
+    broker.check()
+
+
+def test_what_was_buffered_on_a_lost_connection_is_not_handed_over(
+    run: VirtualRun, tools: type[Toolbox]
+) -> None:
+    """Once the outage is noticed, messages that belong to nobody are not yielded."""
+    broker = tools.broker(bound=True)
+
+    async def main() -> None:
+        broker.publish(25)
+        async with broker.stream() as stream:
+            await several(stream, 20)
+            await stream.flush()
+            assert len(broker.leased()) == 6
+            broker.cut()
+            await asyncio.sleep(1)
+            for message in await several(stream, 6):
+                lease = broker.records[message["n"]].lease
+                assert lease is None or lease.message is message
+                assert message.attempt == 2
+
+    run(main())
+    assert len([r for r in broker.records if r.deliveries > 1]) == 6
+    broker.check()
 
 
 @pytest.mark.parametrize("where", ["anext", "enter", "take"])
@@ -2118,16 +2148,21 @@ def test_the_waiter_sees_the_end_even_if_acks_are_lost(run: VirtualRun, broker: 
 def test_an_extension_is_not_sent_on_a_connection_replaced_meanwhile(
     run: VirtualRun, broker: Broker
 ) -> None:
-    """Leases that fall due at the moment of an outage are extended on the new connection."""
+    """The tick that releases a buffer, and so notices an outage, also extends leases."""
 
     async def main() -> None:
-        broker.publish(20)
+        broker.publish(100)
         async with broker.stream() as stream:
-            for _ in range(10):
+            (await anext(stream)).detach()
+            for _ in range(14):
                 await anext(stream)
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(5)
+            assert len(broker.leased()) > 2
             broker.cut()
             await asyncio.sleep(2 * LEASE)
-            assert broker.leased() == [9]
+            assert broker.leased() == [0, 14]
+            assert len(broker.receivers) == 2
 
     run(main())
 
@@ -2257,8 +2292,10 @@ def test_what_arrives_after_stop_is_given_back(run: VirtualRun, broker: Broker) 
         stream = broker.stream()
         task = asyncio.create_task(anext(stream, None))
         await asyncio.sleep(1)
+        started = now()
         stream.stop()
         assert await task is None
+        assert now() == started
         await asyncio.sleep(5)
         assert broker.leased() == []
         assert await anext(stream, None) is None

@@ -78,10 +78,10 @@ class Step(NamedTuple):
 class World:
     """Consumers of one group do anything they may, while anything happens to the broker."""
 
-    def __init__(self, tools: type[Toolbox], broker: Broker) -> None:
+    def __init__(self, tools: type[Toolbox], broker: Broker, *, eager: bool) -> None:
         self.tools = tools
         self.broker = broker
-        self.loop = tools.loop()
+        self.loop = tools.loop(eager=eager)
         self.consumers: list[Consumer] = []
         self.finished: set[int] = set()
         """Identities of the messages that a caller is done with, by its own word."""
@@ -409,7 +409,8 @@ def programs(steps: Sequence[str]) -> st.SearchStrategy[list[Step]]:
     return st.lists(step, min_size=20, max_size=60)
 
 
-worlds = st.fixed_dictionaries(
+LATENCIES = st.sampled_from([0.0, 0.0, 0.01, 1.0])
+BROKERS = st.fixed_dictionaries(
     {
         "lease": st.sampled_from([LEASE, LEASE, None]),
         "bound": st.booleans(),
@@ -418,7 +419,7 @@ worlds = st.fixed_dictionaries(
         "release": st.sampled_from([True, True, True, False]),
     }
 )
-random_settings = settings(
+SETTINGS = settings(
     max_examples=500 * EXAMPLES,
     derandomize=EXAMPLES == 1,
     deadline=None,
@@ -433,10 +434,12 @@ def test_random_programs(tools: type[Toolbox], trouble: bool) -> None:
     """Nothing is acked that was not finished, nothing is lost, and nothing is left behind."""
     steps = EVERYDAY + 2 * TROUBLE if trouble else EVERYDAY
 
-    @random_settings
-    @given(worlds, st.sampled_from([0.0, 0.0, 0.01, 1.0]), programs(steps), st.booleans())
-    def play(options: dict[str, Any], latency: float, program: list[Step], exits: bool) -> None:
-        world = World(tools, tools.broker(**options))
+    @SETTINGS
+    @given(BROKERS, LATENCIES, st.booleans(), programs(steps), st.booleans())
+    def play(
+        options: dict[str, Any], latency: float, eager: bool, program: list[Step], exits: bool
+    ) -> None:
+        world = World(tools, tools.broker(**options), eager=eager)
         world.broker.latency = latency
         try:
             for step in [Step("publish", 0, 30), Step("open", 0, 1), *program]:

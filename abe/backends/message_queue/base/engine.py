@@ -555,7 +555,9 @@ class StreamEngine:
 
     def _extend(self) -> None:
         receiver = self._connection.receiver
-        if receiver is None or receiver.lease is None or self._extension is not None:
+        if receiver is None or receiver.lease is None:
+            return
+        if self._extension is not None and not self._extension.done():
             return
         assert self.loop is not None
         now = self.loop.time()
@@ -579,8 +581,6 @@ class StreamEngine:
             await self._recover(receiver, error)
         except Exception as error:
             self._fail(error)
-        finally:
-            self._extension = None
 
     async def _extend_now(self, receiver: Receiver, due: list[Delivery]) -> None:
         assert self.loop is not None
