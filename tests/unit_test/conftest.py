@@ -586,6 +586,7 @@ class Toolbox:
     fault = Fault
     interrupted = Interrupted
     loop = VirtualLoop
+    run = VirtualRun()
 
     @staticmethod
     async def drain(broker: Broker, patience: float = 120.0) -> list[int]:
