@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from abe.backends.message_queue.base import Delivery, KeyFilter, Message, decode_payload
 from abe.types import ConsumerGroup
@@ -26,20 +26,13 @@ DEFAULT_GROUP = "$default"
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-class Receipt(NamedTuple):
-    """What is needed to settle: holds also after a reconnection, for as long as the lease does.
+Receipt = tuple[str, str, int, int]
+"""What is needed to settle; holds also after a reconnection, for as long as the lease does.
 
-    Attributes:
-        consumer: Who the message was handed to.
-        id: Its log entry: another than the message's id once it was replayed.
-        attempt: Which delivery.
-        epoch: The group's when it was handed over: as long as that is the same, it is still ours.
-    """
-
-    consumer: str
-    id: str
-    attempt: int
-    epoch: int = 0
+The consumer that the message was handed to; its log entry, whose id is another than the message's
+once that was replayed; the attempt; and the epoch of the group then: as long as that is the same,
+the message is still that consumer's. A plain tuple, because there is one for every message.
+"""
 
 
 def stored_group(group: ConsumerGroup) -> str:
@@ -93,20 +86,23 @@ def deliveries(
     keys: dict[bytes, str] = {}
     odd = {position: rest for position, *rest in zip(*[iter(extras)] * 4, strict=True)}
     fields = iter(flat)
+    milliseconds, when = b"", 0.0
     for id_, key, payload in zip(fields, fields, fields, strict=True):
         entry = id_.decode()
         name = keys.get(key)
         if name is None:
             name = keys[key] = key.decode()
         body = decode_payload(payload.decode())
-        attempt = 1
+        if not id_.startswith(milliseconds) or not milliseconds:
+            milliseconds, when = id_[: id_.index(b"-") + 1], published(entry)
         if odd and len(found) in odd:
             attempt, headers, first = odd[len(found)]
             own = first.decode() or entry
             message = Message(body, own, name, published(own), attempt, read_headers(headers))
+            found.append(Delivery(message, (consumer, entry, attempt, epoch)))
         else:
-            message = Message(body, entry, name, published(entry))
-        found.append(Delivery(message, Receipt(consumer, entry, attempt, epoch)))
+            message = Message(body, entry, name, when)
+            found.append(Delivery(message, (consumer, entry, 1, epoch)))
     return found
 
 

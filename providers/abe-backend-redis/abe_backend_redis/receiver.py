@@ -202,7 +202,7 @@ class RedisReceiver(Receiver):
         parts = iter(lost)
         gone = {(id_.decode(), attempt) for id_, attempt in zip(parts, parts, strict=True)}
         return {
-            Receipt(consumer, entry, kind[1], kind[2])
+            (consumer, entry, kind[1], kind[2])
             for kind, entries in by_kind.items()
             for entry in entries
             if (entry, kind[1]) in gone
@@ -215,7 +215,7 @@ class RedisReceiver(Receiver):
             headers = ""
             if outcome is Outcome.REJECT:
                 own = dead_headers(
-                    {}, reason=reason, attempts=receipt.attempt, id=message.id, key=message.key
+                    {}, reason=reason, attempts=receipt[2], id=message.id, key=message.key
                 )
                 headers = json.dumps(own, ensure_ascii=False)
             flat += (*receipt[:3], message.key or "", outcome, int(delay * 1000 + 0.999), headers)
