@@ -19,7 +19,6 @@ from abe.backends.message_queue.base import (
     Delivery,
     KeyFilter,
     Message,
-    MessageStream,
     Outgoing,
     SettleFailure,
     Settlement,
@@ -91,18 +90,6 @@ class ReferenceBackend(BaseBackend):
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> ReferenceReceiver:
         return self.RECEIVER(self, group, keys)
-
-    def consume(
-        self,
-        *,
-        group: ConsumerGroup = None,
-        keys: Sequence[str] | str | None = None,
-        prefetch: int | None = None,
-    ) -> MessageStream:
-        """Return a stream; see `BaseBackend.consume`."""
-        if group is not None and not self.capabilities.groups:
-            raise unsupported(self.name, "consume(group=…)", "groups")
-        return super().consume(group=group, keys=keys, prefetch=prefetch)
 
     def reach(self) -> None:
         """Raise if the store is to be unreachable."""

@@ -153,11 +153,14 @@ class BaseBackend(ABC):
 
         Raises:
             InvalidKeyError: If ``group`` or a filter is malformed.
-            UnsupportedError: If ``keys`` is given and the backend cannot filter.
+            UnsupportedError: If ``group`` or ``keys`` is given and the backend has no groups or
+                cannot filter.
             BackendClosedError: If the backend is closed.
         """
         self._check_open()
         group = validate_group(group)
+        if group is not None and not self.capabilities.groups:
+            raise unsupported(self.name, "consume(group=…)", "groups")
         if keys is not None and self.capabilities.keys == "none":
             raise unsupported(self.name, "consume(keys=…)", "keys")
         chosen = KeyFilter(keys)

@@ -25,7 +25,9 @@ __all__ = ["StreamEngine"]
 
 logger = logging.getLogger(__name__)
 
-MAX_PREFETCH = 512
+MAX_PREFETCH = 1024
+MAX_RECEIVE = 512
+"""Half of that, so that a refill and the acks it brings make full batches."""
 RECEIVE_TIMEOUT = 20.0
 DEFAULT_LEASE = 30.0
 """Seconds assumed for "a quarter lease of work" where the broker has no lease."""
@@ -285,7 +287,7 @@ class StreamEngine:
         ahead = 0
         if self._limit > 1 and not self._idle and buffered * 2 <= self._limit:
             ahead = self._limit - buffered
-        return min(max(self._wanted - buffered, ahead), MAX_PREFETCH)
+        return min(max(self._wanted - buffered, ahead), MAX_RECEIVE)
 
     def _arrived(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
