@@ -398,7 +398,7 @@ class ScriptedReceiver:
             self._violated("opened twice")
         await self._call("open")
         if self.broker.down is not None:
-            raise self.broker.down
+            raise _fresh(self.broker.down)
         self.opened = True
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
@@ -516,7 +516,7 @@ class ScriptedReceiver:
         if delay := fault.delay + self.broker.latency:
             await asyncio.sleep(delay)
         if fault.error is not None and not fault.late:
-            raise fault.error
+            raise _fresh(fault.error)
         self._check_connection()
         return fault
 
@@ -524,11 +524,16 @@ class ScriptedReceiver:
         if fault.answer:
             await asyncio.sleep(fault.answer)
         if fault.late and fault.error is not None:
-            raise fault.error
+            raise _fresh(fault.error)
 
     def _check_connection(self) -> None:
         if self.broken or (self.closed and self.receiving):
             raise ConnectionLostError("connection reset by the script")
+
+
+def _fresh(error: BaseException) -> BaseException:
+    """A copy, because an exception that has been raised refers to the frames it passed."""
+    return type(error)(*error.args)
 
 
 def _deliver(lease: Lease) -> Delivery:

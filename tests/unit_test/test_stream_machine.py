@@ -66,6 +66,12 @@ class Consumer:
         self.owned: list[Message] = []
         self.ended = False
 
+    @property
+    def live(self) -> MessageStream:
+        """The stream; not to be kept in a variable while the loop runs, lest it outlive `drop`."""
+        assert self.stream is not None
+        return self.stream
+
 
 class Step(NamedTuple):
     """One step of a program: what, by which consumer, and how much or which."""
@@ -171,14 +177,13 @@ class World:
         if sum(c.stream is not None for c in self.consumers) == 2:
             return
         prefetch = [None, None, 1, 3][amount % 4]
-        stream = self.broker.stream(prefetch=prefetch, max_hold=FOREVER)
-        self.consumers.append(Consumer(stream, prefetch))
+        consumer = Consumer(self.broker.stream(prefetch=prefetch, max_hold=FOREVER), prefetch)
+        self.consumers.append(consumer)
         if amount % 3 == 0:
-            self.within(stream.__aenter__(), 60.0)
+            self.within(consumer.live.__aenter__(), 60.0)
 
     def ask(self, consumer: Consumer, amount: int) -> None:
-        assert consumer.stream is not None
-        self._ask(consumer, consumer.stream.__anext__)
+        self._ask(consumer, consumer.live.__anext__)
         if amount % 3:
             self.run(asyncio.sleep(WORK[amount % len(WORK)]))
 
@@ -188,15 +193,14 @@ class World:
         for _ in range(amount):
             if consumer.asking is not None or consumer.stream is None or consumer.ended:
                 return
-            self._ask(consumer, consumer.stream.__anext__)
+            self._ask(consumer, consumer.live.__anext__)
             self.run(asyncio.sleep(work))
             self.collect()
 
     def take(self, consumer: Consumer, amount: int) -> None:
-        stream, n = consumer.stream, 1 + amount % 20
-        assert stream is not None
+        n = 1 + amount % 20
         consumer.most = max(consumer.most, n)
-        self._ask(consumer, lambda: stream.take(n, TIMEOUTS[amount % len(TIMEOUTS)]))
+        self._ask(consumer, lambda: consumer.live.take(n, TIMEOUTS[amount % len(TIMEOUTS)]))
         self.breathe(amount)
 
     def _ask(self, consumer: Consumer, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
@@ -218,16 +222,14 @@ class World:
         self.breathe(amount)
 
     def ask_and_cancel(self, consumer: Consumer, amount: int) -> None:
-        assert consumer.stream is not None
-        self._ask(consumer, consumer.stream.__anext__)
+        self._ask(consumer, consumer.live.__anext__)
         self.breathe(amount)
         assert consumer.asking is not None
         consumer.asking.cancel()
 
     def unread(self, consumer: Consumer, amount: int) -> None:
-        assert consumer.stream is not None
         for message in reversed(consumer.hand[amount % 3 :]):
-            if consumer.stream.unread(message):
+            if consumer.live.unread(message):
                 consumer.hand.remove(message)
                 del self.given[id(message)]
 
@@ -254,24 +256,20 @@ class World:
         self.run(getattr(message, outcome.partition(" ")[0])(**delay))
 
     def flush(self, consumer: Consumer, amount: int) -> None:
-        assert consumer.stream is not None
-        self.within(consumer.stream.flush(), 5.0)
+        self.within(consumer.live.flush(), 5.0)
 
     def stop(self, consumer: Consumer, amount: int) -> None:
-        assert consumer.stream is not None
-        self.now(consumer.stream.stop)
+        self.now(consumer.live.stop)
 
     def close(self, consumer: Consumer, amount: int) -> None:
-        stream = consumer.stream
-        assert stream is not None
         error = ZeroDivisionError if amount % 3 == 0 else None
 
         async def closing() -> None:
             self.collect()
-            if error is None and stream._took:
+            if error is None and consumer.live._took:
                 self.finished |= {id(message) for message in consumer.hand}
             try:
-                await stream.__aexit__(error, error() if error else None, None)
+                await consumer.live.__aexit__(error, error() if error else None, None)
             except ConnectionLostError:
                 assert not self.calm
 
@@ -279,8 +277,7 @@ class World:
         self.breathe(amount)
 
     def drop(self, consumer: Consumer, amount: int) -> None:
-        assert consumer.stream is not None
-        gone = weakref.ref(consumer.stream)
+        gone = weakref.ref(consumer.live)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             consumer.stream = None
