@@ -532,8 +532,9 @@ class ScriptedReceiver:
 
 
 def _fresh(error: BaseException) -> BaseException:
-    """A copy, because an exception that has been raised refers to the frames it passed."""
-    return type(error)(*error.args)
+    """A copy of what is raised more than once, because it refers to the frames it has passed."""
+    outage = isinstance(error, ConnectionError | TimeoutError)
+    return type(error)(*error.args) if outage else error
 
 
 def _deliver(lease: Lease) -> Delivery:
