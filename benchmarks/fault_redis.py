@@ -20,15 +20,10 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-# Beside this file is redis.py, which would hide the driver.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
-
-from abe.errors import AbeError  # noqa: E402
-from abe_backend_redis.backend import RedisBackend  # noqa: E402
-from abe_backend_redis.testing import RedisServer  # noqa: E402
+from abe.errors import AbeError
+from abe_backend_redis.backend import RedisBackend
+from abe_backend_redis.testing import RedisServer
 
 PREFIX = "fault"
 GROUP = "workers"

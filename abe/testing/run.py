@@ -18,7 +18,7 @@ from abe.testing.targets import harness_for, imported
 
 __all__ = ["run_contract"]
 
-logger = logging.getLogger("abe")
+abe_logger = logging.getLogger("abe")
 
 
 def run_contract(
@@ -61,14 +61,14 @@ def run_contract(
     rows = []
     # Broken handlers are part of the cases; their log lines would only be noise on standard error.
     quiet = logging.NullHandler()
-    logger.addHandler(quiet)
+    abe_logger.addHandler(quiet)
     try:
         for contract, case in chosen:
             rows.append(_run(case, contract, harness))
             if on_row is not None:
                 on_row(rows[-1])
     finally:
-        logger.removeHandler(quiet)
+        abe_logger.removeHandler(quiet)
         if harness is not target:
             harness.close()
     return ContractReport(name, tuple(rows), harness.declared)

@@ -190,6 +190,7 @@ class StreamEngine:
             "backend %s was still receiving %g s after wake(); cancelling it",
             self.backend,
             CLOSE_TIMEOUT,
+            extra={"backend": self.backend},
         )
         assert self._pump is not None
         self._pump.cancel()

@@ -1,6 +1,6 @@
 """The Redis backend beside raw redis.asyncio, FastStream, kombu and taskiq-redis.
 
-    python benchmarks/redis.py [--quick] [--rounds N] [--only WORD] [--dir FOLDER] [--json FILE]
+Run it as ``python benchmarks/redis_streams.py [--quick] [--rounds N] [--only WORD]``.
 
 One server for all (``appendonly yes``, ``appendfsync everysec``), the same payload of about 200
 bytes of JSON, encoded and decoded by every peer. Needs the dependency group ``bench``.
@@ -9,7 +9,6 @@ bytes of JSON, encoded and decoded by every peer. Needs the dependency group ``b
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import logging
 import os
@@ -20,27 +19,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# This file's name would hide the driver's.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
-_spec = importlib.util.spec_from_file_location("_harness", HERE / "_harness.py")
-assert _spec is not None
-assert _spec.loader is not None
-harness = importlib.util.module_from_spec(_spec)
-sys.modules["_harness"] = harness
-_spec.loader.exec_module(harness)
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import redis.asyncio  # noqa: E402
+import redis.asyncio
+from _harness import Case, Stopwatch, Target, main
 
-from abe_backend_redis.backend import RedisBackend  # noqa: E402
-from abe_backend_redis.testing import RedisServer  # noqa: E402
+from abe_backend_redis.backend import RedisBackend
+from abe_backend_redis.testing import RedisServer
 
-Case, Options, Stopwatch, Target = (
-    harness.Case,
-    harness.Options,
-    harness.Stopwatch,
-    harness.Target,
-)
 Run = Callable[[Path, Any], float]
 
 KEY = "orders.eu.created"
@@ -387,4 +373,4 @@ if __name__ == "__main__":
     os.environ.setdefault("PYTHONHASHSEED", "0")
     random.seed()
     with server:
-        harness.main("Redis", CASES)
+        main("Redis", CASES)
