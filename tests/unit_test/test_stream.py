@@ -10,16 +10,20 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from abe.backends.message_queue.base import (
+    BaseBackend,
+    KeyFilter,
     Message,
     MessageStream,
     Outcome,
+    Outgoing,
+    Receiver,
     Settlement,
     open_stream,
 )
@@ -30,6 +34,7 @@ from abe.errors import (
     LoopError,
     UnsupportedError,
 )
+from abe.types import ConsumerGroup
 
 if TYPE_CHECKING:
     from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
@@ -1910,6 +1915,57 @@ def test_a_failure_nobody_has_seen_is_raised_by_aclose(run: VirtualRun, broker: 
         await asyncio.sleep(LEASE)
         with pytest.raises(ValueError, match="no such group"):
             await stream.aclose()
+        await stream.aclose()
+
+    run(main())
+
+
+def test_a_failure_of_a_dropped_stream_is_logged(
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody is left to be told, the log is."""
+    broker.refuse = lambda settlement: PermissionError("read only")
+
+    async def main() -> None:
+        broker.publish(1)
+        stream = broker.stream()
+        await (await anext(stream)).ack()
+        del stream
+        await asyncio.sleep(1)
+
+    run(main())
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert "nobody was left to be told" in record.getMessage()
+    assert "read only" in caplog.text
+
+
+def test_closing_the_backend_tells_of_acks_that_were_refused(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """A backend that closes streams for its user raises what their ``aclose`` would have."""
+    broker.refuse = lambda settlement: PermissionError("read only")
+
+    class Backend(BaseBackend):
+        name = "scripted"
+        capabilities = broker.capabilities
+
+        @classmethod
+        def from_env(cls) -> Self:
+            return cls()
+
+        async def _send(self, items: Sequence[Outgoing]) -> None:
+            raise NotImplementedError
+
+        def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> Receiver:
+            return broker.receiver()
+
+    async def main() -> None:
+        broker.publish(1)
+        backend = Backend()
+        stream = backend.consume()
+        await (await anext(stream)).ack()
+        with pytest.raises(PermissionError, match="read only"):
+            await backend.aclose()
         await stream.aclose()
 
     run(main())

@@ -215,7 +215,7 @@ class BaseBackend(ABC):
         closing = []
         for engine in list(self._engines):
             if engine.loop is here:
-                closing.append(engine.close())
+                closing.append(engine.finish())
             else:
                 # Waiting for a loop that may itself be waiting for us would be a deadlock.
                 engine.abandon()

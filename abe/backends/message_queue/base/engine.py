@@ -99,6 +99,7 @@ class StreamEngine:
         self._opened: asyncio.Future[None] | None = None
         self._closing = asyncio.Event()
         self._impatience: asyncio.TimerHandle | None = None
+        self._unattended = False
         self._limit = 1
         self._idle = True
         self._mark = (0, 0.0)
@@ -167,6 +168,12 @@ class StreamEngine:
             assert self._pump is not None
             await asyncio.wait([self._pump])
 
+    async def finish(self) -> None:
+        """Close, and raise what ended the stream if no call has raised it yet."""
+        await self.close()
+        if not self.surfaced:
+            self.surface()
+
     def begin_close(self) -> None:
         """Start closing, from the stream's loop."""
         if self.loop is not None and self in _live and not self.closing:
@@ -180,6 +187,7 @@ class StreamEngine:
     def abandon(self) -> None:
         """Start closing, from any thread, for a stream that nobody refers to any more."""
         if self.loop is not None and self in _live:
+            self._unattended = True
             try:
                 self.loop.call_soon_threadsafe(self.begin_close)
             except RuntimeError:  # the loop is closed
@@ -204,6 +212,7 @@ class StreamEngine:
         except asyncio.CancelledError:
             # asyncio.run() cancels every task before it closes the loop: the last chance to
             # give back what a forgotten stream holds.
+            self._unattended = True
             if not self.closing:
                 self.stop()
                 await self._await_owner()
@@ -234,6 +243,9 @@ class StreamEngine:
             await self._connection.aclose()
         except Exception as error:
             self._fail(error)
+        if self._unattended and not self.surfaced and self.error is not None:
+            text = "a stream of backend %s failed, and nobody was left to be told"
+            logger.error(text, self.backend, exc_info=self.error)
         _live.discard(self)
         if self._on_closed is not None:
             self._on_closed(self)

@@ -175,9 +175,7 @@ class MessageStream:
         Raises:
             AbeError: If a settlement failed for good and no call has raised that yet.
         """
-        await self._engine.close()
-        if not self._engine.surfaced:
-            self._engine.surface()
+        await self._engine.finish()
 
     async def __aenter__(self) -> Self:
         """Connect; when it returns, the group exists."""
