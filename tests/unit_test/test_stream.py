@@ -452,6 +452,23 @@ def test_suspects_put_back_by_take_are_still_handed_out_singly(
     run(main())
 
 
+def test_take_ends_early_when_it_has_become_quiet(run: VirtualRun, broker: Broker) -> None:
+    """With ``quiet``, no further message for so long ends ``take``, but only after a first one."""
+
+    async def main() -> None:
+        async with broker.stream() as stream:
+            task = asyncio.create_task(stream.take(10, timeout=100.0, quiet=2.0))
+            for pause in (10.0, 1.5, 1.5, 5.0):
+                await asyncio.sleep(pause)
+                broker.publish(1)
+            assert [message["n"] for message in await task] == [0, 1, 2]
+            started = now()
+            assert len(await stream.take(10, timeout=1.0, quiet=2.0)) == 1
+            assert now() - started == pytest.approx(1.0)
+
+    run(main())
+
+
 def test_take_of_nothing_returns_nothing(run: VirtualRun, broker: Broker) -> None:
     """``take(0)`` acks what was handed over and waits for nothing."""
 
@@ -938,6 +955,32 @@ def test_flush_returns_when_the_broker_has_accepted(run: VirtualRun, broker: Bro
             assert [r.lease for r in broker.records] == [None, None]
 
     run(main())
+
+
+def test_flush_returns_under_steady_traffic(run: VirtualRun, broker: Broker) -> None:
+    """What is recorded while ``flush`` waits does not keep it waiting."""
+    broker.latency = 1.0
+
+    async def ack_on_and_on(messages: list[Message]) -> None:
+        for message in messages:
+            await message.ack()
+            await asyncio.sleep(0.1)
+
+    async def main() -> None:
+        broker.publish(301)
+        async with broker.stream() as stream:
+            first, *others = await stream.take(301)
+            task = asyncio.create_task(ack_on_and_on(others))
+            await asyncio.sleep(5)
+            await first.ack()
+            started = now()
+            await stream.flush()
+            assert now() - started < 3
+            assert broker.records[0].outcome == "ack"
+            await task
+
+    run(main())
+    assert len(broker.acked()) == 301
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -2125,15 +2168,16 @@ def test_closing_does_not_wait_for_ever_for_acks(
     run(main())
 
 
-def test_a_read_that_ignores_wake_is_cancelled_in_the_end(
-    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("method", ["receive", "open"])
+def test_a_receiver_that_hangs_is_cancelled_in_the_end(
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    """A receiver that breaks the contract cannot keep a stream from closing."""
+    """A read that ignores wake(), or a connection that hangs, cannot keep a stream open."""
     broker.cancellable = True
 
     async def main() -> None:
         stream = broker.stream()
-        broker.fault("receive", delay=10_000)
+        broker.fault(method, delay=10_000)
         with suppress(TimeoutError):
             await ask_with_timeout(stream, 1)
         started = now()

@@ -245,7 +245,7 @@ class StreamEngine:
             self._fail(error)
         if self._unattended and not self.surfaced and self.error is not None:
             text = "a stream of backend %s failed, and nobody was left to be told"
-            logger.error(text, self.backend, exc_info=self.error)
+            logger.error(text, self.backend, exc_info=self.error, extra={"backend": self.backend})
         _live.discard(self)
         if self._on_closed is not None:
             self._on_closed(self)

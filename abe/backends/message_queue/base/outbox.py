@@ -58,12 +58,18 @@ class Outbox:
             self._timer = None
         if self._pending and not self._sending:
             self._sender = asyncio.get_running_loop().create_task(self._run(), name="abe-settle")
+            self._sender.add_done_callback(self._go_on)
+
+    def _go_on(self, sender: asyncio.Task[None]) -> None:
+        if not sender.cancelled():
+            self.send()
 
     async def close(self, timeout: float) -> None:
         """Flush; what the broker has not accepted after ``timeout`` seconds is given up."""
         try:
             async with asyncio.timeout(timeout):
-                await self.flush()
+                while self._pending or self._sending:
+                    await self.flush()
         except TimeoutError:
             if self._sender is not None:
                 self._sender.cancel()
@@ -72,28 +78,36 @@ class Outbox:
             self._pending.clear()
 
     async def flush(self) -> None:
-        """Return once the broker has answered for everything recorded so far."""
-        self.send()
-        while self._sender is not None and self._sending:
-            await asyncio.wait([self._sender])
+        """Return once the broker has answered for everything recorded so far.
+
+        Nothing that is recorded meanwhile is waited for, or steady traffic would never let it
+        return: what is on its way is one round, what had to wait for that is the next.
+        """
+        rounds = 0
+        while rounds < 2 and (self._pending or self._sending):
             self.send()
+            sender = self._sender
+            assert sender is not None
+            await asyncio.wait([sender])
+            rounds += not sender.cancelled()
 
     @property
     def _sending(self) -> bool:
         return self._sender is not None and not self._sender.done()
 
     async def _run(self) -> None:
-        while self._pending:
-            batch = self._pending[:MAX_BATCH]
-            del self._pending[:MAX_BATCH]
-            try:
+        """Send what is recorded now, until the broker has answered for all of it."""
+        todo, self._pending = self._pending, []
+        try:
+            while todo:
+                batch = todo[:MAX_BATCH]
                 retry = await self._send(batch)
-            except BaseException:
-                self._pending[:0] = batch
-                raise
-            if retry:
-                self._pending[:0] = retry
-                await asyncio.sleep(RETRY_DELAY)
+                todo[: len(batch)] = retry
+                if retry:
+                    await asyncio.sleep(RETRY_DELAY)
+        except BaseException:
+            self._pending[:0] = todo
+            raise
 
     async def _send(self, batch: list[Settlement]) -> list[Settlement]:
         """Settle ``batch`` and return what has to be tried again."""
