@@ -2285,6 +2285,52 @@ def test_closing_interrupted_by_the_end_of_the_loop_closes_the_connection(
     assert len(broker.called("aclose")) == 2
 
 
+def test_a_replacement_interrupted_by_the_end_of_the_loop_closes_the_connection(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """So is the disconnection of a connection that was being replaced."""
+    broker.fault("aclose", delay=3.0)
+    kept: list[Any] = []
+
+    async def main() -> None:
+        broker.publish(1)
+        kept.append(broker.stream())
+        await anext(kept[0])
+        broker.cancellable = True
+        task = asyncio.create_task(kept[0].take(1))
+        await asyncio.sleep(1)
+        broker.cut()
+        await asyncio.sleep(1)
+        task.cancel()
+
+    run(main(), tidy=False)
+    assert [call.receiver for call in broker.called("aclose")].count(0) == 2
+
+
+@pytest.mark.parametrize("outage", [False, True])
+def test_a_receiver_that_hangs_while_closing_is_given_up(
+    run: VirtualRun, broker: Broker, outage: bool
+) -> None:
+    """Neither closing nor reconnecting waits for ever for a connection to end."""
+    broker.fault("aclose", delay=10_000)
+
+    async def main() -> None:
+        broker.publish(1)
+        stream = broker.stream(prefetch=1)
+        await anext(stream)
+        started = now()
+        if outage:
+            broker.cut()
+            broker.publish(1)
+            assert await anext(stream) == {"n": 1}
+            assert now() - started < 6
+        started = now()
+        await stream.aclose()
+        assert now() - started < 11
+
+    run(main())
+
+
 def test_closing_does_not_wait_for_ever_for_an_extension(run: VirtualRun, broker: Broker) -> None:
     """An extension that hangs does not keep a stream from closing."""
     broker.fault("extend", delay=10_000)

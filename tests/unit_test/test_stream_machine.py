@@ -145,7 +145,7 @@ class World:
         self.calm = False
         method = METHODS[amount % len(METHODS)]
         fault = FAULTS[amount % len(FAULTS)]
-        if method == "receive":  # which must end soon after wake()
+        if method in ("receive", "aclose"):  # the stream does not wait for these for ever
             fault = {k: min(v, 4.0) if isinstance(v, float) else v for k, v in fault.items()}
         self.broker.fault(method, **fault)
 

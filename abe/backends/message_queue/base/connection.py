@@ -21,7 +21,7 @@ TRANSIENT = (ConnectionError, TimeoutError)
 FIRST_DELAY = 0.1
 MAX_DELAY = 10.0
 CLOSE_TIMEOUT = 5.0
-"""Seconds that a broken connection may take to close."""
+"""Seconds that a receiver may take to close."""
 
 
 class Connection:
@@ -44,6 +44,7 @@ class Connection:
         self._closing = asyncio.Event()
         self._failures = 0
         """In a row; an outage is over only once a call has succeeded."""
+        self._unclosed: dict[int, Receiver] = {}
         self.receiver: Receiver | None = None
 
     async def open(self) -> Receiver:
@@ -66,8 +67,8 @@ class Connection:
             self._on_lost()
             with suppress(Exception):
                 broken.wake()
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await broken.aclose()
+            with suppress(Exception):
+                await self._dispose(broken)
             self.receiver = await self._reach(error)
 
     def confirm(self) -> None:
@@ -77,16 +78,21 @@ class Connection:
             logger.info("reconnected to backend %s", self._name, extra=self._fields)
 
     async def aclose(self) -> None:
-        """Close the receiver."""
+        """Close the receiver, and any whose closing was interrupted."""
         self._closing.set()
-        receiver, self.receiver = self.receiver, None
-        if receiver is not None:
-            try:
-                with suppress(*TRANSIENT):
-                    await receiver.aclose()
-            except asyncio.CancelledError:
-                self.receiver = receiver  # half closed: to be closed again
-                raise
+        self.receiver = None
+        for receiver in list(self._unclosed.values()):
+            with suppress(*TRANSIENT):
+                await self._dispose(receiver)
+
+    async def _dispose(self, receiver: Receiver) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await receiver.aclose()
+        except Exception:
+            self._unclosed.pop(id(receiver), None)
+            raise
+        self._unclosed.pop(id(receiver), None)
 
     def stop_waiting(self) -> None:
         """Give up after the attempt in progress instead of waiting for the broker to return."""
@@ -100,11 +106,12 @@ class Connection:
             receiver = None
             try:
                 receiver = self._factory()
+                self._unclosed[id(receiver)] = receiver
                 await receiver.open()
             except BaseException as failure:
                 if receiver is not None:
                     with suppress(Exception):
-                        await receiver.aclose()
+                        await self._dispose(receiver)
                 if not isinstance(failure, TRANSIENT):
                     raise
                 if self._closing.is_set():
