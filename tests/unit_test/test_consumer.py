@@ -1341,10 +1341,10 @@ def test_shutdown_before_run_makes_it_return_at_once(broker: Broker, run: Virtua
     async def main() -> None:
         backend = Scripted(broker)
         consumer = AsyncLoopConsumer(backend)
-        task = asyncio.create_task(consumer.run(Recorder()))
+        running = consumer.run(Recorder())
         await consumer.shutdown()
         await consumer.shutdown()
-        await task
+        await running
         assert backend.opened == []
         broker.publish()
         await settled(consumer, Recorder(), lambda: consumer.processed)

