@@ -723,6 +723,24 @@ def test_buffered_messages_not_asked_for_are_released_after_a_quarter_lease(
     run(main())
 
 
+def test_a_read_in_progress_does_not_take_released_messages_back(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """What is released for others is not taken again by the same stream's waiting read."""
+
+    async def main() -> None:
+        broker.publish(24)
+        async with broker.stream() as stream:
+            await several(stream, 20)
+            await stream.flush()
+            assert broker.leased() == [19, 20, 21, 22, 23]
+            await asyncio.sleep(LEASE)
+            assert broker.leased() == [19]
+            assert {r.deliveries for r in broker.records} == {1}
+
+    run(main())
+
+
 def test_a_message_arriving_after_a_timed_out_wait_is_released_if_not_asked_for(
     run: VirtualRun, broker: Broker
 ) -> None:
