@@ -201,7 +201,8 @@ class MessageStream:
             await self.aclose()
         except Exception:
             # The exception of the block matters more; a cancellation must not be replaced.
-            logger.exception("closing a stream of backend %s failed", self._engine.backend)
+            name = self._engine.backend
+            logger.exception("closing a stream of backend %s failed", name, extra={"backend": name})
 
     def __del__(self) -> None:
         engine: StreamEngine | None = getattr(self, "_engine", None)
