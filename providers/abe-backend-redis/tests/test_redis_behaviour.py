@@ -8,7 +8,7 @@ import socket
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -319,9 +319,14 @@ class TestBroker:
 
     def test_a_broker_that_never_answers(self, prefix: str) -> None:
         async def main() -> None:
+            served: list[asyncio.Task[Any] | None] = []
+
             async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                await reader.read()
-                writer.close()
+                served.append(asyncio.current_task())
+                with suppress(OSError):
+                    await reader.read()
+                    writer.close()
+                    await writer.wait_closed()
 
             listener = await asyncio.start_server(silent, "127.0.0.1", 0)
             url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
@@ -331,6 +336,7 @@ class TestBroker:
                 with pytest.raises(ConnectionLostError):
                     await queue.ping(0.1)
             listener.close()
+            await asyncio.wait([task for task in served if task is not None], timeout=20)
 
         run(main())
 
