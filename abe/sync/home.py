@@ -76,8 +76,8 @@ class Home:
         self.retains = backend.capabilities.redelivery == "none"
         self.closed = False
         self._at_rest: dict[Place, list[MessageStream]] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._closer: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[Any]] = set()
+        self._closer: asyncio.Task[Any] | None = None
         portal.closers.add(self.aclose)
 
     # -- streams ---------------------------------------------------------------------------
@@ -218,11 +218,14 @@ class Home:
 
     def in_background(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """Run ``coroutine``; the next `barrier` waits for it, and its error goes to the log."""
-        task = asyncio.get_running_loop().create_task(_none(coroutine))
+        if self.portal.refuses:  # all is closed, and the loop may stop any moment
+            coroutine.close()
+            return
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._leaving.add(task)
         task.add_done_callback(self._left)
 
-    def _left(self, task: asyncio.Task[None]) -> None:
+    def _left(self, task: asyncio.Task[Any]) -> None:
         self._leaving.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning(
@@ -268,7 +271,3 @@ class Home:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-
-async def _none(coroutine: Coroutine[Any, Any, object]) -> None:
-    await coroutine

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from abe.sync.portal import Portal
 
 __all__ = ["Operation"]
 
@@ -57,8 +60,13 @@ class Operation(Generic[T]):
         """Instead of `start`: the coroutine will never run."""
         self._coroutine.close()
 
-    def start(self) -> None:
+    def start(self, portal: Portal) -> None:
         """Begin; the task runs in a copy of the poster's context variables."""
+        if portal.refuses:  # the loop may stop before the first step
+            self._coroutine.close()
+            self._finished = True
+            self._notify()
+            return
         self._task = asyncio.get_running_loop().create_task(self._coroutine)
         self._task.add_done_callback(self._finish)
 
@@ -96,11 +104,13 @@ class Operation(Generic[T]):
 
         Raises:
             TimeoutError: If it was cancelled because its time was over.
-            CancelledError: Of `concurrent.futures`, if somebody else cancelled it.
+            CancelledError: Of `concurrent.futures`, if somebody else cancelled it, or it was not
+                begun because the interpreter is exiting.
         """
         __tracebackhide__ = True
         task = self._task
-        assert task is not None
+        if task is None:
+            raise concurrent.futures.CancelledError
         if task.cancelled():
             if self.expired:
                 raise TimeoutError("the call did not end in time and was cancelled")

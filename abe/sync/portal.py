@@ -51,6 +51,7 @@ class Portal:
         closers: Coroutine functions that are run, concurrently, when the interpreter exits.
         forked: Whether this is the portal of a parent process.
         exiting: Whether the interpreter is exiting and the closers have been started.
+        refuses: Whether the closers have ended, after which nothing is begun any more.
         threaded: Whether the loop runs on a thread of its own.
     """
 
@@ -63,7 +64,7 @@ class Portal:
         self._process = os.getpid()
         self.forked = False
         self.exiting = False
-        self._refuses = False
+        self.refuses = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="abe-portal", daemon=True)
         self._thread.start()
@@ -138,7 +139,7 @@ class Portal:
             return operation.outcome()
         except BaseException as error:
             self._give_up(operation)
-            if self._refuses and isinstance(error, concurrent.futures.CancelledError):
+            if self.refuses and isinstance(error, concurrent.futures.CancelledError):
                 raise self.refusal() from None
             raise
 
@@ -210,8 +211,10 @@ class Portal:
             finally:
                 alarm.cancel()
             return operation.outcome()
-        except BaseException:
+        except BaseException as error:
             self.post(operation.abandon)
+            if self.refuses and isinstance(error, concurrent.futures.CancelledError):
+                raise self.refusal() from None
             raise
 
     # -- inside ----------------------------------------------------------------------------
@@ -222,7 +225,7 @@ class Portal:
                 f"this backend was opened in process {self._process}, before a fork, and cannot "
                 f"be used in its child {os.getpid()}; call abe.connect() in the child"
             )
-        if self._refuses:
+        if self.refuses:
             raise self.refusal()
 
     def _begin(self, operation: Operation[Any]) -> None:
@@ -230,7 +233,7 @@ class Portal:
         try:
             self._check()
             operation.posted = True
-            if not self.post(operation.start):
+            if not self.post(operation.start, self):
                 raise self.refusal()
         except (RuntimeError, SystemExit):
             operation.drop()
@@ -267,7 +270,7 @@ class Portal:
             except (RuntimeError, SystemExit, TimeoutError, concurrent.futures.CancelledError):
                 pass  # closed before, or a task blocks the loop: the thread dies with the process
             break
-        self._refuses = self._closed = True
+        self.refuses = self._closed = True
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.loop.stop)
         with suppress(KeyboardInterrupt):
@@ -280,7 +283,7 @@ class Portal:
         for task in closing:
             if task.done() and not task.cancelled() and (error := task.exception()):
                 logger.warning("closing a backend at exit failed: %s", error)
-        self._refuses = True
+        self.refuses = True
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

@@ -29,6 +29,7 @@ class PyodidePortal(Portal):
         self.closers = set()
         self.forked = False
         self.exiting = False
+        self.refuses = False
 
     @property
     def is_current(self) -> bool:

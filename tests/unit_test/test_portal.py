@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from abe.errors import LoopError
+from abe.errors import BackendClosedError, LoopError
 from abe.sync.operation import Operation
 from abe.sync.portal import Portal, get_portal
 
@@ -326,14 +326,14 @@ def test_a_second_interrupt_returns_at_once_and_still_loses_nothing(portal: Port
     assert kept == ["message"]
 
 
-def test_a_result_is_kept_only_once() -> None:
+def test_a_result_is_kept_only_once(portal: Portal) -> None:
     """Also if its waiter leaves between the end of the task and the news of it."""
     kept: list[int] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         operation = Operation(double(1), kept.append, lambda: None)
-        operation.start()
+        operation.start(portal)
         await asyncio.sleep(0)  # the first of the two steps of double()
         loop.call_soon(operation.abandon)
         assert operation._task is not None
@@ -735,6 +735,24 @@ def test_threads_that_outlive_the_main_thread_go_on_working() -> None:
         """
     )
     assert out == "still here\nclosed\n"
+
+
+@pytest.mark.parametrize("bridged", [False, True])
+def test_nothing_is_begun_once_everything_is_closed(
+    portal: Portal, monkeypatch: pytest.MonkeyPatch, bridged: bool
+) -> None:
+    """The loop may stop before the first step; here the call was posted just before the end."""
+    begin = portal._begin
+
+    def begin_late(operation: Operation[Any]) -> None:
+        begin(operation)
+        portal.refuses = True
+
+    monkeypatch.setattr(portal, "_begin", begin_late)
+    portal.post(time.sleep, 0.05)  # so that the portal looks only after that
+    with pytest.raises(BackendClosedError):
+        asyncio.run(portal.bridge(double(1))) if bridged else portal.call(double(1))
+    portal.refuses = False
 
 
 def test_nothing_that_hangs_keeps_the_process() -> None:

@@ -807,3 +807,25 @@ def test_the_awaitable_view_has_exactly_the_async_sides_methods() -> None:
             assert list(inspect.signature(member).parameters.values()) == list(
                 theirs.parameters.values()
             ), name
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_stream_given_up_while_the_portal_ends_says_nothing(
+    queue: SyncBackend, moment: str
+) -> None:
+    """Its closing is cancelled before its first step, or not begun; neither leaves a coroutine."""
+    portal = queue._home.portal
+    stream = queue.consume(timeout=0.0)
+    list(stream)
+
+    async def end() -> None:
+        portal.refuses = moment == "after"
+        stream._feed.begin_close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        portal.refuses = False
+
+    portal.call(end())
+    gc.collect()
