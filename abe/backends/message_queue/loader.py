@@ -8,21 +8,24 @@ notebook runs is found by the next call.
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from abe.backends.message_queue._environment import (
+    checked_overlay,
+    overlaid,
+    presentable,
+    read_variable,
+)
 from abe.errors import (
     AbeError,
     AmbiguousBackendError,
     BackendLoadError,
-    ConfigurationError,
     UnknownBackendError,
 )
 from abe.types import MessageQueueBackendProtocol
@@ -57,18 +60,6 @@ _WARNING_OF_MEMORY = (
 _OWN_DISTRIBUTION = "abstract-backend"
 _BUILT_IN = ("memory", "sqlite")
 _FIRST_PARTY = {"redis": "abe-backend-redis", "sqs": "abe-backend-sqs"}
-_SENSITIVE = re.compile(r"^ABE_|PASS|SECRET|TOKEN|KEY|CREDENTIAL|AUTH|DSN|UR[IL]", re.IGNORECASE)
-
-# Whatever reads the environment on behalf of a backend holds this: the overlay of one thread
-# must not configure the backend of another. Re-entrant, because a from_env() may load a backend.
-_environment_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    # A child must inherit neither a lock that nobody will release nor half an overlay.
-    os.register_at_fork(
-        before=_environment_lock.acquire,
-        after_in_parent=_environment_lock.release,
-        after_in_child=_environment_lock.release,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +148,7 @@ def load_backend(
         FutureWarning: If the class is deprecated (PEP 702), with its text.
         UserWarning: If the choice was left to abe and deserves a second look.
     """
-    overlay = _checked_overlay(env)
+    overlay = checked_overlay(env)
     choice, candidate = _choose(name, overlay)
     if choice.warning is not None:
         _warn(choice.warning, UserWarning)
@@ -189,7 +180,7 @@ def choose_backend(name: str | None = None, *, env: Mapping[str, str] | None = N
         AmbiguousBackendError: If several distributions register that name.
         ConfigurationError: If ``env`` holds what cannot be an environment variable.
     """
-    return _choose(name, _checked_overlay(env))[0]
+    return _choose(name, checked_overlay(env))[0]
 
 
 def list_backends(*, check: bool = False) -> list[BackendInfo]:
@@ -314,7 +305,7 @@ def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, _Cand
     found = _scan()
     reason = "named by the caller"
     if name is None:
-        name, reason = _named_by_variable(overlay), f"named by {VARIABLE}"
+        name, reason = read_variable(VARIABLE, overlay) or None, f"named by {VARIABLE}"
     if name is not None:
         candidate = _the_one(name, found, reason)
         return Choice(candidate.info, reason), candidate
@@ -324,12 +315,6 @@ def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, _Cand
         return Choice(candidate.info, _NOTHING_ELSE, _WARNING_OF_MEMORY), candidate
     candidate = _the_one(external[0], found, f"{VARIABLE} is not set")
     return _choice_of_first(candidate, external[1:]), candidate
-
-
-def _named_by_variable(overlay: Mapping[str, str]) -> str | None:
-    with _environment_lock:
-        value = overlay[VARIABLE] if VARIABLE in overlay else os.environ.get(VARIABLE, "")
-    return value.strip() or None
 
 
 def _choice_of_first(candidate: _Candidate, others: Sequence[str]) -> Choice:
@@ -405,7 +390,7 @@ def _import_class(candidate: _Candidate) -> type[MessageQueueBackendProtocol]:
             raise _broken(candidate, "it has no from_env() class method")
         return cast("type[MessageQueueBackendProtocol]", loaded)
     # Raised here and not above: the error must not carry an unredacted __context__.
-    cause, text = _presentable(failure, {})
+    cause, text = presentable(failure, {})
     package = _module(candidate).partition(".")[0]
     if isinstance(failure, ModuleNotFoundError) and failure.name == package:
         text += (
@@ -423,7 +408,7 @@ def _instantiate(
     """Call ``from_env()`` under the overlay and check what it returns."""
     failure: Exception
     try:
-        with _environment(overlay), _one_deprecation_is_enough(backend_class):
+        with overlaid(overlay), _one_deprecation_is_enough(backend_class):
             backend = backend_class.from_env()
     except (AbeError, Warning):  # a warning is raised only if the user made warnings errors
         raise
@@ -432,7 +417,7 @@ def _instantiate(
     else:
         _require_methods(candidate, backend)
         return backend
-    cause, text = _presentable(failure, overlay)
+    cause, text = presentable(failure, overlay)
     raise _broken(candidate, f"from_env() raised {text}") from cause
 
 
@@ -479,76 +464,3 @@ def _warn(text: str, category: type[Warning] = FutureWarning) -> None:
     while frame.f_back and f"{frame.f_globals.get('__name__')}.".startswith("abe."):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, category, stacklevel=level)
-
-
-# --- The environment ------------------------------------------------------------------------------
-
-
-def _checked_overlay(env: Mapping[str, str] | None) -> dict[str, str]:
-    """Copy ``env``, refusing what the operating system would; the value is never shown."""
-    overlay: dict[Any, Any] = dict(env or {})
-    for name, value in overlay.items():
-        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            raise ConfigurationError(f"env: {name!r} cannot be the name of a variable")
-        if not isinstance(value, str):
-            raise ConfigurationError(f"env[{name!r}] must be a str, not {type(value).__name__}")
-        if "\0" in value:
-            raise ConfigurationError(f"env[{name!r}] must not contain a null character")
-    return overlay
-
-
-@contextmanager
-def _environment(overlay: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the duration, alone in the process; restore them whatever happens."""
-    with _environment_lock:
-        before: dict[str, str | None] = {}
-        try:
-            for name, value in overlay.items():
-                before[name] = os.environ.get(name)
-                os.environ[name] = value
-            yield
-        finally:
-            for name, old in before.items():
-                if old is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = old
-
-
-def _presentable(error: Exception, overlay: Mapping[str, str]) -> tuple[Exception, str]:
-    """Return ``error`` fit for chaining, and its text, without any value of the environment.
-
-    Drivers like to quote the URL that they could not parse, password included.
-    """
-    import traceback
-
-    # limit=0: no source lines, but every chained exception, note and member of a group.
-    whole = "".join(traceback.format_exception(error, limit=0))
-    hidden = _hidden_values(overlay)
-    text = _redacted(f"{type(error).__name__}: {error}".removesuffix(": "), hidden)
-    if _redacted(whole, hidden) == whole:
-        return error, text
-    stand_in = RuntimeError(f"{text} (values of environment variables are replaced by ***)")
-    return stand_in.with_traceback(error.__traceback__), text
-
-
-def _redacted(text: str, hidden: Sequence[str]) -> str:
-    for value in hidden:
-        text = text.replace(value, "***")
-    return text
-
-
-def _hidden_values(overlay: Mapping[str, str]) -> list[str]:
-    """Return what must not appear in an error, the longest first."""
-    from urllib.parse import unquote, urlsplit
-
-    values = {v for n, v in overlay.items() if n != VARIABLE}
-    with _environment_lock:
-        values |= {v for n, v in os.environ.items() if _SENSITIVE.search(n)}
-    for value in tuple(values):
-        values.add(repr(value)[1:-1])
-        with suppress(ValueError):
-            password = urlsplit(value).password
-            values |= {password, unquote(password)} if password else set()
-    # A flag or a database number is no secret, and replacing it would garble the text.
-    return sorted((v for v in values if len(v) > 3), key=len, reverse=True)
