@@ -1217,6 +1217,7 @@ def test_the_environment_configures_it_with_a_warning(
 ) -> None:
     for variable in ("NAME", "MAXSIZE", "PUBLISH_TIMEOUT", "LEASE"):
         monkeypatch.setenv(f"ABE_MEMORY_{variable}", "")
+    monkeypatch.delitem(memory._stores, "default", raising=False)
     default = MemoryBackend.from_env()
     assert (default.store_name, default._maxsize, default._publish_timeout) == (
         "default",
@@ -1241,6 +1242,15 @@ def test_the_environment_configures_it_with_a_warning(
         0.5,
     )
     assert configured.capabilities.lease == 2.0
+
+
+def test_it_warns_once_for_each_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("unit.warned", "unit.warned", "unit.warned.too", "unit.warned"):
+        monkeypatch.setenv("ABE_MEMORY_NAME", name)
+        MemoryBackend.from_env()
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class MemoryBackend(BaseBackend):
 
     @classmethod
     def from_env(cls) -> Self:
-        """Create a backend from the environment and log that it is for development.
+        """Create a backend from the environment; a new store logs that it is for development.
 
         Reads ``ABE_MEMORY_NAME`` (default ``default``), ``ABE_MEMORY_MAXSIZE`` (messages; default
         unbounded), ``ABE_MEMORY_PUBLISH_TIMEOUT`` (seconds; default 30) and ``ABE_MEMORY_LEASE``
@@ -111,7 +111,6 @@ class MemoryBackend(BaseBackend):
         Raises:
             ConfigurationError: If a variable is malformed.
         """
-        logger.warning("backend memory keeps messages in this process only: for development")
         name = os.environ.get("ABE_MEMORY_NAME") or "default"
         try:
             validate_key(name)
@@ -122,6 +121,8 @@ class MemoryBackend(BaseBackend):
         maxsize = env_number("ABE_MEMORY_MAXSIZE", math.inf, minimum=1)
         if maxsize != math.inf and not maxsize.is_integer():
             raise ConfigurationError(f"ABE_MEMORY_MAXSIZE is {maxsize}; it must be a whole number")
+        if name not in _stores:
+            logger.warning("backend memory keeps messages in this process only: for development")
         return cls(
             name,
             maxsize=None if maxsize == math.inf else int(maxsize),
