@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from abe.errors import UnsupportedError
 from abe.ipython.grammar import Option, Syntax, assignment, identifier, parse
 from abe.ipython.progress import Progress
-from abe.ipython.render import Table, cell
+from abe.ipython.render import Table, cell, limits
 from abe.ipython.results import TableList
 from abe.ipython.session import Call
 
@@ -31,7 +32,7 @@ CONTRACT = Syntax(
         Option("--out", "-o", "NAME", identifier),
     ),
 )
-_ORDER = {"fail": 0, "skip": 1, "pass": 2}
+_ORDER = {"fail": 0, "pass": 1, "skip": 2}
 _REASON = 600
 
 
@@ -53,13 +54,21 @@ class Contract(Rows):
         return self.report.ok
 
     def table(self) -> Table:
-        """Return what is shown: every case, for they are few."""
+        """Return what is shown: failures first; a note counts the skips of each reason."""
         rows = [
             (row.case, row.outcome, row.obligation, _reason(row.reason), f"{row.seconds:.2f} s")
-            for row in self
+            for row in self[: limits.rows]
         ]
         columns = ("case", "outcome", "the backend must", "reason", "took")
-        return Table(cell(self.report.summary(), 300), columns, rows, numeric={"took"})
+        reasons = Counter(_reason(row.reason) for row in self if row.outcome == "skip")
+        return Table(
+            cell(self.report.summary(), 300),
+            columns,
+            rows,
+            total=len(self),
+            notes=[f"{count} skipped: {reason}" for reason, count in reasons.most_common()],
+            numeric={"took"},
+        )
 
 
 def _reason(text: str) -> str:
