@@ -141,3 +141,6 @@ class Retry(Exception):
     def __init__(self, delay: float | None = None) -> None:
         super().__init__(delay)
         self.delay = delay
+
+    def __str__(self) -> str:
+        return "" if self.delay is None else f"again in {self.delay:g} s"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
@@ -478,6 +479,44 @@ def test_other_exceptions_back_off_up_to_a_limit_and_then_go_to_the_dead_letters
         assert isinstance(record.exc_info[1], ValueError)
         fields = ("scripted", "g", "k", "id-0")
         assert tuple(record.__dict__[f] for f in ("backend", "group", "key", "id")) == fields
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_the_traceback_begins_in_the_handler(
+    threaded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(message: Any) -> None:
+        raise ValueError("no price")
+
+    async def handler(message: Message) -> None:
+        fail(message)
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {})
+            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+            await settled(consumer, fail if threaded else handler, lambda: consumer.dead)
+
+    real(main())
+    (record,) = [r for r in caplog.records if r.name == module.__name__]
+    assert record.exc_info is not None
+    frames = [frame.name for frame in traceback.extract_tb(record.exc_info[2])]
+    assert frames == (["fail"] if threaded else ["handler", "fail"])
+
+
+def test_the_traceback_is_whole_if_the_handler_was_not_reached() -> None:
+    def handler() -> None:
+        raise AssertionError("called without a message")
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {})
+            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+            await settled(consumer, handler, lambda: consumer.dead)
+            assert isinstance(consumer.last_error, TypeError)
+            assert consumer.last_error.__traceback__ is not None
+
+    real(main())
 
 
 def test_the_reason_of_a_dead_letter_says_what_was_raised_and_where() -> None:

@@ -63,6 +63,7 @@ class TestErrors:
         assert abe.Reject().reason == ""
         assert abe.Retry(delay=3.0).delay == 3.0
         assert abe.Retry().delay is None
+        assert (str(abe.Retry(delay=0.25)), str(abe.Retry())) == ("again in 0.25 s", "")
 
 
 class TestExports:

@@ -50,6 +50,8 @@ RATE_WINDOW = 10.0
 
 Handler = Callable[[Message], Awaitable[object]]
 
+_OWN_MODULES = {__name__, DaemonThreads.__module__}
+
 _handling: ContextVar[object] = ContextVar("_handling", default=None)
 """Identifies one call of a handler to whatever runs in its context: tasks, threads."""
 
@@ -451,7 +453,7 @@ class _Run:
         """Settle a failed message; True if it is to be tried again in process."""
         consumer = self._consumer
         consumer.failed += 1
-        consumer.last_error = error
+        consumer.last_error = _from_handler(error)
         if message.outcome is not None:
             lost = message.outcome is Outcome.LOST
             self._log_failure(message, error, "lease lost" if lost else "the handler settled it")
@@ -604,6 +606,14 @@ class _Run:
             extra=fields,
             exc_info=error,
         )
+
+
+def _from_handler(error: BaseException) -> BaseException:
+    """Let the traceback of ``error`` begin in the handler, if the handler was reached."""
+    place = error.__traceback__
+    while place is not None and place.tb_frame.f_globals.get("__name__") in _OWN_MODULES:
+        place = place.tb_next
+    return error if place is None else error.with_traceback(place)
 
 
 async def _release(message: Message) -> None:
