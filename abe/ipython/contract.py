@@ -54,25 +54,42 @@ class Contract(Rows):
         return self.report.ok
 
     def table(self) -> Table:
-        """Return what is shown: failures first; a note counts the skips of each reason."""
+        """Return what is shown: failures first; notes count the skips by reason."""
         rows = [
             (row.case, row.outcome, row.obligation, _reason(row.reason), f"{row.seconds:.2f} s")
             for row in self[: limits.rows]
         ]
         columns = ("case", "outcome", "the backend must", "reason", "took")
-        reasons = Counter(_reason(row.reason) for row in self if row.outcome == "skip")
         return Table(
             cell(self.report.summary(), 300),
             columns,
             rows,
             total=len(self),
-            notes=[f"{count} skipped: {reason}" for reason, count in reasons.most_common()],
+            notes=_skips(row.reason for row in self if row.outcome == "skip"),
             numeric={"took"},
         )
 
 
 def _reason(text: str) -> str:
     return cell(" ".join(text.split()), _REASON)
+
+
+def _skips(reasons: Iterable[str]) -> list[str]:
+    """Return a line for each kind of reason: most of them differ in their last word alone."""
+    kinds: dict[str, Counter[str]] = {}
+    for reason in reasons:
+        kind, _, what = _reason(reason).rpartition(" ")
+        kinds.setdefault(kind, Counter())[what] += 1
+    return [
+        f"{found.total()} skipped: {kind} {_counted(found)}"
+        for kind, found in sorted(kinds.items(), key=lambda item: -item[1].total())
+    ]
+
+
+def _counted(found: Counter[str]) -> str:
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{what} ({count})" for what, count in found.most_common())
 
 
 def contract(call: Call) -> Any:

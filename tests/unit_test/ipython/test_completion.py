@@ -17,6 +17,7 @@ import abe
 from abe.ipython.completion import SYNTAXES
 from abe.ipython.contract import Contract
 from abe.ipython.magics import AbeMagics
+from abe.testing import ContractReport, ContractRow
 
 Run = Callable[..., Any]
 
@@ -168,14 +169,28 @@ def test_the_contract_of_a_class_in_a_cell(run: Run, q: abe.SyncBackend) -> None
     text = repr(result)
     assert text.startswith(result.report.summary())
     assert all(row.case in text for row in result)
-    undeclared = "the backend declares no capabilities"
-    count = sum(row.reason == undeclared for row in result)
-    assert f"\n{count} skipped: {undeclared}" in text
     assert "<b>" not in result._repr_html_()
     run("%config AbeMagics.rows = 1")
     (row,) = result.table().rows
     assert row[0] == result[0].case
     assert f"… and {len(result) - 1} more, not shown" in repr(result)
+
+
+def test_skips_are_counted_by_reason(run: Run) -> None:
+    rows = [
+        ContractRow(f"case_{n}", "It must.", (), "skip", reason, 0.0)
+        for n, reason in enumerate(
+            [
+                "harness has no restart_broker",
+                "the backend does not declare groups",
+                *["the backend does not declare <keys>"] * 2,
+            ]
+        )
+    ]
+    assert Contract(ContractReport("mine", tuple(rows))).table().notes == [
+        "3 skipped: the backend does not declare <keys> (2), groups (1)",
+        "1 skipped: harness has no restart_broker",
+    ]
 
 
 def test_the_contract_of_an_installed_backend(run: Run) -> None:
