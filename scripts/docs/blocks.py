@@ -11,8 +11,9 @@ On the line before a fence these say more, one a line:
 - ``<!-- needs: redis -->``: this page runs only where there is a Redis server, ``ABE_REDIS_URL``
 - ``<!-- prints -->``: this is what the block before prints; ``…`` stands for anything
 
-A block with ``title="NAME"`` is a file of that name: a ``test_….py`` is run by pytest, another
-``.py`` is imported. In a ``python`` block, ``print(x)  # -> text`` promises the output as well.
+A block with ``title="NAME"`` is a file of that name: the ``test_….py`` of a page are run by pytest
+in the end, another ``.py`` is imported. In a ``python`` block, ``print(x)  # -> text`` promises the
+output as well.
 """
 
 from __future__ import annotations
@@ -171,6 +172,7 @@ class _Page:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._tests: list[str] = []
         self._main = sys.modules["__main__"] = types.ModuleType("__main__")
         sys.path.insert(0, str(Path.cwd()))
 
@@ -195,12 +197,18 @@ class _Page:
         return printed.getvalue()
 
     def _file(self, file: Path) -> str:
-        if not file.name.startswith("test_"):
+        if file.name.startswith("test_"):
+            self._tests.append(str(file))
+        else:
             importlib.invalidate_caches()
             importlib.import_module(".".join(file.with_suffix("").parts))
-            return ""
-        options = ("-q", "-W", "error", "-p", "no:cacheprovider")
-        return _output([sys.executable, "-m", "pytest", *options, str(file)])
+        return ""
+
+    def end(self) -> None:
+        """Run the tests that the page shows, if there are any."""
+        if self._tests:
+            options = ("-q", "-W", "error", "-p", "no:cacheprovider")
+            _output([sys.executable, "-m", "pytest", *options, *self._tests])
 
     def _sh(self, block: Block) -> str:
         return _output(["bash", "-euc", block.code])
@@ -240,6 +248,7 @@ def main() -> None:
     page = _Page(root)
     for block in blocks:
         page.run(block)
+    page.end()
     print(f"{wanted}: {sum(block.runs for block in blocks)} of {len(blocks)} blocks run")
 
 

@@ -45,12 +45,14 @@ class Environment(UserDict[str, str]):
 
 def rows(page: str) -> list[Row]:
     """Return the variables of a page; several in one row have the same default and sample."""
-    found = []
+    found: list[Row] = []
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         if line.startswith("| `ABE_") and line.count(" | ") >= 2:
             names, default, *_, sample = (cell.strip() for cell in line.strip("|").split(" | "))
-            for name in re.findall(r"`(ABE_\w+)`", names):
-                found.append(Row(name, _literal(default), _literal(sample)))
+            found += [
+                Row(name, _literal(default), _literal(sample))
+                for name in re.findall(r"`(ABE_\w+)`", names)
+            ]
     return found
 
 
