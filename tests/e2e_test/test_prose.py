@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,19 @@ def test_every_block_is_run_or_excused() -> None:
     assert PAGES
     problems = [problem for block in BLOCKS if (problem := block.problem())]
     assert not problems, "\n".join(["blocks of the documentation:", *problems])
+
+
+def test_workers_that_are_not_run_have_options_that_exist() -> None:
+    """Those of units, images and the like."""
+    words = {block: " ".join(re.split(r"[\s\\\[\]\",]+", block.code)) for block in BLOCKS}
+    workers = {block: text.partition("abe run ")[2] for block, text in words.items()}
+    shown = [block for block, text in workers.items() if text and not block.runs]
+    assert {block.language for block in shown} >= {"sh", "ini", "dockerfile"}
+    command = [sys.executable, "-m", "abe", "run", "--help"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for block in shown:
+        for option in re.findall(r"(?<!\S)--[a-z-]+", workers[block]):
+            assert f"{option} " in known, f"{block}: abe run has no {option}"
 
 
 @pytest.mark.timeout(180)
