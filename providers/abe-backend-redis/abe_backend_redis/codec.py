@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from abe.backends.message_queue.base import Delivery, KeyFilter, Message, decode_payload
+from abe.errors import PayloadError
 from abe.types import ConsumerGroup
 
 __all__ = [
@@ -81,29 +82,46 @@ def deliveries(
         flat: Id, key and payload of each.
         extras: Position, attempt, headers and first id of those that are not plain.
         epoch: The group's.
+
+    Raises:
+        PayloadError: If one holds what abe does not write; the text names its id.
     """
     found: list[Delivery] = []
-    keys: dict[bytes, str] = {}
+    keys = {key: key.decode() for key in set(flat[1::3])}
     odd = {position: rest for position, *rest in zip(*[iter(extras)] * 4, strict=True)}
-    fields = iter(flat)
-    milliseconds, when = b"", 0.0
-    for id_, key, payload in zip(fields, fields, fields, strict=True):
+    millisecond, when = "", 0.0
+    ids = flat[::3]
+    for id_, key, body in zip(ids, flat[1::3], _payloads(ids, flat[2::3]), strict=True):
         entry = id_.decode()
-        name = keys.get(key)
-        if name is None:
-            name = keys[key] = key.decode()
-        body = decode_payload(payload.decode())
-        if not id_.startswith(milliseconds) or not milliseconds:
-            milliseconds, when = id_[: id_.index(b"-") + 1], published(entry)
+        if entry[:13] != millisecond:
+            millisecond, when = entry[:13], published(entry)
         if odd and len(found) in odd:
             attempt, headers, first = odd[len(found)]
             own = first.decode() or entry
-            message = Message(body, own, name, published(own), attempt, read_headers(headers))
+            message = Message(body, own, keys[key], published(own), attempt, read_headers(headers))
             found.append(Delivery(message, (consumer, entry, attempt, epoch)))
         else:
-            message = Message(body, entry, name, when)
+            message = Message(body, entry, keys[key], when)
             found.append(Delivery(message, (consumer, entry, 1, epoch)))
     return found
+
+
+def _payloads(ids: Sequence[bytes], texts: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Decode payloads together, which costs a third less than one by one."""
+    try:
+        found: list[Any] = decode_payload(f'{{"":[{b",".join(texts).decode()}]}}')[""]
+    except (PayloadError, UnicodeDecodeError):
+        found = []
+    if len(found) == len(texts) and all(type(payload) is dict for payload in found):
+        return found
+    return [_payload(id_, text) for id_, text in zip(ids, texts, strict=True)]
+
+
+def _payload(id_: bytes, text: bytes) -> dict[str, Any]:
+    try:
+        return decode_payload(text.decode())
+    except (PayloadError, UnicodeDecodeError) as error:
+        raise PayloadError(f"message {id_.decode()} was not written by abe: {error}") from error
 
 
 def published(id: str) -> float:

@@ -29,6 +29,10 @@ __all__ = ["RedisReceiver"]
 
 UNBLOCK_PAUSE = 0.02
 """Seconds between two attempts to end a blocked read, which may not have reached Redis yet."""
+READ_BYTES = 8 << 20
+"""About as many bytes of payload are read at once, so that large ones do not hold up Redis."""
+FIRST_READ = 64
+"""Most messages read at once while their size is not known."""
 
 
 class RedisReceiver(Receiver):
@@ -69,6 +73,7 @@ class RedisReceiver(Receiver):
         self._patterns = lua_patterns(keys)
         self._keep = int(keep)
         self._doubtful = doubtful
+        self._most = FIRST_READ
         self._longest = min(max(lease / 2, 0.25), 20.0)
         # The scripts read the lease from the name.
         self._name = f"{secrets.token_hex(8)}-{int(lease * 1000)}"
@@ -87,8 +92,10 @@ class RedisReceiver(Receiver):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._woken and loop.time() < deadline:
-            answer = await self._take(max_messages)
+            answer = await self._take(min(max_messages, self._most))
             if answer[0]:
+                payloads = answer[0][2::3]
+                self._most = max(1, READ_BYTES * len(payloads) // (1 + sum(map(len, payloads))))
                 return deliveries(self._name, *answer)
             _, _, _, due, log, wake = answer
             pause = min(deadline - loop.time(), self._longest)

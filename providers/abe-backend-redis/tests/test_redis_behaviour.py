@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from abe.backends.message_queue.base import KeyFilter
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.publisher import Limits
@@ -72,6 +73,24 @@ class TestStreams:
                 assert count <= 1, f"{count} commands while nothing happened"
                 await queue.publish("a", {"n": 1})
                 assert await waiting == {"n": 1}
+
+        run(main())
+
+    def test_large_messages_are_read_few_at_a_time(
+        self, server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("abe_backend_redis.receiver.READ_BYTES", 10_000)
+
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue:
+                await queue.publish_many([("a", {"text": "x" * 1_990})] * 100)
+                await queue.publish_many([("a", {})] * 100)
+                receiver = queue._receiver(None, KeyFilter())
+                await receiver.open()
+                counts = [len(await receiver.receive(200, 5.0)) for _ in range(12)]
+                # The first before sizes are known, the last when they have become small again.
+                assert counts == [64, *[4] * 9, 4, 96]
+                await receiver.aclose()
 
         run(main())
 

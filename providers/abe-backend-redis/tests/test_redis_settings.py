@@ -12,7 +12,6 @@ from redis import exceptions as driver
 from abe.backends.message_queue.base import KeyFilter
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
-from abe_backend_redis.codec import lua_patterns, stored_group
 from abe_backend_redis.failures import Secrets
 from abe_backend_redis.server import Server
 
@@ -152,13 +151,3 @@ class TestSecrets:
             assert SENTINEL not in repr(thing)
             assert SENTINEL not in str(thing)
             assert QUOTED not in repr(thing)
-
-
-class TestCodec:
-    def test_key_filters_become_lua_patterns(self) -> None:
-        patterns = lua_patterns(KeyFilter(["a.*.b-c", "größe_%.**", "x+y"]))
-        assert patterns == [r"^a%.[^.]+%.b%-c$", r"^größe%_%%%..+$", r"^x%+y$"]
-
-    def test_the_default_group_has_a_name_that_no_group_can_have(self) -> None:
-        assert stored_group(None).startswith("$")
-        assert stored_group("$default"[1:]) == "default"
