@@ -28,31 +28,11 @@ end
 
 local parked, more = false, false
 
--- The id just before another, from which XREAD reads on.
-local function before(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  if seq ~= '0' then return ms .. '-' .. string.format('%.0f', seq - 1) end
-  return string.format('%.0f', ms - 1) .. '-18446744073709551615'
-end
-
--- Fetches the payloads of entries just read: of several side by side under one key in one call, of
--- keys with just one entry all in one call.
+-- The payloads of entries just read, by id; they lie side by side under each key.
 local function fetch(spans)
-  local bodies, streams, starts = {}, {}, {}
+  local bodies = {}
   for key, span in pairs(spans) do
-    local stream = B .. 'stream:' .. key
-    if span[1] == span[2] then
-      streams[#streams + 1] = stream
-      starts[#starts + 1] = before(span[1])
-    else
-      for _, e in ipairs(call('XRANGE', stream, span[1], span[2])) do bodies[e[1]] = e[2] end
-    end
-  end
-  if #streams > 0 then
-    local n = #streams
-    for i = 1, n do streams[n + i] = starts[i] end
-    for _, found in ipairs(call('XREAD', 'COUNT', 1, 'STREAMS', unpack(streams)) or {}) do
-      local e = found[2][1]
+    for _, e in ipairs(call('XRANGE', B .. 'stream:' .. key, span[1], span[2])) do
       bodies[e[1]] = e[2]
     end
   end
