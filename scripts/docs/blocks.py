@@ -9,7 +9,8 @@ On the line before a fence these say more, one a line:
 
 - ``<!-- not run: REASON -->``: of this block only the syntax is checked
 - ``<!-- needs: redis -->``: this page runs only where there is a Redis server, ``ABE_REDIS_URL``
-- ``<!-- prints -->``: this is what the block before prints; ``…`` stands for anything
+- ``<!-- prints -->``: this is what the block before prints; ``…`` stands for anything, and a line
+  break for any white space, so that long lines can be wrapped
 
 A block with ``title="NAME"`` is a file of that name: the ``test_….py`` of a page are run by pytest
 in the end, another ``.py`` is imported. In a ``python`` block, ``print(x)  # -> text`` promises the
@@ -236,7 +237,7 @@ def _output(command: list[str]) -> str:
 
 def _fits(printed: str, promised: str) -> bool:
     lines = (line.rstrip() for line in printed.strip().splitlines())
-    pattern = re.escape(promised.strip()).replace("…", ".*?")
+    pattern = re.escape(promised.strip()).replace("…", ".*?").replace("\\\n", r"\s+")
     return re.fullmatch(pattern, "\n".join(lines), re.DOTALL) is not None
 
 

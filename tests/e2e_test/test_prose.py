@@ -160,6 +160,10 @@ def test_what_is_collected(tmp_path: Path) -> None:
     [
         ("```python\nprint(1 + 1)  # -> 3\n```\n", "x.md:1 prints\n2\n\nbut the page says\n3"),
         ("```python\n\n1 / 0\n```\n", 'x.md", line 3, in <module>\n    1 / 0'),
+        (
+            "```python\nprint('a b')\n```\n\n<!-- prints -->\n```text\na\nc\n```\n",
+            "x.md:1 prints\na b\n\nbut the page says\na\nc",
+        ),
         ("```sh\nfalse; true\n```\n", "bash ends with 1"),
         ("```ipython\n%nothing\n```\n", "%nothing` not found"),
         ("```python\nimport warnings\nwarnings.warn('old')\n```\n", "UserWarning: old"),
