@@ -1,0 +1,10 @@
+// What the theme leaves out for keyboards and screen readers. `document$` emits every page shown.
+document$.subscribe(() => {
+  for (const region of document.querySelectorAll("pre > code, .nb-output pre, .md-typeset__scrollwrap")) {
+    if (region.scrollWidth > region.clientWidth) region.tabIndex = 0;
+  }
+  document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
+  for (const nav of document.querySelectorAll("nav.md-nav[aria-level]")) {
+    nav.setAttribute("role", "group");
+  }
+});
