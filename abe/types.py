@@ -53,7 +53,7 @@ JSONList: TypeAlias = "list[JSONValue]"
 """A JSON array."""
 
 MessageQueueKey: TypeAlias = str
-"""Routing key: dot-separated segments, e.g. ``orders.eu.created``.
+"""Routing key: dot-separated segments, e.g. ``orders.eu.created``, as in AMQP's topic exchanges.
 
 1 to 200 bytes of UTF-8, no control characters, white space or any of ``* ? [ ] # >``, no empty
 segment, no leading ``$``.
@@ -65,10 +65,15 @@ MessageQueueMessage: TypeAlias = dict[str, Any]
 MessageQueueBackendConfig: TypeAlias = Mapping[str, str]
 """Environment variables that configure a backend, as given to ``load_backend(env=…)``."""
 ConsumerGroup: TypeAlias = str | None
-"""Name of a consumer group; ``None`` is the backend's default group, a group like any other."""
+"""Name of a consumer group; ``None`` is the backend's default group, a group like any other.
+
+Groups are those of Kafka and Redis Streams; a name follows the rules of keys.
+"""
 
 QueueKey: TypeAlias = MessageQueueKey
+"""Short for `MessageQueueKey`."""
 QueuePayload: TypeAlias = MessageQueuePayload
+"""Short for `MessageQueuePayload`."""
 WebhookEventPayload: TypeAlias = dict[str, Any]
 """A JSON object received over HTTP and published as it is."""
 
@@ -111,7 +116,9 @@ class MessageQueueBackendProtocol(Protocol):
     async def publish(self, key: MessageQueueKey, payload: MessageQueuePayload) -> None:
         """Publish one message; returns once the broker has accepted it.
 
-        The caller may change ``payload`` afterwards.
+        Args:
+            key: Its routing key.
+            payload: A JSON object; the caller may change it afterwards.
 
         Raises:
             InvalidKeyError: If ``key`` is malformed.
@@ -124,6 +131,9 @@ class MessageQueueBackendProtocol(Protocol):
         """Iterate over the messages of ``group``, waiting for new ones; it never ends by itself.
 
         Each group sees every message; within a group each message goes to one consumer.
+
+        Args:
+            group: The consumer group.
         """
         ...
 
@@ -166,7 +176,12 @@ class QueueStats:
     def total(self, number: str, *, group: ConsumerGroup = None) -> int:
         """Sum of one number (``"ready"``, ``"dead"`` …) over the keys of ``group``.
 
-        Keys for which the broker cannot say count as 0.
+        Args:
+            number: Name of a number of `KeyStats`.
+            group: The group.
+
+        Returns:
+            The sum; keys for which the broker cannot say count as 0.
         """
         return sum(getattr(e, number) or 0 for e in self.entries if e.group == group)
 

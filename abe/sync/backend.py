@@ -331,18 +331,39 @@ class SyncBackend:
     def peek(
         self, keys: Keys = None, *, group: ConsumerGroup = None, limit: int = 10
     ) -> list[SyncMessage]:
-        """Return up to ``limit`` messages that ``group`` could take now, taking none."""
+        """Return up to ``limit`` messages that ``group`` could take now, taking none.
+
+        Args:
+            keys: Only keys that match one of these.
+            group: The consumer group.
+            limit: Most messages.
+
+        Raises:
+            UnsupportedError: If the backend cannot.
+        """
         __tracebackhide__ = True
         found = self._look(self._home.backend.peek, keys, group=group, limit=limit)
         return [SyncMessage(message) for message in found]
 
     def stats(self) -> QueueStats:
-        """Return the backlog of every key and group."""
+        """Return the backlog of every key and group.
+
+        Raises:
+            UnsupportedError: If the backend cannot.
+        """
         __tracebackhide__ = True
         return self._look(self._home.backend.stats)
 
     def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[SyncMessage]:
-        """Return up to ``limit`` dead letters of ``group``, oldest first, taking none."""
+        """Return up to ``limit`` dead letters of ``group``, oldest first, taking none.
+
+        Args:
+            group: The consumer group.
+            limit: Most messages.
+
+        Raises:
+            UnsupportedError: If the backend keeps none.
+        """
         __tracebackhide__ = True
         found = self._look(self._home.backend.dead_letters, group=group, limit=limit)
         return [SyncMessage(message) for message in found]
@@ -363,22 +384,42 @@ class SyncBackend:
 
         Returns:
             How many were put back.
+
+        Raises:
+            UnsupportedError: If the backend keeps none.
         """
         __tracebackhide__ = True
         return self._look(self._home.backend.replay, group=group, ids=ids, limit=limit)
 
     def groups(self) -> list[ConsumerGroup]:
-        """Return the groups that exist; ``None`` stands for the default group."""
+        """Return the groups that exist; ``None`` stands for the default group.
+
+        Raises:
+            UnsupportedError: If the backend cannot list them.
+        """
         __tracebackhide__ = True
         return self._look(self._home.backend.groups)
 
     def delete_group(self, name: ConsumerGroup) -> None:
-        """Forget a group, its backlog and its dead letters."""
+        """Forget a group, its backlog and its dead letters.
+
+        Raises:
+            UnsupportedError: If the backend cannot.
+            ConfigurationError: If there is no such group.
+        """
         __tracebackhide__ = True
         self._look(self._home.backend.delete_group, name)
 
     def purge(self, keys: Keys = None, *, group: ConsumerGroup = None) -> int:
-        """Drop what waits for ``group``, not what is in flight, and return how many."""
+        """Drop what waits for ``group``, not what is in flight, and return how many.
+
+        Args:
+            keys: Only keys that match one of these.
+            group: The consumer group.
+
+        Raises:
+            UnsupportedError: If the backend cannot.
+        """
         __tracebackhide__ = True
         return self._look(self._home.backend.purge, keys, group=group)
 

@@ -83,6 +83,14 @@ class AsyncBackend:
         self.name = backend_name(backend)
         self._closed = False
 
+    @classmethod
+    def from_env(cls) -> Self:
+        """Open the backend that the environment selects, as `aconnect` does without a name.
+
+        So this is a backend too, wherever one is asked for.
+        """
+        return cls(load_backend())
+
     @property
     def capabilities(self) -> Capabilities:
         """What the backend declares; a plain backend declares nothing."""
@@ -198,6 +206,11 @@ class AsyncBackend:
     ) -> list[Message]:
         """Return up to ``limit`` messages that ``group`` could take now, taking none.
 
+        Args:
+            keys: Only keys that match one of these.
+            group: The consumer group.
+            limit: Most messages.
+
         Raises:
             UnsupportedError: If the backend cannot.
         """
@@ -220,6 +233,10 @@ class AsyncBackend:
     async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
         """Return up to ``limit`` dead letters of ``group``, oldest first, taking none.
 
+        Args:
+            group: The consumer group.
+            limit: Most messages.
+
         Raises:
             UnsupportedError: If the backend keeps none.
         """
@@ -236,6 +253,11 @@ class AsyncBackend:
         limit: int | None = None,
     ) -> int:
         """Put dead letters back for ``group`` alone, counted as never delivered.
+
+        Args:
+            group: The group whose dead letters are replayed.
+            ids: Only the messages with these ids; ``None`` for all.
+            limit: At most this many, oldest first.
 
         Returns:
             How many were put back.
@@ -273,6 +295,10 @@ class AsyncBackend:
         self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
     ) -> int:
         """Drop what waits for ``group``, not what is in flight, and return how many.
+
+        Args:
+            keys: Only keys that match one of these.
+            group: The consumer group.
 
         Raises:
             UnsupportedError: If the backend cannot.

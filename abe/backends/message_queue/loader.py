@@ -175,6 +175,13 @@ def load_backend_class(name: str) -> type[MessageQueueBackendProtocol]:
 def choose_backend(name: str | None = None, *, env: Mapping[str, str] | None = None) -> Choice:
     """Tell which backend `load_backend` would take with these arguments, importing nothing.
 
+    Args:
+        name: Name of an installed backend.
+        env: Environment variables that overlay the process's.
+
+    Returns:
+        The backend and why it would be taken.
+
     Raises:
         UnknownBackendError: If no backend of that name is installed.
         AmbiguousBackendError: If several distributions register that name.

@@ -33,7 +33,8 @@ class Capabilities:
         reject: A message can be sent to the dead letters.
         attempts: ``message.attempt`` is ``"exact"``, an ``"upper"`` bound (releases count too), or
             always 1 (``"none"``).
-        lease: Seconds the broker waits for a settlement before it redelivers; ``None`` = forever.
+        lease: Seconds the broker waits for a settlement before it redelivers (SQS' visibility
+            timeout, the idle time of Redis Streams); ``None`` = forever.
         delay: Longest ``publish(delay=…)`` in seconds, 0 = none. Delays are lower bounds.
         nack_delay: Longest ``nack(delay=…)`` in seconds, 0 = none.
         headers: ``publish(headers=…)``.

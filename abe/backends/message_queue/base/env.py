@@ -13,6 +13,11 @@ __all__ = ["env_number"]
 def env_number(variable: str, default: float, *, minimum: float = 0.0) -> float:
     """Return the number in ``variable``, or ``default`` if it is unset or empty.
 
+    Args:
+        variable: Name of the environment variable.
+        default: Returned as it is, whatever ``minimum`` says.
+        minimum: The least number allowed.
+
     Raises:
         ConfigurationError: If it is not a finite number of at least ``minimum``.
     """

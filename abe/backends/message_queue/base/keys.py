@@ -71,6 +71,8 @@ def _problem(text: str) -> str:
 class KeyFilter:
     """A compiled set of key patterns; ``*`` is one segment, a final ``**`` one or more.
 
+    ``*`` is that of AMQP's topic exchanges, a final ``**`` what NATS writes as ``>``.
+
     Args:
         keys: One pattern, several, or ``None`` to match every key.
 

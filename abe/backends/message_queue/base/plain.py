@@ -46,6 +46,13 @@ def open_stream(
     Over a plain backend, messages are taken one at a time: the backend's iterator is resumed when
     the caller asks for more, whatever settlement that means to it.
 
+    Args:
+        backend: Any backend.
+        group: The consumer group.
+        keys: Only keys that match one of these.
+        prefetch: Most messages to receive ahead of the caller; ``None`` adapts to its speed. A
+            plain backend is always read one at a time.
+
     Raises:
         UnsupportedError: If ``keys`` is given and the backend cannot filter.
     """
