@@ -8,7 +8,7 @@ Data (``json``, ``toml``, ``yaml``, ``ini``) is parsed, ``text`` and ``mermaid``
 On the line before a fence these say more, one a line:
 
 - ``<!-- not run: REASON -->``: of this block only the syntax is checked
-- ``<!-- needs: redis -->``: this page runs only where there is a Redis server, ``ABE_REDIS_URL``
+- ``<!-- needs: redis -->``: it is run where there is a Redis server, ``ABE_REDIS_URL``
 - ``<!-- prints -->``: this is what the block before prints; ``…`` stands for anything, and a line
   break for any white space, so that long lines can be wrapped
 
@@ -24,6 +24,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -63,7 +64,7 @@ class Block:
         code: What the block contains, without its indentation.
         title: Name of the file that it is, if it is one.
         excuse: Why it is not run, if it is not to be.
-        need: A server that its page needs.
+        need: A server without which it cannot be run.
         output: What it prints, ``None`` if the page does not say.
     """
 
@@ -182,7 +183,7 @@ class _Page:
         if block.title is not None:
             Path(block.title).parent.mkdir(parents=True, exist_ok=True)
             Path(block.title).write_text(block.code, encoding="utf-8")
-        if not block.runs:
+        if not block.runs or (block.need == "redis" and "ABE_REDIS_URL" not in os.environ):
             return
         printed = getattr(self, f"_{block.language}")(block)
         if block.output is not None and not _fits(printed, block.output):
