@@ -67,6 +67,7 @@ async def asynchronous() -> None:
             assert_type(message, abe.Message)
             assert_type(message.attempt, int)
             assert_type(await message.ack(), bool)
+        await abe.AsyncLoopConsumer(q, group="billing").run(bill)
 
 
 def synchronous() -> None:

@@ -165,6 +165,28 @@ def test_by_name_with_variables_of_its_own() -> None:
     asyncio.run(main())
 
 
+def test_what_it_opens_is_a_backend_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it fits wherever the protocol is asked for, a consumer included."""
+    monkeypatch.setenv("QUEUE_BACKEND", "memory")
+    monkeypatch.setenv("ABE_MEMORY_NAME", "client.itself")
+
+    async def main() -> None:
+        backend: MessageQueueBackendProtocol = AsyncBackend.from_env()
+        assert isinstance(backend, MessageQueueBackendProtocol)
+        async with aconnect() as q:
+            await backend.publish("k", {"n": 1})
+            consumer = abe.AsyncLoopConsumer(q)
+
+            async def handle(message: Message) -> None:
+                assert message == {"n": 1}
+                await consumer.shutdown()
+
+            await consumer.run(handle)
+            assert consumer.processed == 1
+
+    asyncio.run(main())
+
+
 def test_none_chooses_as_load_backend_does(
     monkeypatch: pytest.MonkeyPatch, no_providers: None
 ) -> None:

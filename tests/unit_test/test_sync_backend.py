@@ -761,7 +761,11 @@ ONLY_SYNC = {
     "close": "aclose there",
     "closed": "",
 }
-ONLY_ASYNC = {"aclose": "close here", "backend": "it is not for use outside its loop"}
+ONLY_ASYNC = {
+    "aclose": "close here",
+    "backend": "it is not for use outside its loop",
+    "from_env": "what blocks is no backend",
+}
 EXTRA = {"publish_many": {"progress"}, "consume": {"limit", "timeout"}}
 MISSING = {"consume": {"prefetch"}}
 
@@ -800,7 +804,7 @@ def test_the_synchronous_side_has_the_async_sides_methods() -> None:
 def test_the_awaitable_view_has_exactly_the_async_sides_methods() -> None:
     """So code can be moved between ``aconnect`` and ``aio``."""
     view, asynchronous = public(AsyncView), public(AsyncBackend)
-    assert set(view) == set(asynchronous) | {"name"}
+    assert set(view) == set(asynchronous) - {"from_env"} | {"name"}
     for name, member in view.items():
         if inspect.isfunction(member):
             theirs = inspect.signature(asynchronous[name])
