@@ -56,10 +56,10 @@ class Contract(Rows):
     def table(self) -> Table:
         """Return what is shown: failures first; notes count the skips by reason."""
         rows = [
-            (row.case, row.outcome, row.obligation, _reason(row.reason), f"{row.seconds:.2f} s")
+            (row.case, row.outcome, f"{row.seconds:.2f} s", _details(row))
             for row in self[: limits.rows]
         ]
-        columns = ("case", "outcome", "the backend must", "reason", "took")
+        columns = ("case", "outcome", "took", "details")
         return Table(
             cell(self.report.summary(), 300),
             columns,
@@ -68,6 +68,14 @@ class Contract(Rows):
             notes=_skips(row.reason for row in self if row.outcome == "skip"),
             numeric={"took"},
         )
+
+
+def _details(row: ContractRow) -> str:
+    """Return what the backend must do, and what it did instead; or why that does not apply."""
+    reason = _reason(row.reason)
+    if row.outcome == "fail":
+        return f"{row.obligation} Failed: {reason}"
+    return reason or row.obligation
 
 
 def _reason(text: str) -> str:

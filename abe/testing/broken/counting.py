@@ -87,7 +87,7 @@ class CountsUnclaimed(Modest):
     "leaving_is_not_counted",
     "close_gives_back_what_was_ahead",
     "cancelled_run_loses_nothing",
-    says="releases and no failure",
+    says="nothing failed; releases",
 )
 class ReleaseCounts(ReferenceBackend):
     """A release counts as an attempt, though attempts are declared exact."""
