@@ -79,7 +79,7 @@ def _details(row: ContractRow) -> str:
 
 
 def _reason(text: str) -> str:
-    return cell(" ".join(text.split()), _REASON)
+    return cell("; ".join(line.strip() for line in text.splitlines() if line.strip()), _REASON)
 
 
 def _skips(reasons: Iterable[str]) -> list[str]:
