@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -30,6 +31,20 @@ def test_it_is_committed_without_outputs(path: Path) -> None:
         assert not cell.get("outputs")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_says_what_is_next_and_links_to_what_there_is(path: Path) -> None:
+    texts = [
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+    ]
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", "\n".join(texts))
+    missing = [link for link in links if not (path.parent / link).is_file()]
+    assert missing == []
+    assert texts[-1].startswith("## What next\n")
+    assert re.search(r"\]\((?:\w+\.ipynb|\.\./docs/)", texts[-1])
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, jupyter: Path, tmp_path: Path) -> None:
@@ -41,6 +56,7 @@ def test_it_runs(path: Path, jupyter: Path, tmp_path: Path) -> None:
         resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute()
+    assert list(tmp_path.iterdir()) == []
     shown = [
         output
         for cell in notebook.cells
