@@ -83,7 +83,7 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(venv_backend=BACKEND)
 def wheel(session: nox.Session) -> None:
-    """Contents of sdist and wheel, and the wheel alone; of the core, or of a folder given."""
+    """Sdists and wheels of the core and the providers, or of a folder given, and their use."""
     prepare(session, "dev")
     run_script(session, "verify.sh", *session.posargs)
 

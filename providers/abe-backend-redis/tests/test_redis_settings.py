@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 from redis import exceptions as driver
 
+import abe
 from abe.backends.message_queue.base import KeyFilter
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.failures import Secrets
 from abe_backend_redis.server import Server
+from abe_backend_redis.testing import RedisServer, broker
 
 SENTINEL = "s3cr3t/pä$$:word"
 QUOTED = "s3cr3t%2Fp%C3%A4%24%24%3Aword"
@@ -99,6 +102,18 @@ def test_malformed_variables_are_named(
     monkeypatch.setenv(f"ABE_REDIS_{variable}", value)
     with pytest.raises(ConfigurationError, match="ABE_REDIS_(TLS|" + variable + ")"):
         RedisBackend.from_env()
+
+
+def test_the_environment_of_a_broker_for_tests_leads_there(server: RedisServer) -> None:
+    async def main() -> None:
+        with broker() as env:
+            backend = abe.load_backend("redis", env=env)
+            assert isinstance(backend, RedisBackend)
+            async with backend:
+                assert env["ABE_REDIS_URL"].removeprefix("redis://") in repr(backend)
+                await backend.ping()
+
+    asyncio.run(main())
 
 
 def test_dropping_unsettled_messages_warns(
