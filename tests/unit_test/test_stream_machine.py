@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from abe.backends.message_queue.base import Message, MessageStream, Settlement, engine
+from abe.backends.message_queue.base.pace import MAX_PREFETCH
 from abe.errors import ConnectionLostError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Consumer:
     def __init__(self, stream: MessageStream, prefetch: int | None) -> None:
         self.stream: MessageStream | None = stream
         self.engine = stream._engine
-        self.most = prefetch or engine.MAX_PREFETCH
+        self.most = prefetch or MAX_PREFETCH
         self.asking: asyncio.Task[list[Message]] | None = None
         self.closing: asyncio.Task[None] | None = None
         self.hand: list[Message] = []

@@ -194,7 +194,7 @@ class _StopReleasesAll(MessageStream):
     __slots__ = ()
 
     def stop(self) -> None:
-        for delivery in list(self._engine._held):
+        for delivery in list(self._engine._leases.held):
             self._engine.settle(delivery, Outcome.RELEASE)
         super().stop()
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
 from abe.backends.message_queue.base.connection import TRANSIENT, Connection
+from abe.backends.message_queue.base.leases import Leases
+from abe.backends.message_queue.base.log import log_message
 from abe.backends.message_queue.base.message import Message, Outcome
 from abe.backends.message_queue.base.outbox import Outbox
+from abe.backends.message_queue.base.pace import MAX_PREFETCH, Pace
 from abe.backends.message_queue.base.receiver import Delivery, EndOfStream, Receiver, Settlement
 from abe.errors import ConfigurationError, LoopError
 from abe.types import ConsumerGroup
@@ -25,12 +28,8 @@ __all__ = ["StreamEngine"]
 
 logger = logging.getLogger(__name__)
 
-MAX_PREFETCH = 1024
-MAX_RECEIVE = 512
-"""Half of that, so that a refill and the acks it brings make full batches."""
+ACK = Outcome.ACK
 RECEIVE_TIMEOUT = 20.0
-DEFAULT_LEASE = 30.0
-"""Seconds assumed for "a quarter lease of work" where the broker has no lease."""
 SUSPECT_ATTEMPT = 3
 """From this attempt on a message may be what kills its consumers, and is received singly."""
 CLOSE_TIMEOUT = 10.0
@@ -78,18 +77,21 @@ class StreamEngine:
         self.hand: list[Delivery] = []
         """Yielded last: acked when the caller asks for more."""
         self.buffer: deque[Delivery] = deque()
-        self.careful = False
-        """A suspect is buffered, so messages leave the buffer the slow way."""
-        self.low = 0
-        self.yielded = 0
+        self.pace = Pace(prefetch)
         self.error: Exception | None = None
         self.surfaced = False
         self.stopping = False
         self._connection = Connection(factory, backend, self._drop_buffer)
         self._outbox = Outbox(self._connection, self._lost_in_settle, self._fail)
-        self._held: dict[Delivery, None] = {}
-        self._max_prefetch = prefetch
-        self._max_hold = max_hold
+        self._leases = Leases(
+            self._connection,
+            max_hold,
+            on_tick=self._shed,
+            on_end=partial(self._warn, f"held for {max_hold:g} s: its lease is no longer extended"),
+            on_lost=self._lost,
+            on_failure=self._fail,
+        )
+        self._held = self._leases.held
         self._on_opened = on_opened
         self._on_closed = on_closed
         self._demand = asyncio.Event()
@@ -100,13 +102,6 @@ class StreamEngine:
         self._closing = asyncio.Event()
         self._impatience: asyncio.TimerHandle | None = None
         self._unattended = False
-        self._limit = 1
-        self._idle = True
-        self._mark = (0, 0.0)
-        self._waited = 0.0
-        self._tick: asyncio.TimerHandle | None = None
-        self._ticks: deque[int] = deque(maxlen=4)
-        self._extension: asyncio.Task[None] | None = None
 
     # -- life ------------------------------------------------------------------------------
 
@@ -234,14 +229,10 @@ class StreamEngine:
         await self._outbox.close(CLOSE_TIMEOUT)
         for delivery in list(self._held):
             self._forget(delivery)
-        if self._tick is not None:
-            self._tick.cancel()
-        if self._extension is not None:
-            self._extension.cancel()
-            await asyncio.wait([self._extension])
+        await self._leases.close()
         try:
             await self._connection.aclose()
-        except Exception as error:
+        except Exception as error:  # whatever the provider raises: somebody has to be told
             self._fail(error)
         if self._unattended and not self.surfaced and self.error is not None:
             text = "a stream of backend %s failed, and nobody was left to be told"
@@ -262,7 +253,7 @@ class StreamEngine:
                 await self._receive()
         except EndOfStream:
             self.stopping = True
-        except Exception as error:
+        except Exception as error:  # whatever the provider raises: the caller has to be told
             # Once stopped, nobody waits for the broker to return.
             if not (self.stopping and isinstance(error, TRANSIENT)):
                 self._fail(error)
@@ -275,7 +266,7 @@ class StreamEngine:
         receiver = await self._connection.open()
         if self.stopping:
             return  # a receiver opened since then has not been told to wake
-        room = self._room()
+        room = self.pace.room(len(self.buffer), self._wanted)
         if room == 0:
             self._demand.clear()
             await self._demand.wait()
@@ -294,62 +285,51 @@ class StreamEngine:
         if self._connection.receiver is not None:
             self._connection.receiver.wake()
 
-    def _room(self) -> int:
-        """How many messages to ask for now: what the caller waits for, or a refill ahead."""
-        buffered = len(self.buffer)
-        ahead = 0
-        if self._limit > 1 and not self._idle and buffered * 2 <= self._limit:
-            ahead = self._limit - buffered
-        return min(max(self._wanted - buffered, ahead), MAX_RECEIVE)
-
     def _arrived(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
             return
         assert self.loop is not None
         now = self.loop.time()
-        lease = self.lease
-        suspect = False
+        deadline = now + self._leases.seconds
         for delivery in deliveries:
             delivery.engine = self
             delivery.since = now
-            delivery.deadline = now + lease
-            delivery.message._delivery = delivery
+            delivery.deadline = deadline
+            message = delivery.message
+            message._delivery = delivery
             self._held[delivery] = None
-            suspect = suspect or delivery.message.attempt >= SUSPECT_ATTEMPT
+            if message.attempt >= SUSPECT_ATTEMPT:
+                self.pace.careful = True
         self.buffer.extend(deliveries)
         if self.stopping:
             self._release_buffered(self.buffer)
-        self.careful = self.careful or suspect
-        if suspect:
-            self._limit, self.low = 1, 0
-        if self._tick is None:
-            self._ticks.clear()
-            self._tick = self.loop.call_later(lease / 16, self._on_tick)
+        if not self._leases.ticking:
+            self.pace.begin()
+            self._leases.begin()
         self._wake_caller()
-
-    @property
-    def lease(self) -> float:
-        """Seconds of lease, or what stands in for it where the broker has none."""
-        receiver = self._connection.receiver
-        return (receiver.lease if receiver is not None else None) or DEFAULT_LEASE
 
     # -- handing over ----------------------------------------------------------------------
 
     def resume(self) -> None:
         """The caller asks for more: what it was given before is done."""
         for delivery in self.hand:
-            if not delivery.detached and delivery.message._delivery is not None:
-                self.settle(delivery, Outcome.ACK)
+            message = delivery.message
+            if message._delivery is not None and not delivery.detached:
+                # What `settle` does, without its checks: this runs for every message.
+                message._delivery = None
+                message._outcome = ACK
+                del self._held[delivery]
+                self._outbox.ack(delivery)
         self.hand.clear()
 
     def pop(self) -> Delivery:
         """Hand over the next buffered message; the buffer must not be empty."""
         delivery = self.buffer.popleft()
-        if len(self.buffer) == self.low:
+        if len(self.buffer) == self.pace.low:
             self._adapt()
             self._demand.set()
-        self.yielded += 1
-        if self.careful:
+        self.pace.yielded += 1
+        if self.pace.careful:
             self._isolate(delivery)
         return delivery
 
@@ -367,7 +347,7 @@ class StreamEngine:
             Exception: What ended the stream, if it failed for good.
         """
         self.start()
-        self._idle = False
+        self.pace.asked()
         while not self.buffer:
             if not self.closing:  # else it is for who closes
                 await self._raise_error()
@@ -396,7 +376,7 @@ class StreamEngine:
         finally:
             self._waiter = None
             self._wanted = 0
-            self._waited += self.loop.time() - started
+            self.pace.waited(self.loop.time() - started)
             if timer is not None:
                 timer.cancel()
 
@@ -417,7 +397,8 @@ class StreamEngine:
             return
         for delivery in reversed(deliveries):
             self.buffer.appendleft(delivery)
-            self.careful = self.careful or delivery.message.attempt >= SUSPECT_ATTEMPT
+            if delivery.message.attempt >= SUSPECT_ATTEMPT:
+                self.pace.careful = True
         self._wake_caller()
 
     def _wake_caller(self) -> None:
@@ -428,26 +409,31 @@ class StreamEngine:
         """Hold nothing beside a message that may kill this process and so cost it attempts."""
         if delivery.message.attempt < SUSPECT_ATTEMPT:
             return
-        self._limit, self.low = 1, 0
+        self.pace.slow_down()
         if self.capabilities.release:
             self._end_receive()
             self._release_buffered(self.buffer)
-        self.careful = bool(self.buffer)
+        self.pace.careful = bool(self.buffer)
 
     def _adapt(self) -> None:
-        """Set how far to receive ahead from how fast the caller has been, waiting left out."""
         assert self.loop is not None
-        count, since = self._mark
-        now = self.loop.time()
-        consumed = self.yielded - count
-        busy = now - since - self._waited
-        if consumed and since:
-            cost = max(busy / consumed, 1e-9)
-            room = min(self._limit * 2, self._max_prefetch, int(self.lease / 4 / cost))
-            self._limit = 1 if self.careful else max(1, room)
-            self.low = self._limit // 2
-        self._mark = (self.yielded, now)
-        self._waited = 0.0
+        self.pace.adapt(self.loop.time(), self._leases.seconds)
+
+    def _shed(self) -> None:
+        """Release buffered messages that the caller will not ask for soon."""
+        if not self.capabilities.release:
+            return
+        assert self.loop is not None
+        keep = self.pace.tick(
+            len(self.buffer),
+            self.loop.time(),
+            self._leases.seconds,
+            waiting=self._waiter is not None,
+        )
+        if keep < len(self.buffer):
+            if not keep:
+                self._end_receive()
+            self._release_buffered(list(self.buffer)[keep:])
 
     # -- settling --------------------------------------------------------------------------
 
@@ -456,8 +442,11 @@ class StreamEngine:
     ) -> bool:
         """Record how ``delivery`` ended; returns True, since it was not settled before."""
         self._check_loop()
-        if outcome is not Outcome.ACK:
-            self._check_supported(outcome, delay)
+        if outcome is ACK:
+            self._forget(delivery, ACK)
+            self._outbox.ack(delivery)
+            return True
+        self._check_supported(outcome, delay)
         self._forget(delivery, outcome)
         self._outbox.add(Settlement(delivery, outcome, delay, reason))
         if self.capabilities.ordering == "key" and outcome in (Outcome.NACK, Outcome.RELEASE):
@@ -527,110 +516,21 @@ class StreamEngine:
         if settlement.outcome is not Outcome.RELEASE:
             self._report_lost(settlement.delivery)
 
+    def _lost(self, delivery: Delivery) -> None:
+        self._forget(delivery)
+        with suppress(ValueError):
+            self.buffer.remove(delivery)
+        self._report_lost(delivery)
+
     def _report_lost(self, delivery: Delivery) -> None:
+        delivery.message._outcome = Outcome.LOST
+        self._warn("lease lost: the message is, or will be, delivered again", delivery)
+
+    def _warn(self, text: str, delivery: Delivery) -> None:
         message = delivery.message
-        message._outcome = Outcome.LOST
-        self._log(
-            logging.WARNING,
-            "lease lost: the message is, or will be, delivered again",
-            message,
-        )
+        log_message(logger, logging.WARNING, text, message, backend=self.backend, group=self.group)
 
     def _fail(self, error: Exception) -> None:
         if self.error is None:
             self.error = error
         self.stop()
-
-    # -- leases ----------------------------------------------------------------------------
-
-    def _on_tick(self) -> None:
-        self._tick = None
-        if not self._held or self.loop is None or self not in _live:
-            return
-        self._shed()
-        self._extend()
-        self._tick = self.loop.call_later(self.lease / 16, self._on_tick)
-
-    def _shed(self) -> None:
-        """Release buffered messages beyond what the caller will ask for in a quarter lease."""
-        self._ticks.append(self.yielded)
-        if not self.capabilities.release or len(self._ticks) < 4:
-            return
-        recent = self.yielded - self._ticks[0]
-        if recent == 0 and self.buffer and self._waiter is None:
-            self._idle = True
-            self._limit, self.low = 1, 0
-            self._end_receive()
-            self._release_buffered(self.buffer)
-        elif len(self.buffer) > 3 * recent + 1:
-            self._adapt()
-            self._limit = max(1, recent)
-            self.low = self._limit // 2
-            self._release_buffered(list(self.buffer)[self._limit :])
-
-    def _extend(self) -> None:
-        receiver = self._connection.receiver
-        if receiver is None or receiver.lease is None:
-            return
-        if self._extension is not None and not self._extension.done():
-            return
-        assert self.loop is not None
-        now = self.loop.time()
-        due = []
-        for delivery in self._held:
-            if delivery.deadline - now > receiver.lease * 0.6:
-                continue
-            if now - delivery.since < self._max_hold:
-                due.append(delivery)
-            else:
-                delivery.deadline = math.inf
-                text = f"held for {self._max_hold:g} s: its lease is no longer extended"
-                self._log(logging.WARNING, text, delivery.message)
-        if due:
-            self._extension = self.loop.create_task(self._send_extension(receiver, due))
-
-    async def _send_extension(self, receiver: Receiver, due: list[Delivery]) -> None:
-        try:
-            await self._extend_now(receiver, due)
-        except TRANSIENT as error:
-            await self._recover(receiver, error)
-        except Exception as error:
-            self._fail(error)
-
-    async def _extend_now(self, receiver: Receiver, due: list[Delivery]) -> None:
-        assert self.loop is not None
-        if receiver is not self._connection.receiver:
-            return  # replaced before this task began
-        lease = receiver.lease or DEFAULT_LEASE
-        ends = self.loop.time() + lease
-        lost = await receiver.extend(due, lease)
-        self._connection.confirm()
-        for delivery in due:
-            delivery.deadline = ends
-        for delivery in lost:
-            if delivery in self._held:
-                self._forget(delivery)
-                with suppress(ValueError):
-                    self.buffer.remove(delivery)
-                self._report_lost(delivery)
-
-    async def _recover(self, receiver: Receiver, error: BaseException) -> None:
-        try:
-            await self._connection.recover(receiver, error)
-        except TRANSIENT:
-            return  # the stream is closing
-        except Exception as refused:
-            self._fail(refused)
-
-    def _log(self, level: int, text: str, message: Message) -> None:
-        fields = {
-            "backend": self.backend,
-            "group": self.group,
-            "key": message.key,
-            "id": message.id,
-            "attempt": message.attempt,
-        }
-        logger.log(
-            level, "%s (backend=%s group=%s key=%s id=%s attempt=%s)", text, *fields.values(),
-            extra=fields,
-        )  # fmt: skip

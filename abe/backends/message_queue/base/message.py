@@ -65,7 +65,7 @@ class BaseMessage(dict[str, Any]):
             attempt: Which delivery to its group this is, from 1.
             headers: Text metadata.
         """
-        super().__init__(payload)
+        dict.__init__(self, payload)  # quicker than super(), and there is one for every delivery
         self.id = id
         self.key = key
         self._time = timestamp

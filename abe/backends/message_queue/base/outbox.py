@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from abe.backends.message_queue.base.connection import TRANSIENT, Connection
 from abe.backends.message_queue.base.message import Outcome
-from abe.backends.message_queue.base.receiver import SettleFailure, Settlement
+from abe.backends.message_queue.base.receiver import Delivery, SettleFailure, Settlement
 from abe.errors import ConnectionLostError
 
 __all__ = ["Outbox"]
@@ -19,6 +20,12 @@ MAX_BATCH = 512
 MAX_WAIT = 0.05
 """Seconds for which an ack may wait for others to join it."""
 RETRY_DELAY = 0.2
+
+ACK = Outcome.ACK
+# A named tuple, made without the Python function that its constructor is: one for every message.
+_settlement: Callable[[tuple[Delivery, Outcome, float, str]], Settlement] = partial(
+    tuple.__new__, Settlement
+)
 
 
 class Outbox:
@@ -42,25 +49,32 @@ class Outbox:
         self._pending: list[Settlement] = []
         self._timer: asyncio.TimerHandle | None = None
         self._sender: asyncio.Task[None] | None = None
+        """Sends, and when it is done what was recorded meanwhile is sent."""
+
+    def ack(self, delivery: Delivery) -> None:
+        """Record an ack, which may wait `MAX_WAIT` for company."""
+        self._pending.append(_settlement((delivery, ACK, 0.0, "")))
+        if len(self._pending) >= MAX_BATCH:
+            self.send()
+        elif self._timer is None and self._sender is None:
+            self._timer = asyncio.get_running_loop().call_later(MAX_WAIT, self.send)
 
     def add(self, settlement: Settlement) -> None:
-        """Record a settlement; an ack may wait `MAX_WAIT` for company, anything else goes now."""
+        """Record a settlement that is no ack, and start sending."""
         self._pending.append(settlement)
-        if settlement.outcome is not Outcome.ACK or len(self._pending) >= MAX_BATCH:
-            self.send()
-        elif self._timer is None and not self._sending:
-            self._timer = asyncio.get_running_loop().call_later(MAX_WAIT, self.send)
+        self.send()
 
     def send(self) -> None:
         """Start sending what is recorded."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._pending and not self._sending:
+        if self._pending and self._sender is None:
             self._sender = asyncio.get_running_loop().create_task(self._run(), name="abe-settle")
             self._sender.add_done_callback(self._go_on)
 
     def _go_on(self, sender: asyncio.Task[None]) -> None:
+        self._sender = None
         if not sender.cancelled():
             self.send()
 
@@ -68,7 +82,7 @@ class Outbox:
         """Flush; what the broker has not accepted after ``timeout`` seconds is given up."""
         try:
             async with asyncio.timeout(timeout):
-                while self._pending or self._sending:
+                while self._pending or self._sender is not None:
                     await self.flush()
         except TimeoutError:
             if self._sender is not None:
@@ -84,16 +98,12 @@ class Outbox:
         return: what is on its way is one round, what had to wait for that is the next.
         """
         rounds = 0
-        while rounds < 2 and (self._pending or self._sending):
+        while rounds < 2 and (self._pending or self._sender is not None):
             self.send()
             sender = self._sender
             assert sender is not None
             await asyncio.wait([sender])
             rounds += not sender.cancelled()
-
-    @property
-    def _sending(self) -> bool:
-        return self._sender is not None and not self._sender.done()
 
     async def _run(self) -> None:
         """Send what is recorded now, until the broker has answered for all of it."""
@@ -122,7 +132,7 @@ class Outbox:
             return self._sort(failures)
         except TRANSIENT as error:
             self._give_up(batch, str(error))
-        except Exception as error:
+        except Exception as error:  # whatever the provider raises: somebody has to be told
             logger.exception("settling %d deliveries failed for good", len(batch))
             self._on_failure(error)
         return []

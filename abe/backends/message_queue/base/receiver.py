@@ -26,13 +26,16 @@ class Delivery:
 
     __slots__ = ("deadline", "detached", "engine", "message", "receipt", "since")
 
+    since: float
+    """When it arrived; like the next, in the time of the event loop and set by the stream."""
+    deadline: float
+    """When its lease ends."""
+
     def __init__(self, message: Message, receipt: Any) -> None:
         self.message = message
         self.receipt = receipt
         self.detached = False
         self.engine: StreamEngine | None = None
-        self.since = 0.0
-        self.deadline = 0.0
 
     def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
         """Record a settlement with the stream that owns this delivery."""
