@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
 from abe.backends.message_queue.base.engine import StreamEngine
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
+from abe.backends.message_queue.base.pace import MAX_PREFETCH
 from abe.backends.message_queue.base.payload import check_headers, encode_payload
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.backends.message_queue.base.stream import MessageStream
@@ -39,6 +41,12 @@ class Outgoing(NamedTuple):
     delay: float
 
 
+# Made without the Python function that the constructor is: there is one for every message.
+_outgoing: Callable[[tuple[str, str, Mapping[str, str], float]], Outgoing] = partial(
+    tuple.__new__, Outgoing
+)
+
+
 class BaseBackend(ABC):
     """Checks what is published, opens streams and closes them; a provider adds the transport.
 
@@ -51,6 +59,10 @@ class BaseBackend(ABC):
     name: ClassVar[str]
     loop_bound: ClassVar[bool] = True
     """Whether connections belong to the event loop that first uses them."""
+    max_prefetch: ClassVar[int] = MAX_PREFETCH
+    """Most messages that a stream holds ahead of a fast caller."""
+    _encode: ClassVar[staticmethod[[MessageQueuePayload], Any]] = staticmethod(encode_payload)
+    """Makes the ``body`` of an `Outgoing`; only a backend that nothing leaves changes this."""
 
     capabilities: Capabilities
 
@@ -130,7 +142,7 @@ class BaseBackend(ABC):
         if key is None:
             checked = [self._check_pair(n, item) for n, item in enumerate(items)]
         else:
-            checked = _check_payloads(validate_key(key), items)
+            checked = self._check_payloads(validate_key(key), items)
         self._bind()
         if checked:
             await self._send(checked)
@@ -149,7 +161,8 @@ class BaseBackend(ABC):
             group: The consumer group; it exists once the stream is opened.
             keys: Only keys that match one of these: ``*`` is one segment, a final ``**`` one or
                 more.
-            prefetch: Most messages to receive ahead of the caller; ``None`` adapts to its speed.
+            prefetch: Most messages to receive ahead of the caller; ``None`` leaves it to the
+                backend. Up to there it depends on how fast the caller is.
 
         Raises:
             InvalidKeyError: If ``group`` or a filter is malformed.
@@ -164,6 +177,10 @@ class BaseBackend(ABC):
         if keys is not None and self.capabilities.keys == "none":
             raise unsupported(self.name, "consume(keys=…)", "keys")
         chosen = KeyFilter(keys)
+        if prefetch is not None:
+            prefetch = min(prefetch, self.max_prefetch)
+        elif self.capabilities.attempts != "upper":
+            prefetch = self.max_prefetch
 
         def factory() -> Receiver:
             self._bind()
@@ -230,7 +247,8 @@ class BaseBackend(ABC):
 
     def _bind(self) -> None:
         """Refuse a closed backend, and another loop than the one its connections belong to."""
-        self._check_open()
+        if self._closed:
+            self._check_open()
         if not self.loop_bound:
             return
         loop = asyncio.get_running_loop()
@@ -258,12 +276,8 @@ class BaseBackend(ABC):
             if delay > can.delay:
                 what = f"publish(delay={delay:g}); the longest is {can.delay:g} s"
                 raise unsupported(self.name, what, "delay")
-        return Outgoing(
-            validate_key(key),
-            encode_payload(payload),
-            check_headers(headers) if headers else _NO_HEADERS,
-            delay,
-        )
+        checked = check_headers(headers) if headers else _NO_HEADERS
+        return _outgoing((validate_key(key), self._encode(payload), checked, delay))
 
     def _check_pair(self, position: int, item: Any) -> Outgoing:
         try:
@@ -278,11 +292,11 @@ class BaseBackend(ABC):
         except ValueError as error:
             raise type(error)(f"item {position}: {error}") from None
 
-
-def _check_payloads(key: MessageQueueKey, payloads: Iterable[Any]) -> list[Outgoing]:
-    checked: list[Outgoing] = []
-    try:
-        checked.extend(Outgoing(key, encode_payload(p), _NO_HEADERS, 0.0) for p in payloads)
-    except PayloadError as error:
-        raise PayloadError(f"item {len(checked)}: {error}") from None
-    return checked
+    def _check_payloads(self, key: str, payloads: Iterable[Any]) -> list[Outgoing]:
+        checked: list[Outgoing] = []
+        encode = self._encode
+        try:
+            checked.extend(_outgoing((key, encode(p), _NO_HEADERS, 0.0)) for p in payloads)
+        except PayloadError as error:
+            raise PayloadError(f"item {len(checked)}: {error}") from None
+        return checked

@@ -22,7 +22,7 @@ def validate_key(key: str) -> str:
         InvalidKeyError: If it is not 1 to 200 bytes of UTF-8 in non-empty, dot-separated segments
             without control characters, white space or any of ``* ? [ ] # >``, or starts with ``$``.
     """
-    return _validate(key, "key")
+    return _validate_text(key, "key") if type(key) is str else _validate(key, "key")
 
 
 def validate_group(group: ConsumerGroup) -> ConsumerGroup:

@@ -15,32 +15,44 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from typing import Any
 
-from abe.backends.message_queue.base import KeyFilter, Outcome, Outgoing, dead_headers
+from abe.backends.message_queue.base import (
+    KeyFilter,
+    Outcome,
+    Outgoing,
+    Settlement,
+    dead_headers,
+)
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 
 __all__ = ["Group", "Lease", "Record", "Store", "View"]
 
+ACK = Outcome.ACK
 SUSPECT_ATTEMPT = 3
 """From this attempt on a message is handed out alone: it may be what kills its consumers."""
 
 
 class Record:
-    """A published message."""
+    """A published message.
+
+    Attributes:
+        visible: When its delay is over, by the store's clock; 0 = it had none.
+        body: What `freeze_payload` made.
+        pending: Number of groups that have not settled it.
+    """
 
     __slots__ = ("body", "headers", "id", "key", "pending", "seq", "time", "visible")
 
-    def __init__(
-        self, seq: int, item: Outgoing, id: str, now: float, published: float, pending: int
-    ) -> None:
+    body: Any
+
+    def __init__(self, seq: int, item: Outgoing, id: str, published: float, pending: int) -> None:
         self.seq = seq
-        self.key, self.body, self.headers, delay = item
+        self.key, self.body, self.headers, self.visible = item
         self.id = id
         self.time = published
-        self.visible = now + delay if delay else 0.0
         self.pending = pending
-        """Number of groups that have not settled it."""
 
 
 class Lease:
@@ -52,6 +64,10 @@ class Lease:
         self.record = record
         self.ends = ends
         self.attempt = attempt
+
+
+DeadLetter = tuple[Record, int, dict[str, str]]
+"""A rejected record, how often it was delivered, and its headers."""
 
 
 class View:
@@ -94,7 +110,7 @@ class Group:
         self.leases: dict[int, Lease] = {}
         self.attempts: dict[int, int] = {}
         """Deliveries so far, of messages that have come back."""
-        self.dead: dict[int, tuple[Record, int, dict[str, str]]] = {}
+        self.dead: dict[int, DeadLetter] = {}
         self.next_expiry = math.inf
         self.deleted = False
 
@@ -136,6 +152,9 @@ class Group:
     def take(self, view: View, limit: int, ends: float) -> list[Lease]:
         taken: list[Lease] = []
         while len(taken) < limit:
+            if not (self.attempts or view.returned):
+                taken += self._take_fresh(view, limit - len(taken), ends)
+                break
             seq = view.first(self.ready)
             if seq is None:
                 break
@@ -149,6 +168,18 @@ class Group:
                 break
         if taken:
             self.next_expiry = min(self.next_expiry, ends)
+        return taken
+
+    def _take_fresh(self, view: View, limit: int, ends: float) -> list[Lease]:
+        """Take messages where none has ever come back, which is how it mostly is."""
+        fresh, ready, leases = view.fresh, self.ready, self.leases
+        taken: list[Lease] = []
+        while fresh and len(taken) < limit:
+            seq = fresh.popleft()
+            record = ready.pop(seq, None)
+            if record is not None:
+                leases[seq] = lease = Lease(record, ends, 1)
+                taken.append(lease)
         return taken
 
     def due(self) -> float:
@@ -202,16 +233,21 @@ class Store:
             room = maxsize - len(self._records)
             if room < len(items):
                 items = items[: max(0, int(room))]
-            now, published, prefix = self.now(), time.time(), self._prefix
-            groups = self._groups.values()
+            published, prefix, records = time.time(), self._prefix, self._records
+            groups = [*self._groups.values()]
+            seq, pending = self._seq, len(groups)
             for item in items:
-                self._seq = seq = self._seq + 1
-                record = Record(seq, item, f"{prefix}-{seq}", now, published, len(groups))
-                self._records[seq] = record
+                seq += 1
+                record = Record(seq, item, f"{prefix}-{seq}", published, pending)
+                if record.visible:  # so far this is its delay
+                    record.visible += self.now()
+                records[seq] = record
                 for group in groups:
                     group.add(record)
-            woken = self._wake(None) if items and self._waiting else ()
-        _notify(woken)
+            self._seq = seq
+            woken = self._wake(None) if items and self._waiting else None
+        if woken:
+            _notify(woken)
         return len(items)
 
     def wait_for_room(self, maxsize: float) -> asyncio.Future[None]:
@@ -275,42 +311,34 @@ class Store:
                 return leases, None, 0.0
             return leases, self._wait(group), max(0.0, group.due() - now)
 
-    def settle(
-        self, group: Group, settlements: Sequence[tuple[Lease, Outcome, float, str]]
-    ) -> list[int]:
+    def settle(self, group: Group, settlements: Sequence[Settlement]) -> list[int]:
         """Apply settlements; returns the positions of those whose lease is lost."""
         lost = []
         with self._lock:
             now = self.now()
             group.advance(now)
             size = len(self._records)
+            leases, attempts = group.leases, group.attempts
             back = False
-            for position, (lease, outcome, delay, reason) in enumerate(settlements):
+            for position, (delivery, outcome, delay, reason) in enumerate(settlements):
+                lease: Lease = delivery.receipt
                 record = lease.record
-                if group.deleted or group.leases.get(record.seq) is not lease:
+                seq = record.seq
+                if group.deleted or leases.get(seq) is not lease:
                     lost.append(position)
                     continue
-                del group.leases[record.seq]
-                if outcome is Outcome.ACK:
-                    group.attempts.pop(record.seq, None)
-                    self._done(record)
-                elif outcome is Outcome.REJECT:
-                    group.attempts.pop(record.seq, None)
-                    group.dead[record.seq] = (
-                        record,
-                        lease.attempt,
-                        dead_headers(
-                            record.headers,
-                            reason=reason,
-                            attempts=lease.attempt,
-                            id=record.id,
-                            key=record.key,
-                        ),
-                    )
-                    self._done(record)
-                else:
+                del leases[seq]
+                if outcome is not ACK and outcome is not Outcome.REJECT:
                     back = True
                     _return(group, lease, outcome, now + delay if delay else 0.0)
+                    continue
+                if outcome is not ACK:
+                    group.dead[seq] = _dead(lease, reason)
+                if attempts:
+                    attempts.pop(seq, None)
+                record.pending -= 1
+                if record.pending <= 0:
+                    self._records.pop(seq, None)
             woken = [*self._wake(group)] if back else []
             if len(self._records) < size:
                 woken += self._wake("room")
@@ -371,9 +399,7 @@ class Store:
                 entries += _count(None, retained)
         return QueueStats(tuple(entries))
 
-    def dead_letters(
-        self, name: ConsumerGroup, limit: int
-    ) -> list[tuple[Record, int, dict[str, str]]]:
+    def dead_letters(self, name: ConsumerGroup, limit: int) -> list[DeadLetter]:
         with self._lock:
             group = self._groups.get(name)
             dead = group.dead.values() if group is not None else ()
@@ -478,6 +504,14 @@ def _notify(futures: Iterable[asyncio.Future[None]]) -> None:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _dead(lease: Lease, reason: str) -> DeadLetter:
+    record = lease.record
+    headers = dead_headers(
+        record.headers, reason=reason, attempts=lease.attempt, id=record.id, key=record.key
+    )
+    return record, lease.attempt, headers
 
 
 def _return(group: Group, lease: Lease, outcome: Outcome, due: float) -> None:

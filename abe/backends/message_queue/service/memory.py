@@ -20,11 +20,11 @@ from abe.backends.message_queue.base import (
     Outgoing,
     SettleFailure,
     Settlement,
-    decode_payload,
     validate_group,
     validate_key,
 )
 from abe.backends.message_queue.base.env import env_number
+from abe.backends.message_queue.base.payload import freeze_payload, thaw_payload
 from abe.backends.message_queue.service._memory_store import Group, Lease, Store, View
 from abe.errors import ConfigurationError, InvalidKeyError, PublishError
 from abe.types import ConsumerGroup, QueueStats
@@ -58,6 +58,8 @@ class MemoryBackend(BaseBackend):
 
     name: ClassVar[str] = "memory"
     loop_bound: ClassVar[bool] = False
+    max_prefetch: ClassVar[int] = 64  # asking costs next to nothing; more would leave the cache
+    _encode = staticmethod(freeze_payload)
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class MemoryBackend(BaseBackend):
         self._check_open()
         records = self._store.peek(KeyFilter(keys), validate_group(group), limit)
         return [
-            Message(decode_payload(r.body), r.id, r.key, r.time, attempt, {**r.headers})
+            Message(thaw_payload(r.body), r.id, r.key, r.time, attempt, {**r.headers})
             for r, attempt in records
         ]
 
@@ -210,7 +212,7 @@ class MemoryBackend(BaseBackend):
         self._check_open()
         dead = self._store.dead_letters(validate_group(group), limit)
         return [
-            Message(decode_payload(r.body), r.id, r.key, r.time, attempts, {**headers})
+            Message(thaw_payload(r.body), r.id, r.key, r.time, attempts, {**headers})
             for r, attempts, headers in dead
         ]
 
@@ -307,10 +309,7 @@ class MemoryReceiver:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         assert self._group is not None
-        lost = self._store.settle(
-            self._group,
-            [(s.delivery.receipt, s.outcome, s.delay, s.reason) for s in settlements],
-        )
+        lost = self._store.settle(self._group, settlements)
         return [SettleFailure(settlements[n]) for n in lost]
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
@@ -332,12 +331,12 @@ class MemoryReceiver:
 def _deliver(lease: Lease) -> Delivery:
     record = lease.record
     message = Message(
-        decode_payload(record.body),
+        thaw_payload(record.body),
         record.id,
         record.key,
         record.time,
         lease.attempt,
-        {**record.headers},
+        {**record.headers} if record.headers else record.headers,
     )
     return Delivery(message, lease)
 
