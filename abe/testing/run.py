@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import sysconfig
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from abe.errors import ConfigurationError
 from abe.testing.base import ContractBase
@@ -19,6 +22,11 @@ from abe.testing.targets import harness_for, imported
 __all__ = ["run_contract"]
 
 abe_logger = logging.getLogger("abe")
+
+ABE = str(Path(__file__).parents[1])
+LIBRARY = sysconfig.get_path("stdlib")
+SITE = sysconfig.get_path("purelib")
+"""Below ``LIBRARY`` where packages are installed."""
 
 
 def run_contract(
@@ -107,5 +115,20 @@ def _run(case: Case, contract: ContractBase, harness: Harness) -> ContractRow:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    text = str(error)
+    if not isinstance(error, AssertionError):
+        text = f"{type(error).__name__}: {error}{_place(error)}"
     return "\n".join([text, *getattr(error, "__notes__", ())])
+
+
+def _place(error: BaseException) -> str:
+    """Return where in the author's code ``error`` came up, as the end of a sentence."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_relative_to(ABE) or frame.filename.startswith("<frozen"):
+            continue
+        if file.is_relative_to(LIBRARY) and not file.is_relative_to(SITE):
+            continue
+        where = f"{file.name}, " if file.is_file() else ""  # the cell of a notebook has no file
+        return f", in {frame.name}(), {where}line {frame.lineno}"
+    return ""

@@ -253,7 +253,36 @@ def test_a_harness_that_fails_is_a_failure() -> None:
     report = run_contract(BadHarness, select="resume_acks")
     (row,) = report.rows
     assert row.outcome == "fail"
-    assert "no broker here" in row.reason
+    assert row.reason.startswith("OSError: no broker here, in make(), test_runner.py, line ")
+
+
+CELL = """
+class Backend:
+    @classmethod
+    def from_env(cls):
+        return cls()
+    async def publish(self, key, payload):
+        float("soon")
+"""
+
+
+def test_a_failure_tells_the_place_in_the_authors_code() -> None:
+    scope: dict[str, Any] = {}
+    exec(compile(f"{CELL}    async def consume(self): pass", "/nowhere/cell.py", "exec"), scope)
+    (row,) = run_contract(scope["Backend"], select="what_is_published_arrives").rows
+    told = "ValueError: could not convert string to float: 'soon', in publish(), line 7"
+    assert row.reason == told
+
+
+class NoBackend:
+    """Its methods are missing, which abe's own code finds."""
+
+    consume = publish = from_env = None
+
+
+def test_a_failure_outside_of_the_authors_code_has_no_place_in_it() -> None:
+    (row,) = run_contract(lambda: NoBackend, select="what_is_published_arrives").rows
+    assert row.reason == "TypeError: 'NoneType' object is not callable"
 
 
 class SkippingHarness(Harness):

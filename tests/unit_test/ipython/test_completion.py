@@ -53,8 +53,8 @@ def known(shell: InteractiveShell, run: Run, q: abe.SyncBackend) -> InteractiveS
     ("text", "found"),
     [
         ("%abe_connect me", ["memory"]),
-        ("q = %abe_connect sq", ["sqlite"]),
-        ("x = 1\nfor y in z:\n    %abe_connect sq", ["sqlite"]),
+        ("q = %abe_connect sql", ["sqlite"]),
+        ("x = 1\nfor y in z:\n    %abe_connect sql", ["sqlite"]),
         ("%abe_connect memory sq", []),
         ("%abe_consume orders.c", ["orders.created"]),
         ("%abe_consume orders.created orders.", ["orders.paid"]),
