@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,11 +12,17 @@ import pytest
 
 import abe
 from abe import errors
+from abe.backends.message_queue.base import connection, engine, outbox, pace, stream
+from abe.backends.message_queue.service.memory import MemoryBackend
+from abe.sync import feed
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
 ERRORS = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
 STRUCTURE = (ROOT / "docs/explanation/project-structure.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+SEMANTICS = (ROOT / "docs/explanation/delivery-semantics.md").read_text(encoding="utf-8")
+FLOW = (ROOT / "docs/explanation/runtime-flow.md").read_text(encoding="utf-8")
 
 VARIABLE = re.compile(r"\b(?:ABE_[A-Z0-9_]+|QUEUE_BACKEND)\b")
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", ENVIRONMENT, flags=re.MULTILINE))
@@ -122,3 +129,37 @@ def test_every_path_of_the_tree_exists() -> None:
             if path.is_dir():
                 folders.append((indent, path))
     assert count > 30
+
+
+def test_the_layers_are_those_that_the_linter_enforces() -> None:
+    """Who may import whom, in the page of the architecture."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = (
+        contract["layers"]
+        for contract in settings["tool"]["importlinter"]["contracts"]
+        if contract["id"] == "layers"
+    )
+    enforced = [{m.strip(" ()").removeprefix("abe.") for m in layer.split("|")} for layer in layers]
+    rows = re.findall(r"^\| \d \| (.+?) \|", ARCHITECTURE, flags=re.MULTILINE)
+    names = [re.findall(r"`(.+?)`", row) for row in rows]
+    shown = [{n.replace("…", "backends.message_queue") for n in row} for row in names]
+    assert shown == enforced
+
+
+def test_figures_are_those_of_the_code() -> None:
+    """The numbers that the pages of explanation tell."""
+    policy = abe.RetryPolicy(jitter=False)
+    waits = ", ".join(f"{policy.delay(n):g}" for n in range(1, policy.max_attempts))
+    figures = {
+        f"{outbox.MAX_WAIT * 1000:g} ms for company, or until {outbox.MAX_BATCH} have": SEMANTICS,
+        f"{pace.MAX_PREFETCH} messages ({MemoryBackend.max_prefetch} on `memory`)": SEMANTICS,
+        f"`max_hold` ({stream.MAX_HOLD / 60:g} minutes)": SEMANTICS,
+        f"acks for {engine.CLOSE_TIMEOUT:g} s while the stream closes": SEMANTICS,
+        f"for {stream.MAX_HOLD / 60:g} minutes at most": FLOW,
+        f"allows {policy.max_attempts} attempts, waiting {waits} seconds": FLOW,
+        f"up to {feed.BATCH} messages in one hop": FLOW,
+        f"every {feed.ACK_INTERVAL * 1000:g} ms in bursts": FLOW,
+        f"{connection.FIRST_DELAY:g} s, doubling to {connection.MAX_DELAY:g} s": FLOW,
+    }
+    missing = [text for text, page in figures.items() if text not in " ".join(page.split())]
+    assert not missing
