@@ -1,0 +1,399 @@
+"""`SqsBackend`: message queues on Amazon SQS, with SNS topics as fan-out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Self
+from urllib.parse import urlsplit
+
+from abe.backends.message_queue.base import (
+    BaseBackend,
+    Capabilities,
+    KeyFilter,
+    Message,
+    Outgoing,
+    env_number,
+    validate_group,
+)
+from abe.errors import ConfigurationError, ConnectionLostError, PayloadError, UnsupportedError
+from abe.types import ConsumerGroup, KeyStats, QueueStats
+from abe_backend_sqs.codec import prepare
+from abe_backend_sqs.letters import Letters, purge
+from abe_backend_sqs.link import LONGEST_WAIT, Access, Link
+from abe_backend_sqs.places import Places, Queue, region_in
+from abe_backend_sqs.polls import Polls
+from abe_backend_sqs.publisher import Publisher, QueueTarget, Target, TopicTarget
+from abe_backend_sqs.receiver import SqsReceiver
+
+__all__ = ["SqsBackend"]
+
+logger = logging.getLogger(__name__)
+
+LONGEST_DELAY = 900.0
+LONGEST_LEASE = 1800
+LONGEST_NACK = 39_600.0
+"""SQS hides a message for 12 h after its receipt at most; one of them may be spent holding it."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+EVERY_KEY = "*"
+_FALSE = ("", "0", "false", "no", "off")
+
+
+class SqsBackend(BaseBackend):
+    """A queue on SQS, standard or FIFO; with a topic, one queue for each group.
+
+    Queues, topics and subscriptions are used as they are, never created.
+
+    Args:
+        queue: Name or URL of the queue; with a topic, of the default group's.
+        topic: ARN of an SNS topic to publish to.
+        groups: With a topic: name or URL of the queue of each group.
+        group_queue: With a topic: name or URL, with ``{group}`` in it, for all other groups.
+        endpoint: Where SQS and SNS are, if not at AWS.
+        access: Region and credentials; what is left out is found the usual AWS way.
+        dead_letters: Whether rejected messages go to the dead-letter queue that the redrive
+            policy of each queue names; every queue must have one then.
+        lease: Seconds, rounded up to whole ones, after which a message that is neither settled
+            nor extended comes back: 1 to 1,800.
+        wait: Longest time for which SQS holds back an answer while there are no messages, in
+            whole seconds: 1 to 20. Closing takes up to as long.
+        timeout: Seconds to wait for a connection, and for each answer.
+        publish_timeout: Seconds for which ``publish`` tries again what may pass.
+        clock: Tells the time that leases are measured by, in seconds; for tests.
+
+    Raises:
+        ConfigurationError: If an argument is malformed.
+    """
+
+    name: ClassVar[str] = "sqs"
+
+    def __init__(
+        self,
+        queue: str | None = None,
+        *,
+        topic: str | None = None,
+        groups: Mapping[str, str] | None = None,
+        group_queue: str | None = None,
+        endpoint: str | None = None,
+        access: Access = Access(),  # noqa: B008 - immutable
+        dead_letters: bool = False,
+        lease: float = 30.0,
+        wait: int = 5,
+        timeout: float = 10.0,
+        publish_timeout: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._lease = _whole("ABE_SQS_LEASE", lease, LONGEST_LEASE)
+        self._wait = _whole("ABE_SQS_WAIT", wait, LONGEST_WAIT)
+        self._endpoint = _check_endpoint(endpoint) if endpoint else None
+        self._link = Link(self._endpoint, access, timeout)
+        self._places = Places(
+            self._link, queue=queue, topic=topic, groups=groups or {}, template=group_queue
+        )
+        self._shown = topic or queue
+        fifo = self._places.fifo
+        self.capabilities = Capabilities(
+            durable=True,
+            groups=topic is not None,
+            backlog=topic is None,
+            keys="none",
+            ordering="key" if fifo else "none",
+            redelivery="message",
+            release=True,
+            reject=dead_letters,
+            attempts="upper",
+            lease=float(self._lease),
+            delay=0.0 if fifo or topic else LONGEST_DELAY,
+            nack_delay=LONGEST_NACK,
+            headers=True,
+            publish_many=True,
+            stats=True,
+            dead_letters=dead_letters,
+            admin=not fifo,
+        )
+        self._dead_letters = dead_letters
+        self._publish_timeout = publish_timeout
+        self._clock = clock
+        self._opening = asyncio.Lock()
+        self._target: Target | None = None
+        self._publisher: Publisher | None = None
+        self._polls: dict[str, Polls] = {}
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Create a backend from ``ABE_SQS_…`` and AWS's own variables, without connecting.
+
+        Raises:
+            ConfigurationError: If a variable is malformed.
+        """
+
+        def env(name: str) -> str | None:
+            return os.environ.get(f"ABE_SQS_{name}") or None
+
+        queue, topic = env("QUEUE"), env("TOPIC")
+        region = env("REGION") or region_in(topic or "") or region_in(queue or "")
+        return cls(
+            queue,
+            topic=topic,
+            groups=_read_groups(env("GROUPS")),
+            group_queue=env("GROUP_QUEUE"),
+            endpoint=env("ENDPOINT"),
+            access=Access.from_env(region),
+            dead_letters=(env("DEAD_LETTERS") or "").lower() not in _FALSE,
+            lease=env_number("ABE_SQS_LEASE", 30.0, minimum=1.0),
+            wait=int(env_number("ABE_SQS_WAIT", 5, minimum=1)),
+            timeout=env_number("ABE_SQS_TIMEOUT", 10.0, minimum=0.01),
+            publish_timeout=env_number("ABE_SQS_PUBLISH_TIMEOUT", 30.0),
+        )
+
+    def __repr__(self) -> str:
+        place = f", endpoint={self._endpoint!r}" if self._endpoint else ""
+        return f"SqsBackend({self._shown!r}{place})"
+
+    # -- publishing ------------------------------------------------------------------------
+
+    async def _send(self, items: Sequence[Outgoing]) -> None:
+        publisher, target = await self._reach()
+        if self._places.topic is not None:
+            await self._places.check_audience()
+        prepared = [prepare(item) for item in items]
+        for n, item in enumerate(prepared):
+            if item.size > target.limit:
+                which = f"item {n}: " if len(items) > 1 else ""
+                raise PayloadError(
+                    f"{which}the message has {item.size} bytes with its key and headers; "
+                    f"{self._shown} takes {target.limit}"
+                )
+        await publisher.send(prepared)
+
+    async def _reach(self) -> tuple[Publisher, Target]:
+        """Find out where to publish, trying again while that cannot be reached."""
+        async with self._opening:
+            if self._publisher is None or self._target is None:
+                self._target = await self._find_target()
+                self._publisher = Publisher(self._target, self._publish_timeout)
+            return self._publisher, self._target
+
+    async def _find_target(self) -> Target:
+        if self._places.topic is not None:
+            return TopicTarget(self._link, self._places.topic)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._publish_timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return QueueTarget(self._link, await self._places.queue_of(None))
+            except ConnectionLostError:
+                if loop.time() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    # -- consuming -------------------------------------------------------------------------
+
+    def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SqsReceiver:
+        self._places.configured(group)
+
+        async def find() -> tuple[Queue, Polls, Letters | None]:
+            queue = await self._places.queue_of(group)
+            if self._places.topic is not None:
+                await self._places.check_subscription(queue)
+            if queue.url not in self._polls:
+                self._polls[queue.url] = Polls(self._link, queue.url, self._lease, self._wait)
+            letters = await self._letters(queue) if self._dead_letters else None
+            return queue, self._polls[queue.url], letters
+
+        return SqsReceiver(self._link, find, lease=self._lease, clock=self._clock)
+
+    async def _letters(self, queue: Queue) -> Letters:
+        return Letters(self._link, queue, await self._places.dead_of(queue))
+
+    async def _disconnect(self) -> None:
+        if self._publisher is not None:
+            await self._publisher.aclose()
+        for polls in self._polls.values():
+            await polls.aclose()
+        await self._link.aclose()
+
+    # -- looking and cleaning up -----------------------------------------------------------
+
+    async def ping(self, timeout: float = 5.0) -> None:
+        """Return once AWS has answered for the topic, or for the queue.
+
+        Raises:
+            ConnectionLostError: If it has not within ``timeout`` seconds.
+            ConfigurationError: If it refuses the credentials.
+        """
+        await super().ping(timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                if self._places.topic is not None:
+                    await self._places.subscriptions()
+                else:
+                    queue = await self._places.queue_of(None)
+                    await self._attributes(queue, "QueueArn")
+        except TimeoutError as error:
+            raise ConnectionLostError(
+                f"{self._link.where()} did not answer in {timeout:g} s"
+            ) from error
+
+    async def _attributes(self, queue: Queue, *names: str) -> Mapping[str, str]:
+        answer = await self._link.sqs(
+            "get_queue_attributes", QueueUrl=queue.url, AttributeNames=list(names)
+        )
+        attributes: Mapping[str, str] = answer["Attributes"]
+        return attributes
+
+    async def stats(self) -> QueueStats:
+        """Return what SQS estimates for the queue of every group; it does not count by key.
+
+        The key of each entry is ``"*"``: all keys.
+        """
+        self._bind()
+        entries = []
+        for group in await self._places.groups():
+            queue = await self._places.queue_of(group)
+            prefix = "ApproximateNumberOfMessages"
+            about = await self._attributes(queue, prefix, f"{prefix}NotVisible", f"{prefix}Delayed")
+            dead = None
+            if self._dead_letters:
+                letters = await self._places.dead_of(queue)
+                dead = int((await self._attributes(letters, prefix))[prefix])
+            entries.append(
+                KeyStats(
+                    EVERY_KEY,
+                    group,
+                    ready=int(about[prefix]),
+                    in_flight=int(about[f"{prefix}NotVisible"]),
+                    delayed=int(about[f"{prefix}Delayed"]),
+                    dead=dead,
+                )
+            )
+        return QueueStats(tuple(entries), approximate=True)
+
+    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
+        """Return up to ``limit`` dead letters of ``group``, oldest first of those SQS hands out.
+
+        Their headers ``abe-dead-…`` say why, unless SQS itself has moved them there. SQS cannot
+        look without taking: while this runs, nobody else sees them.
+
+        Raises:
+            UnsupportedError: If the backend does not use dead-letter queues.
+        """
+        return await (await self._letters_of(group, "dead_letters()")).list(limit)
+
+    async def replay(
+        self,
+        *,
+        group: ConsumerGroup = None,
+        ids: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Send dead letters to the queue of ``group`` again, as new messages with their old ids.
+
+        Returns:
+            How many were sent.
+
+        Raises:
+            UnsupportedError: If the backend does not use dead-letter queues.
+        """
+        letters = await self._letters_of(group, "replay()")
+        wanted = None if ids is None else {ids} if isinstance(ids, str) else set(ids)
+        return await letters.replay(wanted, limit)
+
+    async def _letters_of(self, group: ConsumerGroup, what: str) -> Letters:
+        self._bind()
+        if not self._dead_letters:
+            raise UnsupportedError(
+                f"backend 'sqs' does not support {what} (capability 'dead_letters'); set "
+                "ABE_SQS_DEAD_LETTERS=1 if its queues have a redrive policy"
+            )
+        return await self._letters(await self._places.queue_of(self._checked(group)))
+
+    def _checked(self, group: ConsumerGroup) -> ConsumerGroup:
+        if group is not None and not self.capabilities.groups:
+            raise UnsupportedError(
+                "backend 'sqs' has groups (capability 'groups') only with a topic, ABE_SQS_TOPIC"
+            )
+        return validate_group(group)
+
+    async def groups(self) -> list[ConsumerGroup]:
+        """Return the groups whose queues are there; ``None`` stands for the default group."""
+        self._check_admin("groups()")
+        return await self._places.groups()
+
+    def _check_admin(self, what: str) -> None:
+        self._bind()
+        if not self.capabilities.admin:
+            raise UnsupportedError(
+                f"backend 'sqs' does not support {what} (capability 'admin') on FIFO queues, which "
+                "hide what waits behind a message in flight"
+            )
+
+    async def delete_group(self, name: ConsumerGroup) -> None:
+        """Delete a group's subscription, its queue, and its dead-letter queue unless it is shared.
+
+        Raises:
+            ConfigurationError: If there is no such group.
+            UnsupportedError: Without a topic: then the only group is the queue itself.
+        """
+        self._check_admin("delete_group()")
+        if self._places.topic is None:
+            raise UnsupportedError(
+                "backend 'sqs' does not support delete_group() (capability 'groups') without a "
+                "topic; purge() empties the queue"
+            )
+        await self._places.delete(validate_group(name))
+
+    async def purge(
+        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
+    ) -> int:
+        """Drop what is ready for ``group``, neither what is in flight nor what is delayed.
+
+        Ten at a time, by receiving and deleting, because SQS's own way drops what is in flight
+        too and tells no number. What other keys have counts one more receipt.
+
+        Returns:
+            How many messages were dropped.
+        """
+        self._check_admin("purge()")
+        queue = await self._places.queue_of(self._checked(group))
+        return await purge(self._link, queue, KeyFilter(keys))
+
+
+def _whole(variable: str, seconds: float, longest: int) -> int:
+    if not 0 < seconds <= longest:
+        raise ConfigurationError(f"{variable} is {seconds:g}; it must be 1 to {longest} seconds")
+    return int(seconds + 0.999)
+
+
+def _check_endpoint(endpoint: str) -> str:
+    """Return ``endpoint``; the error does not repeat it, because it may hold a password."""
+    form = "it must look like http://localhost:4566, without user and password"
+    try:
+        parts = urlsplit(endpoint)
+        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        _ = parts.port
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(f"ABE_SQS_ENDPOINT is malformed; {form}") from None
+    return endpoint
+
+
+def _read_groups(text: str | None) -> dict[str, str]:
+    try:
+        groups = json.loads(text or "{}")
+    except ValueError:
+        groups = None
+    if not isinstance(groups, dict) or not all(isinstance(v, str) and v for v in groups.values()):
+        raise ConfigurationError(
+            f"ABE_SQS_GROUPS is {text!a}; it must be JSON that maps groups to queues, like "
+            '{"billing": "shop-billing"}'
+        )
+    return {str(validate_group(group)): queue for group, queue in groups.items()}

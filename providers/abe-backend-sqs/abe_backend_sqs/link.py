@@ -1,0 +1,154 @@
+"""The clients of a backend, opened when first used."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore.loaders import create_loader
+
+from abe_backend_sqs.failures import DRIVER_ERRORS, Secrets
+
+__all__ = ["Access", "Link"]
+
+POOL = 1000
+"""Connections at most: each waiting consumer holds one."""
+LONGEST_WAIT = 20
+
+# Descriptions of the services: large, and the same for every backend of the process.
+_loader = create_loader(os.environ.get("AWS_DATA_PATH"))
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What is known of region and credentials; AWS's usual chain finds what is not.
+
+    Attributes:
+        region: AWS region.
+        profile: Name of a profile of the AWS configuration.
+        key_id: Access key.
+        secret: Its secret.
+        token: Its session token, if it is temporary.
+    """
+
+    region: str | None = None
+    profile: str | None = None
+    key_id: str | None = field(default=None, repr=False)
+    secret: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_env(cls, region: str | None) -> Self:
+        """Read AWS's own variables now: they may belong to this backend alone.
+
+        Args:
+            region: Region, if one is known already.
+        """
+        env = os.environ.get
+        region = region or env("AWS_REGION") or env("AWS_DEFAULT_REGION") or None
+        key_id, secret = env("AWS_ACCESS_KEY_ID"), env("AWS_SECRET_ACCESS_KEY")
+        if key_id and secret:
+            return cls(region, None, key_id, secret, env("AWS_SESSION_TOKEN") or None)
+        return cls(region, env("AWS_PROFILE") or None)
+
+
+class Link:
+    """Calls SQS and SNS, and translates what goes wrong.
+
+    Nothing is repeated here: who calls knows what may be.
+
+    Args:
+        endpoint: Where both services are; ``None`` = AWS.
+        access: Region and credentials, as far as they are given.
+        timeout: Seconds to wait for a connection, and for each answer.
+    """
+
+    def __init__(self, endpoint: str | None, access: Access, timeout: float) -> None:
+        self._endpoint = endpoint
+        self._access = access
+        self._region = access.region
+        self._timeout = timeout
+        self._clients: dict[str, Any] = {}
+        self._stack = AsyncExitStack()
+        self._lock = asyncio.Lock()
+        self.secrets = Secrets()
+        self.secrets.add(access.secret, access.token)
+
+    def where(self, service: str = "sqs") -> str:
+        """Return what to call the service in texts."""
+        return f"{service.upper()} at {self._endpoint or self._region or 'AWS'}"
+
+    async def sqs(self, operation: str, *, wait: float = 0.0, **parameters: Any) -> dict[str, Any]:
+        """Call SQS; see `call`."""
+        return await self.call("sqs", operation, wait=wait, **parameters)
+
+    async def call(
+        self, service: str, operation: str, *, wait: float = 0.0, **parameters: Any
+    ) -> dict[str, Any]:
+        """Call an operation, e.g. ``send_message_batch``, and return its answer.
+
+        Args:
+            service: ``"sqs"`` or ``"sns"``.
+            operation: Its name in the client.
+            wait: Seconds for which the service may hold back the answer.
+            parameters: As the service names them.
+
+        Raises:
+            ConnectionLostError: If there is no answer, or none that says anything.
+            ConfigurationError: If the credentials or the call are refused.
+        """
+        try:
+            async with asyncio.timeout(self._timeout + wait):
+                client = self._clients.get(service) or await self._open(service)
+                answer: dict[str, Any] = await getattr(client, operation)(**parameters)
+                return answer
+        except DRIVER_ERRORS as error:
+            if isinstance(error, TimeoutError) and not str(error):
+                error = TimeoutError(f"no answer within {self._timeout + wait:g} s")
+            raise self.secrets.translate(error, self.where(service)) from error
+
+    async def _open(self, service: str) -> Any:
+        async with self._lock:
+            if service in self._clients:
+                return self._clients[service]
+            session = AioSession(profile=self._access.profile)
+            session.register_component("data_loader", _loader)
+            client = await self._stack.enter_async_context(
+                session.create_client(
+                    service,
+                    region_name=self._region,
+                    endpoint_url=self._endpoint,
+                    aws_access_key_id=self._access.key_id,
+                    aws_secret_access_key=self._access.secret,
+                    aws_session_token=self._access.token,
+                    config=AioConfig(
+                        connect_timeout=self._timeout,
+                        read_timeout=self._timeout + LONGEST_WAIT,
+                        max_pool_connections=POOL,
+                        parameter_validation=False,
+                        retries={"mode": "standard", "total_max_attempts": 1},
+                        tcp_keepalive=True,
+                    ),
+                )
+            )
+            self._region = client.meta.region_name
+            await self._learn_secrets(session)
+            self._clients[service] = client
+            return client
+
+    async def _learn_secrets(self, session: AioSession) -> None:
+        """Texts may repeat what a role or a profile has given us."""
+        credentials = None if self._access.key_id else await session.get_credentials()
+        if credentials is not None:
+            frozen = await credentials.get_frozen_credentials()
+            self.secrets.add(frozen.secret_key, frozen.token)
+
+    async def aclose(self) -> None:
+        """Close the clients."""
+        self._clients.clear()
+        await self._stack.aclose()

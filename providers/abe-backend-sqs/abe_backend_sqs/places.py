@@ -1,0 +1,310 @@
+"""Where messages go and come from: queues, their dead-letter queues, and a topic before them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+from urllib.parse import unquote
+
+from abe.errors import ConfigurationError, PublishError
+from abe.types import ConsumerGroup
+from abe_backend_sqs.link import Link
+
+__all__ = ["Places", "Queue", "region_in"]
+
+NAME = 80
+"""Most characters of a queue's name."""
+FRESH = 60.0
+"""Seconds for which a topic is taken to have subscribers because it had."""
+
+_REGION = re.compile(
+    r"https://(?:sqs[.-](?P<new>[a-z0-9-]+)|(?P<old>[a-z0-9-]+)\.queue)\.(?:amazonaws|api\.aws)"
+    r"|arn:[a-z-]+:s[qn]s:(?P<arn>[a-z0-9-]+):"
+)
+_TOPIC = re.compile(r"arn:[a-z-]+:sns:[a-z0-9-]+:\d{12}:[\w-]{1,256}(\.fifo)?")
+
+
+def region_in(place: str) -> str | None:
+    """Return the region in a queue's URL or an ARN, ``None`` if there is none."""
+    found = _REGION.match(place)
+    return next((part for part in found.groups() if part), None) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue as SQS describes it.
+
+    Attributes:
+        url: What calls name it by.
+        arn: What policies and subscriptions name it by.
+        limit: Largest message, in bytes.
+        dead_arn: The queue its redrive policy names; ``""`` if there is none.
+    """
+
+    url: str
+    arn: str
+    limit: int
+    dead_arn: str
+
+    @property
+    def name(self) -> str:
+        """Its name, without account and region."""
+        return _name(self.url)
+
+    @property
+    def fifo(self) -> bool:
+        """Whether it keeps order."""
+        return self.url.endswith(".fifo")
+
+
+class Places:
+    """Finds queues, once each.
+
+    Args:
+        link: Calls the services.
+        queue: Name or URL of the default group's queue.
+        topic: ARN of the topic before all queues.
+        groups: Names or URLs of the queues of named groups.
+        template: Name or URL, with ``{group}`` in it, for all other groups.
+
+    Raises:
+        ConfigurationError: If that does not fit together.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        queue: str | None,
+        topic: str | None,
+        groups: Mapping[str, str],
+        template: str | None,
+    ) -> None:
+        if topic is None:
+            if not queue:
+                raise ConfigurationError(
+                    "ABE_SQS_QUEUE is not set; it must be the name or URL of a queue"
+                )
+            if groups or template:
+                raise ConfigurationError(
+                    "ABE_SQS_GROUPS and ABE_SQS_GROUP_QUEUE need a topic: set ABE_SQS_TOPIC"
+                )
+        elif not _TOPIC.fullmatch(topic):
+            raise ConfigurationError(
+                f"ABE_SQS_TOPIC is {topic!a}; it must look like "
+                "arn:aws:sns:eu-central-1:123456789012:orders"
+            )
+        if template and template.count("{group}") != 1:
+            raise ConfigurationError(
+                f"ABE_SQS_GROUP_QUEUE is {template!a}; it must contain {{group}} once"
+            )
+        places = [place for place in (topic, queue, template, *groups.values()) if place]
+        self.fifo = places[0].endswith(".fifo")
+        if any(place.endswith(".fifo") != self.fifo for place in places):
+            raise ConfigurationError(
+                "of ABE_SQS_QUEUE, ABE_SQS_TOPIC, ABE_SQS_GROUPS and ABE_SQS_GROUP_QUEUE either "
+                "all or none must end in .fifo"
+            )
+        self.topic = topic
+        self._link = link
+        self._queue = queue
+        self._groups = groups
+        self._template = template
+        self._known: dict[str, Queue] = {}
+        self._lock = asyncio.Lock()
+        self._subscribed_at = -FRESH
+
+    def configured(self, group: ConsumerGroup) -> str:
+        """Return the name or URL of the queue of ``group``.
+
+        Raises:
+            ConfigurationError: If it has none.
+        """
+        if group is None:
+            if self._queue:
+                return self._queue
+            raise ConfigurationError(
+                "the default group has no queue: set ABE_SQS_QUEUE, or name a group"
+            )
+        if group in self._groups:
+            return self._groups[group]
+        if self._template is None:
+            raise ConfigurationError(
+                f"group {group!a} has no queue: add it to ABE_SQS_GROUPS, or set "
+                "ABE_SQS_GROUP_QUEUE"
+            )
+        room = NAME + len("{group}") - len(_name(self._template))
+        return self._template.replace("{group}", _in_a_name(group, room))
+
+    async def queue_of(self, group: ConsumerGroup) -> Queue:
+        """Return the queue of ``group``."""
+        return await self._once(self.configured(group))
+
+    async def dead_of(self, queue: Queue) -> Queue:
+        """Return the dead-letter queue of ``queue``.
+
+        Raises:
+            ConfigurationError: If it has no redrive policy.
+        """
+        if not queue.dead_arn:
+            raise ConfigurationError(
+                f"queue {queue.name} has no redrive policy; give it one, or leave "
+                "ABE_SQS_DEAD_LETTERS unset"
+            )
+        return await self._once(queue.dead_arn)
+
+    async def _once(self, place: str) -> Queue:
+        async with self._lock:
+            if place not in self._known:
+                self._known[place] = await self._describe(place)
+            return self._known[place]
+
+    async def _describe(self, place: str) -> Queue:
+        if place.startswith("arn:"):
+            *_, account, name = place.split(":")
+            found = await self._link.sqs(
+                "get_queue_url", QueueName=name, QueueOwnerAWSAccountId=account
+            )
+            url = found["QueueUrl"]
+        elif "://" in place:
+            url = place
+        else:
+            try:
+                url = (await self._link.sqs("get_queue_url", QueueName=place))["QueueUrl"]
+            except ConfigurationError as error:
+                raise ConfigurationError(f"queue {place}: {error}") from error
+        names = ["QueueArn", "MaximumMessageSize", "RedrivePolicy"]
+        answer = await self._link.sqs("get_queue_attributes", QueueUrl=url, AttributeNames=names)
+        about = answer["Attributes"]
+        redrive = json.loads(about.get("RedrivePolicy") or "{}")
+        return Queue(
+            url,
+            about["QueueArn"],
+            int(about["MaximumMessageSize"]),
+            redrive.get("deadLetterTargetArn", ""),
+        )
+
+    # -- the topic -------------------------------------------------------------------------
+
+    async def subscriptions(self) -> dict[str, str]:
+        """Return the queues behind the topic: ARN of the queue to ARN of its subscription."""
+        assert self.topic is not None
+        found: dict[str, str] = {}
+        more: dict[str, Any] = {}
+        while True:
+            page = await self._link.call(
+                "sns", "list_subscriptions_by_topic", TopicArn=self.topic, **more
+            )
+            for row in page.get("Subscriptions", ()):
+                if row["Protocol"] == "sqs" and row["SubscriptionArn"].startswith("arn:"):
+                    found[row["Endpoint"]] = row["SubscriptionArn"]
+            if not page.get("NextToken"):
+                return found
+            more = {"NextToken": page["NextToken"]}
+
+    async def groups(self) -> list[ConsumerGroup]:
+        """Return the groups whose queues are subscribed; without a topic there is the default one.
+
+        Not those whose names had to be hashed to fit into a queue's name.
+        """
+        if self.topic is None:
+            return [None]
+        known: dict[str, ConsumerGroup] = {_name(q): group for group, q in self._groups.items()}
+        if self._queue:
+            known[_name(self._queue)] = None
+        start, _, end = _name(self._template or "").partition("{group}")
+        found = []
+        for arn in await self.subscriptions():
+            name = arn.rpartition(":")[2]
+            if name in known:
+                found.append(known[name])
+            elif self._template and name.startswith(start) and name.endswith(end):
+                group = _out_of_a_name(name[len(start) : len(name) - len(end)])
+                found += [group] if group else []
+        return found
+
+    async def delete(self, group: ConsumerGroup) -> None:
+        """Delete the subscription and the queue of ``group``, and its dead-letter queue.
+
+        That stays if other queues have it too.
+
+        Raises:
+            ConfigurationError: If there is no such group.
+        """
+        queue = await self.queue_of(group)
+        subscription = (await self.subscriptions()).get(queue.arn)
+        if subscription is None:
+            raise ConfigurationError(f"there is no group {group!a}: its queue is not subscribed")
+        await self._link.call("sns", "unsubscribe", SubscriptionArn=subscription)
+        if queue.dead_arn:
+            dead = await self.dead_of(queue)
+            answer = await self._link.sqs("list_dead_letter_source_queues", QueueUrl=dead.url)
+            if [_name(url) for url in answer["queueUrls"]] == [queue.name]:
+                await self._link.sqs("delete_queue", QueueUrl=dead.url)
+                self._known.pop(queue.dead_arn, None)
+        await self._link.sqs("delete_queue", QueueUrl=queue.url)
+        self._known.pop(self.configured(group), None)
+
+    async def check_audience(self) -> None:
+        """Refuse to publish to nobody.
+
+        Raises:
+            PublishError: If no queue is subscribed to the topic.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._subscribed_at < FRESH:
+            return
+        if not await self.subscriptions():
+            raise PublishError(
+                f"no queue is subscribed to {self.topic}, so nobody would receive this"
+            )
+        self._subscribed_at = now
+
+    async def check_subscription(self, queue: Queue) -> None:
+        """Refuse to wait at a queue that the topic does not reach as it should.
+
+        Raises:
+            ConfigurationError: If it is not subscribed with raw message delivery.
+        """
+        subscription = (await self.subscriptions()).get(queue.arn)
+        if subscription is not None:
+            answer = await self._link.call(
+                "sns", "get_subscription_attributes", SubscriptionArn=subscription
+            )
+            if answer["Attributes"].get("RawMessageDelivery", "").lower() == "true":
+                return
+        missing = "has no raw message delivery" if subscription else "does not exist"
+        raise ConfigurationError(
+            f"the subscription of queue {queue.name} to {self.topic} {missing}; create it with "
+            "the attribute RawMessageDelivery=true"
+        )
+
+
+def _name(place: str) -> str:
+    """Return the name of a queue given by name or URL."""
+    return place.rpartition("/")[2]
+
+
+def _in_a_name(group: str, room: int) -> str:
+    """Return ``group`` in the letters of a queue's name; different for every group."""
+    text = re.sub(
+        r"[^A-Za-z0-9-]",
+        lambda found: "".join(f"_{byte:02X}" for byte in found.group().encode()),
+        group,
+    )
+    # No escape has two underscores in a row.
+    return text if len(text) <= room else f"__{sha256(group.encode()).hexdigest()[:32]}"
+
+
+def _out_of_a_name(text: str) -> str:
+    """Return the group that `_in_a_name` turned into ``text``; "" if it cannot be told."""
+    try:
+        group = unquote(text.replace("_", "%"), errors="strict")
+    except UnicodeDecodeError:
+        return ""
+    return group if text == _in_a_name(group, NAME) else ""

@@ -1,0 +1,120 @@
+"""The SQS backend fulfils the contract: standard queues, FIFO queues, and a topic before them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from abe.testing import BackendContract, ConsumerContract, Harness
+from abe.testing.process import kill_consumer, kill_publisher
+from abe.types import ConsumerGroup
+from abe_backend_sqs.backend import SqsBackend
+from abe_backend_sqs.link import Access
+from abe_backend_sqs.testing import REGION, SqsServer
+
+LEASE = 5.0
+"""Short: what a broken connection was bringing comes back after it."""
+SHORTEST_LEASE = 2.0
+ACCESS = Access(REGION, None, "testing", "testing")
+OTHER_ENDPOINT = os.environ.get("ABE_TEST_SQS_ENDPOINT", "")
+
+
+class SqsHarness(Harness):
+    """One queue for each namespace, and a dead-letter queue beside it."""
+
+    suffix = ""
+    quiet = 0.1
+    short_delay = 1.0
+
+    def __init__(self, server: SqsServer) -> None:
+        self._server = server
+        self._ahead = 0.0
+        self._made: set[str] = set()
+
+    def _clock(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def make(self, namespace: str, **options: Any) -> SqsBackend:
+        name = f"{namespace}{self.suffix}"
+        if namespace not in self._made:
+            self._made.add(namespace)
+            self._server.create_queue(name)
+        return self._backend(name, **options)
+
+    def _backend(self, queue: str | None, **options: Any) -> SqsBackend:
+        options = {
+            "endpoint": self._server.endpoint,
+            "access": ACCESS,
+            "dead_letters": True,
+            "lease": LEASE,
+            "clock": self._clock,
+            **options,
+        }
+        return SqsBackend(queue, **options)
+
+    def make_short_lease(self, namespace: str, seconds: float) -> SqsBackend:
+        return self.make(namespace, lease=max(seconds, SHORTEST_LEASE))
+
+    def make_unreachable(self, namespace: str) -> SqsBackend:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        return self.make(namespace, endpoint=endpoint, timeout=0.3, publish_timeout=0.5)
+
+    def advance_time(self, seconds: float) -> None:
+        self._ahead += seconds
+        self._server.advance(seconds)
+
+    def cut_connections(self) -> None:
+        self._server.cut()
+
+    async def kill_consumer(self, namespace: str, group: ConsumerGroup, count: int) -> None:
+        await kill_consumer("sqs", self._env(namespace), group, count)
+
+    async def kill_publisher(self, namespace: str, key: str) -> int:
+        return await kill_publisher("sqs", self._env(namespace), key)
+
+    def _env(self, namespace: str) -> dict[str, str]:
+        return {
+            **self._server.env,
+            "ABE_SQS_QUEUE": f"{namespace}{self.suffix}",
+            "ABE_SQS_DEAD_LETTERS": "1",
+            "ABE_SQS_LEASE": str(LEASE),
+        }
+
+
+class FifoHarness(SqsHarness):
+    suffix = ".fifo"
+
+
+class _OnStandard:
+    stress_messages = 100
+
+    @pytest.fixture(autouse=True)
+    def _serve(self, server: SqsServer) -> None:
+        self._harness = SqsHarness(server)
+
+    def harness(self) -> Harness:
+        return self._harness
+
+
+class _OnFifo(_OnStandard):
+    @pytest.fixture(autouse=True)
+    def _serve(self, server: SqsServer) -> None:
+        self._harness = FifoHarness(server)
+
+
+class TestStandard(_OnStandard, BackendContract): ...
+
+
+class TestStandardConsumer(_OnStandard, ConsumerContract): ...
+
+
+class TestFifo(_OnFifo, BackendContract): ...
+
+
+class TestFifoConsumer(_OnFifo, ConsumerContract): ...
