@@ -130,7 +130,8 @@ class HandlerMagics(Settings):
           -s, --select P     only cases whose name contains P, or matches it with * and ?;
                              repeatable
           -e, --env K=V      a variable for an installed backend, e.g. where its broker is;
-                             repeatable
+                             repeatable. {namespace} in V stands for what keeps the cases apart,
+                             {folder} for a temporary folder
           -o, --out NAME     also store the result in the variable NAME
 
         Returns:

@@ -60,8 +60,8 @@ def follow(tutorial: Path, workshop: Path) -> Path:
         if first.startswith("!"):
             run(shlex.split(first[1:].format(sys=sys, **names)), workshop)
         elif first.startswith("%%writefile "):
-            file = Path(first.removeprefix("%%writefile ").format(**names))
-            file.write_text(f"{rest}\n", encoding="utf-8")
+            path = first.removeprefix("%%writefile ").strip('"').format(**names)
+            Path(path).write_text(f"{rest}\n", encoding="utf-8")
         elif cell.id == "fill-transport":
             exec(cell.source, dict(names))
     return project
