@@ -172,7 +172,7 @@ class RedisReceiver(Receiver):
     async def _settle(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         """Return the receipts of what is not ours any more."""
         # After a reconnection there may be several consumers: receipts keep the name they got.
-        acks: dict[str, dict[tuple[str | None, int, int], list[str]]] = {}
+        acks: dict[tuple[str, int, int], dict[str | None, list[str]]] = {}
         others: list[Settlement] = []
         for settlement in settlements:
             if settlement.outcome is not Outcome.ACK:
@@ -180,15 +180,15 @@ class RedisReceiver(Receiver):
                 continue
             delivery = settlement.delivery
             consumer, entry, attempt, epoch = delivery.receipt
-            kind = (delivery.message.key, attempt, epoch)
+            holder, key = (consumer, attempt, epoch), delivery.message.key
             try:
-                acks[consumer][kind].append(entry)
+                acks[holder][key].append(entry)
             except KeyError:
-                acks.setdefault(consumer, {})[kind] = [entry]
+                acks.setdefault(holder, {})[key] = [entry]
         lost: set[Receipt] = set()
         try:
-            for consumer, by_kind in acks.items():
-                lost |= await self._ack(consumer, by_kind)
+            for (consumer, attempt, epoch), by_key in acks.items():
+                lost |= await self._ack(consumer, attempt, epoch, by_key)
             if others:
                 lost |= await self._give_back(others)
         except GroupMissingError:
@@ -196,24 +196,15 @@ class RedisReceiver(Receiver):
         return lost
 
     async def _ack(
-        self, consumer: str, by_kind: Mapping[tuple[str | None, int, int], Sequence[str]]
+        self, consumer: str, attempt: int, epoch: int, by_key: Mapping[str | None, Sequence[str]]
     ) -> set[Receipt]:
         flat: list[str | int] = []
-        total = 0
-        for (key, attempt, epoch), entries in by_kind.items():
-            total += len(entries)
-            flat += (key or "", attempt, epoch, len(entries), *entries)
-        lost = await self._control.run(scripts.ACK, self._group, consumer, self._keep, total, *flat)
-        if not lost:
-            return set()
-        parts = iter(lost)
-        gone = {(id_.decode(), attempt) for id_, attempt in zip(parts, parts, strict=True)}
-        return {
-            (consumer, entry, kind[1], kind[2])
-            for kind, entries in by_kind.items()
-            for entry in entries
-            if (entry, kind[1]) in gone
-        }
+        for key, entries in by_key.items():
+            flat += (key or "", len(entries), *entries)
+        lost = await self._control.run(
+            scripts.ACK, self._group, consumer, attempt, epoch, self._keep, *flat
+        )
+        return {(consumer, id_.decode(), attempt, epoch) for id_ in lost}
 
     async def _give_back(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         flat: list[str | int] = []

@@ -1,12 +1,12 @@
--- ARGV: group, consumer, whether to keep settled ones, number of messages, then key, attempt, epoch,
--- number, and that many ids. Returns id and attempt of those that are not this consumer's, or not of
--- this attempt: nothing is done to them.
-local me, keep, total = ARGV[2], ARGV[3] == '1', tonumber(ARGV[4])
-local epoch = call('GET', EPOCH) or '0'
+-- ARGV: group, consumer, attempt, epoch, whether to keep settled ones, then for each key: the key, how
+-- many ids follow, and these. Returns the ids that are not this consumer's, or not of this attempt:
+-- nothing is done to them.
+local me, attempt, keep = ARGV[2], tonumber(ARGV[3]), ARGV[5] == '1'
+local current = ARGV[4] == (call('GET', EPOCH) or '0')
 local held, mine
-local cap = total * 2 + 64
+local cap = #ARGV * 2
 
-local function is_mine(id, attempt)
+local function is_mine(id)
   if not held then
     held, mine = call('XPENDING', LOG, G, '-', '+', cap, me), {}
     for _, p in ipairs(held) do mine[p[1]] = p[4] end
@@ -19,24 +19,20 @@ local function is_mine(id, attempt)
 end
 
 local lost, by_key, all, n = {}, {}, {}, 0
-local i = 5
+local i = 6
 while ARGV[i] do
-  local key, attempt = ARGV[i], tonumber(ARGV[i + 1])
-  local current = ARGV[i + 2] == epoch
-  local first, last = i + 4, i + 3 + tonumber(ARGV[i + 3])
-  local ids = by_key[key] or {}
-  local m = #ids
+  local ids, m = {}, 0
+  local first, last = i + 2, i + 1 + tonumber(ARGV[i + 1])
   for j = first, last do
     local id = ARGV[j]
-    if current or is_mine(id, attempt) then
+    if current or is_mine(id) then
       n, m = n + 1, m + 1
       all[n], ids[m] = id, id
     else
       lost[#lost + 1] = id
-      lost[#lost + 1] = attempt
     end
   end
-  if m > 0 then by_key[key] = ids end
+  if m > 0 then by_key[ARGV[i]] = ids end
   i = last + 1
 end
 if n > 0 then done(by_key, keep, call('XACK', LOG, G, unpack(all))) end
