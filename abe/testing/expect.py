@@ -89,7 +89,7 @@ def _text(payload: Mapping[str, Any]) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    head = ", ".join(text[:60] for text in texts[:12])
+    head = ", ".join(text[:60] for text in texts[:12]) or "nothing"
     return head + (f", … ({len(texts) - 12} more)" if len(texts) > 12 else "")
 
 
