@@ -15,19 +15,27 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
 import botocore.session
 
-__all__ = ["SqsServer"]
+__all__ = ["SqsServer", "broker"]
 
 START = 60.0
 REGION: Final = "eu-central-1"
 ACCOUNT: Final = "123456789012"
 MAX_RECEIVES: Final = 1000
 """Receipts after which a queue made here moves a message to its dead letters by itself."""
+
+
+@contextmanager
+def broker() -> Iterator[Mapping[str, str]]:
+    """Run a server with one queue and yield the variables that lead ``QUEUE_BACKEND=sqs`` to it."""
+    with SqsServer() as server:
+        yield {**server.env, "ABE_SQS_QUEUE": server.create_queue("abe")}
 
 
 class SqsServer:
