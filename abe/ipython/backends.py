@@ -57,14 +57,14 @@ class Backends(TableList[BackendInfo]):
         rows = [
             (
                 cell(info.name),
-                cell(f"{info.distribution} {info.version}".strip()),
-                cell(info.target),
                 "deprecated" if info.deprecated is not None else info.status,
                 "chosen" if info.name == self.chosen else "",
+                cell(f"{info.distribution} {info.version}".strip()),
+                cell(info.target),
             )
             for info in self[: limits.rows]
         ]
-        columns = ("backend", "distribution", "class", "status", "without a name")
+        columns = ("backend", "status", "without a name", "distribution", "class")
         problems = [
             f"{info.name}: {info.error or info.deprecated}"
             for info in self[: limits.rows]
