@@ -21,10 +21,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from abe.backends.message_queue.base.threads import DaemonExecutor
 from abe.errors import BackendClosedError, LoopError
 from abe.sync.interrupts import Interrupts
 from abe.sync.operation import Operation
-from abe.sync.threads import DaemonExecutor
 
 __all__ = ["Portal", "get_portal"]
 

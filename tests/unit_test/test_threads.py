@@ -43,7 +43,7 @@ def test_threads_are_reused_and_started_only_as_needed() -> None:
             assert await threads.submit(lambda: threading.current_thread().name) == "test-1"
         barrier = threading.Barrier(4, timeout=10)
         await asyncio.gather(*(threads.submit(barrier.wait) for _ in range(4)))
-        assert threads._started == 4
+        assert threads._executor._started == 4
         threads.close()
 
     asyncio.run(main())

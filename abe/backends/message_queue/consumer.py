@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import json
 import logging
-import random
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from abe.backends.message_queue.base import (
     Message,
     Outcome,
-    SyncMessage,
     capabilities_of,
     open_stream,
     validate_group,
     validate_key,
 )
-from abe.backends.message_queue.base.dead import dead_headers, reason_for
+from abe.backends.message_queue.base.dead import DeadLetterKey, reason_for
+from abe.backends.message_queue.base.handlers import StillRunning, adapt_handler
+from abe.backends.message_queue.base.log import log_message
 from abe.backends.message_queue.base.plain import backend_name
+from abe.backends.message_queue.base.retry import RetryPolicy
 from abe.backends.message_queue.base.threads import DaemonThreads
 from abe.errors import (
     ConfigurationError,
@@ -37,7 +35,6 @@ from abe.errors import (
 from abe.types import (
     ConsumerGroup,
     EventHandlerFunc,
-    EventHandlerProtocol,
     MessageQueueBackendProtocol,
 )
 
@@ -48,48 +45,10 @@ logger = logging.getLogger(__name__)
 RATE_WINDOW = 10.0
 """Seconds over which `AsyncLoopConsumer.rate` is measured."""
 
-Handler = Callable[[Message], Awaitable[object]]
-
-_OWN_MODULES = {__name__, DaemonThreads.__module__}
+_OWN_MODULES = {__name__, adapt_handler.__module__, DaemonThreads.__module__}
 
 _handling: ContextVar[object] = ContextVar("_handling", default=None)
 """Identifies one call of a handler to whatever runs in its context: tasks, threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how late a failed message is tried again.
-
-    Attributes:
-        max_attempts: Deliveries after which a message that fails goes to the dead letters.
-        base: Seconds before the second attempt.
-        factor: By which each further wait is longer.
-        max_delay: Longest wait, in seconds.
-        jitter: Whether to wait a random 50 to 100 % of that, so that failures spread out.
-
-    Raises:
-        ConfigurationError: If a number is out of range.
-    """
-
-    max_attempts: int = 5
-    base: float = 0.5
-    factor: float = 2.0
-    max_delay: float = 60.0
-    jitter: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ConfigurationError(f"max_attempts is {self.max_attempts}; it must be at least 1")
-        if not (self.base >= 0 and self.max_delay >= 0 and self.factor >= 1):
-            raise ConfigurationError("base and max_delay must be 0 or more, factor 1 or more")
-
-    def delay(self, attempt: int) -> float:
-        """Return the seconds to wait after attempt number ``attempt`` (from 1) has failed."""
-        try:
-            wait = min(self.base * self.factor ** (attempt - 1), self.max_delay)
-        except OverflowError:
-            wait = self.max_delay
-        return wait * random.uniform(0.5, 1.0) if self.jitter else wait
 
 
 class AsyncLoopConsumer:
@@ -251,7 +210,7 @@ class _Run:
         self._consumer = consumer
         self._can = capabilities_of(consumer.backend)
         self._threads = DaemonThreads("abe-handler")
-        self._handle = self._adapt(handler)
+        self._handle = adapt_handler(handler, self._threads)
         self._turn = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._done = asyncio.Event()
@@ -259,10 +218,10 @@ class _Run:
         self._interrupted: set[asyncio.Task[None]] = set()
         self._calls: dict[asyncio.Task[Any] | None, object] = {}
         """What each worker is handling, as found in the context of the handler."""
-        self._in_thread: set[asyncio.Task[Any] | None] = set()
-        """Interrupted workers whose handler goes on in a thread, with the message."""
         self._busy: dict[str, deque[Message]] = {}
-        self._own_dead: Counter[str] = Counter()
+        self._dead_key: DeadLetterKey | None = None
+        if consumer.dead_letter_key is not None:
+            self._dead_key = DeadLetterKey(consumer.backend, consumer.dead_letter_key)
         runner = asyncio.current_task()
         assert runner is not None
         self._runner = runner
@@ -361,7 +320,7 @@ class _Run:
     async def _refuse(self, message: Message) -> bool:
         """Settle what must not reach the handler."""
         consumer = self._consumer
-        if consumer.dead_letter_key is not None and self._is_own_dead(message):
+        if self._dead_key is not None and self._dead_key.holds(message):
             await message.ack()
             return True
         if message.attempt > 2 * consumer.retry.max_attempts:
@@ -370,16 +329,6 @@ class _Run:
             await self._give_up(message, reason)
             return True
         return False
-
-    def _is_own_dead(self, message: Message) -> bool:
-        if message.key is not None:
-            return message.key == self._consumer.dead_letter_key
-        # A plain backend tells no key; what this consumer published there is known by its text.
-        text = _text(message) if self._own_dead else ""
-        if not self._own_dead.get(text):
-            return False
-        self._own_dead -= Counter([text])
-        return True
 
     def _queue_behind(self, message: Message) -> bool:
         """Where ordering is per key, let a message wait for the one of its key being handled."""
@@ -425,9 +374,10 @@ class _Run:
         try:
             while await self._try(message):
                 pass
+        except StillRunning:
+            raise  # with the message, which comes back when its lease lapses
         except BaseException:
-            if task not in self._in_thread:
-                await _release(message)
+            await _release(message)
             raise
         finally:
             self._consumer.in_flight -= 1
@@ -442,7 +392,7 @@ class _Run:
                 raise
             _forget_cancellations()
             return await self._failure(message, error)
-        except Exception as error:
+        except Exception as error:  # handlers may raise anything
             return await self._failure(message, error)
         if await message.ack():
             self._consumer.processed += 1
@@ -493,94 +443,37 @@ class _Run:
         consumer = self._consumer
         if self._can.reject:
             await message.reject(reason)
-        elif consumer.dead_letter_key is None:
+        elif self._dead_key is None:
             self._log(logging.ERROR, "dropped: " + reason.partition("\n")[0], message)
             await message.ack()
-        elif await self._publish_dead(consumer.dead_letter_key, message, reason):
+        elif await self._publish_dead(self._dead_key, message, reason):
             await message.ack()
         else:
             await _release(message)
             return
         consumer.dead += 1
 
-    async def _publish_dead(self, key: str, message: Message, reason: str) -> bool:
+    async def _publish_dead(self, dead: DeadLetterKey, message: Message, reason: str) -> bool:
         """Publish under the dead letter key, while the broker is away again and again.
 
         Returns:
             False if told to stop before that.
         """
-        extras: dict[str, Any] = {}
-        if self._can.headers:
-            extras["headers"] = dead_headers(
-                message.headers,
-                reason=reason,
-                attempts=message.attempt,
-                id=message.id,
-                key=message.key,
-            )
-        text = _text(message)
         failures = 0
         while True:
-            # Noted first: another worker may receive it before publish() returns here.
-            if message.key is None:
-                self._own_dead[text] += 1
             try:
-                await self._consumer.backend.publish(key, dict(message), **extras)
+                await dead.publish(message, reason)
             except (ConnectionError, TimeoutError, PublishError) as error:
-                self._own_dead -= Counter([text])
                 if isinstance(error, PublishError) and not error.retryable:
                     raise
                 failures += 1
                 delay = self._consumer.retry.delay(failures)
-                what = f"cannot publish to {key!r}; trying again in {delay:.3g} s"
+                what = f"cannot publish to {dead.key!r}; trying again in {delay:.3g} s"
                 self._log(logging.WARNING, what, message, error)
                 if await self._stopped_within(delay):
                     return False
             else:
                 return True
-
-    # -- the handler -----------------------------------------------------------------------
-
-    def _adapt(self, handler: EventHandlerFunc) -> Handler:
-        if isinstance(handler, type):
-            raise TypeError(f"handler is the class {handler.__name__}; give an instance of it")
-        function: Any = handler
-        if isinstance(handler, EventHandlerProtocol):
-            function = handler.handle_event
-        if not callable(function):
-            raise TypeError(
-                f"handler is {type(handler).__name__}; it must be a function or have handle_event()"
-            )
-        kinds = (function, type(function).__call__)
-        if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in kinds):
-            raise TypeError("handler contains 'yield': calling it would not run any of it")
-        if any(map(inspect.iscoroutinefunction, kinds)):
-            chosen: Handler = function
-            return chosen
-        return self._threaded(function)
-
-    def _threaded(self, handler: Callable[[Any], Any]) -> Handler:
-        loop = asyncio.get_running_loop()
-
-        def block(settlement: Coroutine[Any, Any, bool]) -> bool:
-            return _block(settlement, loop)
-
-        async def call(message: Message) -> object:
-            future = self._threads.submit(handler, SyncMessage(message, block))
-            try:
-                result = await future
-            except asyncio.CancelledError:
-                if future.cancelled():
-                    if self._is_interrupted():
-                        self._in_thread.add(asyncio.current_task())
-                    raise
-                # The handler was done when the cancellation came: what it did counts.
-                result = future.result()
-            if inspect.isawaitable(result):
-                result = await result
-            return result
-
-        return call
 
     def _log_failure(self, message: Message, error: BaseException, what_next: str) -> None:
         if isinstance(error, Retry):
@@ -591,20 +484,9 @@ class _Run:
     def _log(
         self, level: int, text: str, message: Message, error: BaseException | None = None
     ) -> None:
-        fields = {
-            "backend": self._consumer._name,
-            "group": self._consumer.group,
-            "key": message.key,
-            "id": message.id,
-            "attempt": message.attempt,
-        }
-        logger.log(
-            level,
-            "%s (backend=%s group=%s key=%s id=%s attempt=%s)",
-            text,
-            *fields.values(),
-            extra=fields,
-            exc_info=error,
+        consumer = self._consumer
+        log_message(
+            logger, level, text, message, backend=consumer._name, group=consumer.group, error=error
         )
 
 
@@ -623,29 +505,8 @@ async def _release(message: Message) -> None:
             await message.release()
 
 
-def _block(settlement: Coroutine[Any, Any, bool], loop: asyncio.AbstractEventLoop) -> bool:
-    """Run a settlement on ``loop`` from another thread; False if the loop is gone."""
-    if asyncio._get_running_loop() is loop:
-        settlement.close()
-        raise LoopError(
-            "a sync handler's message blocks until it is settled, and would block the event loop"
-            " here; a handler that returns a coroutine must be an async function itself"
-        )
-    try:
-        return asyncio.run_coroutine_threadsafe(settlement, loop).result()
-    except RuntimeError:
-        settlement.close()
-        if loop.is_closed():
-            return False
-        raise
-
-
 def _forget_cancellations() -> None:
     """What a handler did to its task must not confuse the next one's timeouts."""
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
-
-
-def _text(message: Message) -> str:
-    return json.dumps(message, sort_keys=True, default=repr)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from abe.errors import UnsupportedError
+from abe.backends.message_queue.base.message import Outcome
+from abe.errors import ConfigurationError, UnsupportedError
 
-__all__ = ["Capabilities", "capabilities_of", "unsupported"]
+__all__ = ["Capabilities", "capabilities_of", "check_settlement", "unsupported"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +77,24 @@ def unsupported(backend: str, what: str, capability: str) -> UnsupportedError:
     return UnsupportedError(
         f"backend {backend!r} does not support {what} (capability {capability!r})"
     )
+
+
+def check_settlement(can: Capabilities, backend: str, outcome: Outcome, delay: float) -> None:
+    """Check that a delivery of ``backend`` can end so.
+
+    Raises:
+        UnsupportedError: If the backend does not declare it.
+        ConfigurationError: If ``delay`` is no number of seconds.
+    """
+    if outcome is Outcome.NACK:
+        if can.redelivery == "none":
+            raise unsupported(backend, "nack()", "redelivery")
+        if delay > can.nack_delay:
+            what = f"nack(delay={delay:g}); the longest is {can.nack_delay:g} s"
+            raise unsupported(backend, what, "nack_delay")
+        if not delay >= 0:
+            raise ConfigurationError(f"delay is {delay}; it must be 0 or more seconds")
+    elif outcome is Outcome.RELEASE and not can.release:
+        raise unsupported(backend, "release()", "release")
+    elif outcome is Outcome.REJECT and not can.reject:
+        raise unsupported(backend, "reject()", "reject")

@@ -1,12 +1,20 @@
-"""The headers of a dead letter: why it is one."""
+"""Dead letters: the headers that say why, and the key where others have no place for them."""
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["PREFIX", "dead_headers", "reason_for"]
+from abe.backends.message_queue.base.capabilities import capabilities_of
+from abe.backends.message_queue.base.message import Message
+from abe.errors import PublishError
+from abe.types import MessageQueueBackendProtocol, MessageQueueKey
+
+__all__ = ["PREFIX", "DeadLetterKey", "dead_headers", "reason_for"]
 
 PREFIX = "abe-dead-"
 """Headers with this prefix are abe's; replaying removes them."""
@@ -39,3 +47,57 @@ def dead_headers(
     }
     clean = (text.encode(errors="replace").decode() for text in texts.values())
     return {**headers, **{PREFIX + name: text for name, text in zip(texts, clean, strict=True)}}
+
+
+class DeadLetterKey:
+    """The key under which a consumer publishes what it gives up, and which it never handles.
+
+    Args:
+        backend: Where to publish; one without dead letters of its own.
+        key: The key.
+    """
+
+    def __init__(self, backend: MessageQueueBackendProtocol, key: MessageQueueKey) -> None:
+        self.key = key
+        self._backend = backend
+        self._headers = capabilities_of(backend).headers
+        self._published: Counter[str] = Counter()
+
+    def holds(self, message: Message) -> bool:
+        """Whether ``message`` was published under this key."""
+        if message.key is not None:
+            return message.key == self.key
+        # A plain backend tells no key; what was published here is known by its text.
+        text = _text(message) if self._published else ""
+        if not self._published.get(text):
+            return False
+        self._published -= Counter([text])
+        return True
+
+    async def publish(self, message: Message, reason: str) -> None:
+        """Publish ``message`` with the `dead_headers`, where the backend has headers.
+
+        Raises:
+            Exception: Whatever the backend raises.
+        """
+        extras: dict[str, Any] = {}
+        if self._headers:
+            extras["headers"] = dead_headers(
+                message.headers,
+                reason=reason,
+                attempts=message.attempt,
+                id=message.id,
+                key=message.key,
+            )
+        # Noted first: another worker may receive it before publish() returns here.
+        note = Counter([_text(message)] if message.key is None else [])
+        self._published += note
+        try:
+            await self._backend.publish(self.key, dict(message), **extras)
+        except (ConnectionError, TimeoutError, PublishError):
+            self._published -= note
+            raise
+
+
+def _text(message: Message) -> str:
+    return json.dumps(message, sort_keys=True, default=repr)

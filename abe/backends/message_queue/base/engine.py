@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
+from abe.backends.message_queue.base.capabilities import Capabilities, check_settlement
 from abe.backends.message_queue.base.connection import TRANSIENT, Connection
 from abe.backends.message_queue.base.leases import Leases
 from abe.backends.message_queue.base.log import log_message
@@ -446,7 +446,7 @@ class StreamEngine:
             self._forget(delivery, ACK)
             self._outbox.ack(delivery)
             return True
-        self._check_supported(outcome, delay)
+        check_settlement(self.capabilities, self.backend, outcome, delay)
         self._forget(delivery, outcome)
         self._outbox.add(Settlement(delivery, outcome, delay, reason))
         if self.capabilities.ordering == "key" and outcome in (Outcome.NACK, Outcome.RELEASE):
@@ -471,21 +471,6 @@ class StreamEngine:
         if self.error is not None:
             self.surfaced = True
             raise self.error
-
-    def _check_supported(self, outcome: Outcome, delay: float) -> None:
-        can = self.capabilities
-        if outcome is Outcome.NACK:
-            if can.redelivery == "none":
-                raise unsupported(self.backend, "nack()", "redelivery")
-            if delay > can.nack_delay:
-                what = f"nack(delay={delay:g}); the longest is {can.nack_delay:g} s"
-                raise unsupported(self.backend, what, "nack_delay")
-            if not delay >= 0:
-                raise ConfigurationError(f"delay is {delay}; it must be 0 or more seconds")
-        elif outcome is Outcome.RELEASE and not can.release:
-            raise unsupported(self.backend, "release()", "release")
-        elif outcome is Outcome.REJECT and not can.reject:
-            raise unsupported(self.backend, "reject()", "reject")
 
     def _forget(self, delivery: Delivery, outcome: Outcome = Outcome.LOST) -> None:
         # Also breaks the cycle of message and delivery, so neither waits for the collector.

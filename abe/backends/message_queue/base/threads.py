@@ -6,26 +6,72 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["DaemonThreads"]
+__all__ = ["DaemonExecutor", "DaemonThreads"]
 
 T = TypeVar("T")
+Report = Callable[[], None]
 
 
-class DaemonThreads:
-    """Runs functions in threads that are reused, started as needed, and never joined.
+class DaemonExecutor(ThreadPoolExecutor):
+    """An executor that goes on working while the interpreter exits, and never delays that.
 
-    `concurrent.futures` joins its threads at exit, and `asyncio.run` waits for the default
-    executor: with either, a handler that hangs would hang the process.
+    The standard one refuses work as soon as the main thread has ended; but from then until the
+    exit handlers run, other threads may still use their backends, and closing a backend may
+    itself need a thread. It also joins its threads, so that one that hangs hangs the process.
+    Threads are reused, and started as needed.
     """
 
     def __init__(self, name: str) -> None:
+        super().__init__(max_workers=1, thread_name_prefix=name)
         self._name = name
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._started = 0
+        self._jobs: SimpleQueue[Callable[[], Report] | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
+        self._started = 0
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run ``function`` in a thread; an idle one if there is one."""
+        future: Future[T] = Future()
+        job = partial(_run, future, partial(function, *args, **kwargs))
+        if not self._idle.acquire(blocking=False) and not self._start() and not self._started:
+            job()()  # Python 3.12 starts no thread while it exits
+            return future
+        self._jobs.put(job)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the threads end once they have nothing left to do; never waits."""
+        for _ in range(self._started):
+            self._jobs.put(None)
+
+    def _start(self) -> bool:
+        name = f"{self._name}-{self._started + 1}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:
+            return False
+        self._started += 1
+        return True
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            report = job()
+            # Idle before it reports: who waits for this job may bring the next one at once.
+            self._idle.release()
+            report()
+            del job, report  # while it waits, the thread must not keep what this job held
+
+
+class DaemonThreads:
+    """Runs functions in the threads of a `DaemonExecutor` for the running event loop."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._executor = DaemonExecutor(name)
         self._closed = False
 
     def submit(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
@@ -37,57 +83,45 @@ class DaemonThreads:
         if self._closed:
             raise RuntimeError(f"the threads {self._name} are closed")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        context = contextvars.copy_context()
+        waiting: asyncio.Future[T] = loop.create_future()
 
-        def job() -> None:
-            # Idle before it reports: who waits for this job may bring the next one at once.
+        def pass_on(done: Future[T]) -> None:
             try:
-                result = context.run(function, *args)
-            except BaseException as error:
-                self._idle.release()
-                _report(loop, future, error=error)
-            else:
-                self._idle.release()
-                _report(loop, future, result=result)
+                loop.call_soon_threadsafe(_copy, done, waiting)
+            except RuntimeError:
+                return  # the loop was closed while the function ran: nobody waits any more
 
-        self._jobs.put(job)
-        if not self._idle.acquire(blocking=False):
-            self._started += 1
-            name = f"{self._name}-{self._started}"
-            threading.Thread(target=self._work, name=name, daemon=True).start()
-        return future
+        context = contextvars.copy_context()
+        self._executor.submit(context.run, function, *args).add_done_callback(pass_on)
+        return waiting
 
     def close(self) -> None:
         """Let the threads end once they have nothing left to do."""
         self._closed = True
-        for _ in range(self._started):
-            self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-            del job  # while it waits for the next, the thread must not keep what this one held
+        self._executor.shutdown()
 
 
-def _report(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[Any],
-    *,
-    result: Any = None,
-    error: BaseException | None = None,
-) -> None:
-    def finish() -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)
-        elif isinstance(error, StopIteration):
-            future.set_exception(RuntimeError("the function raised StopIteration"))
-        else:
-            future.set_exception(error)
-
+def _run(future: Future[T], function: Callable[[], T]) -> Report:
+    """Call ``function`` and return what tells ``future``."""
+    if not future.set_running_or_notify_cancel():
+        return _nothing
     try:
-        loop.call_soon_threadsafe(finish)
-    except RuntimeError:
-        return  # the loop was closed while the function ran: nobody waits any more
+        return partial(future.set_result, function())
+    except BaseException as error:
+        return partial(future.set_exception, error)
+
+
+def _nothing() -> None:
+    """The report of what was cancelled before it began."""
+
+
+def _copy(done: Future[T], waiting: asyncio.Future[T]) -> None:
+    if waiting.cancelled():
+        return
+    error = done.exception()
+    if error is None:
+        waiting.set_result(done.result())
+    elif isinstance(error, StopIteration):
+        waiting.set_exception(RuntimeError("the function raised StopIteration"))
+    else:
+        waiting.set_exception(error)
