@@ -78,7 +78,7 @@ def publish_in_chunks(
             raise
         raise _shifted(error, start, len(items)) from error
     except Exception:
-        raise
+        raise  # from progress(), which knows the number
     except BaseException as error:  # an interrupt
         progress(tally.published)
         if tally.unknown:

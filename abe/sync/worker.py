@@ -162,7 +162,7 @@ class Worker:
         _inside.set(self)
         try:
             await self._consumer.run(self._handler)
-        except Exception as error:
+        except Exception as error:  # whatever it is, who holds this handle has to see it
             self.error = error
             if self._task is not None and self in self._home.workers:
                 logger.exception("worker on backend %s failed", self._home.backend.name)

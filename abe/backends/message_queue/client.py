@@ -163,7 +163,7 @@ class AsyncBackend:
         for n, pair in enumerate(pairs):
             try:
                 await self.backend.publish(*pair)
-            except Exception as error:
+            except Exception as error:  # a plain backend raises what it likes
                 failed = {n: str(error), **dict.fromkeys(range(n + 1, len(pairs)), "not sent")}
                 raise PublishError(
                     f"published {n} of {len(pairs)}; item {n} failed: {error}",

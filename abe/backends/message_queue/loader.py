@@ -273,7 +273,7 @@ def _registered(distribution: Distribution) -> Iterator[_Candidate]:
     name, version = distribution.metadata["Name"], distribution.metadata["Version"]
     try:
         entry_points = distribution.entry_points
-    except Exception as error:
+    except Exception as error:  # whatever reading other people's metadata raises
         raise BackendLoadError(
             f"the entry points of {name} {version} are malformed; reinstall or uninstall it",
             distribution=name,
@@ -390,7 +390,7 @@ def _import_class(candidate: _Candidate) -> type[MessageQueueBackendProtocol]:
     failure: Exception
     try:
         loaded = candidate.entry_point.load()
-    except Exception as error:
+    except Exception as error:  # importing runs the provider's code
         failure = error
     else:
         if not callable(getattr(loaded, "from_env", None)):
@@ -419,7 +419,7 @@ def _instantiate(
             backend = backend_class.from_env()
     except (AbeError, Warning):  # a warning is raised only if the user made warnings errors
         raise
-    except Exception as error:
+    except Exception as error:  # the provider's code again
         failure = error
     else:
         _require_methods(candidate, backend)

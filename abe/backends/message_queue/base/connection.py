@@ -89,7 +89,7 @@ class Connection:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await receiver.aclose()
-        except Exception:
+        except Exception:  # closed as well as can be; only a cancellation is worth another try
             self._unclosed.pop(id(receiver), None)
             raise
         self._unclosed.pop(id(receiver), None)
