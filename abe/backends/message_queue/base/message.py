@@ -21,7 +21,11 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Outcome(StrEnum):
-    """How a delivery ends."""
+    """How a delivery ends.
+
+    ``ACK``, ``NACK`` and ``REJECT`` are AMQP's words; here a nacked message always comes again, and
+    a rejected one never.
+    """
 
     ACK = "ack"
     NACK = "nack"

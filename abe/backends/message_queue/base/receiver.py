@@ -75,6 +75,8 @@ class SettleFailure(NamedTuple):
 class Receiver(Protocol):
     """One consumer's connection to its group.
 
+    The driver below a portable stream that does everything else, as in Go CDK's pubsub.
+
     All methods are called on one event loop. ``receive`` is called by one task at a time and is
     never cancelled; ``settle`` and ``extend`` may run while it waits. Any method may raise
     `abe.errors.ConnectionLostError`: the stream then closes this receiver and opens a new one.

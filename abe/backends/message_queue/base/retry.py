@@ -19,7 +19,8 @@ class RetryPolicy:
         base: Seconds before the second attempt.
         factor: By which each further wait is longer.
         max_delay: Longest wait, in seconds.
-        jitter: Whether to wait a random 50 to 100 % of that, so that failures spread out.
+        jitter: Whether to wait a random 50 to 100 % of that ("equal jitter"), so that failures
+            spread out.
 
     Raises:
         ConfigurationError: If a number is out of range.
