@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import queue
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +213,49 @@ def start_kernel(jupyter: Path) -> Iterator[Callable[..., Kernel]]:
 def kernel(start_kernel: Callable[..., Kernel]) -> Kernel:
     """A kernel that the tests of one module share."""
     return start_kernel()
+
+
+@dataclass
+class Site:
+    """The built documentation, served on the loopback."""
+
+    root: Path
+    folder: Path
+    url: str
+    log: str
+
+    def html(self) -> list[Path]:
+        """Return its pages."""
+        return sorted(self.folder.rglob("*.html"))
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The documentation, built strictly; notebooks and contracts run only if something changed."""
+    if find_spec("mkdocs") is None or find_spec("playwright") is None:
+        pytest.skip("the group docs is not installed; `nox -s site` looks at the documentation")
+    root = Path(__file__).resolve().parents[2]
+    folder = tmp_path_factory.mktemp("site")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        env = {
+            **os.environ,
+            "DOCS_SITE_URL": url,
+            "DOCS_REPO_URL": "https://github.com/example/abe",
+            "DOCS_EDIT_URI": "edit/main/docs/",
+            "NO_MKDOCS_2_WARNING": "1",
+        }
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+        built = subprocess.run(
+            command, cwd=root, env=env, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert built.returncode == 0, built.stderr[-4000:]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Site(root, folder, url, built.stdout + built.stderr)
+        server.shutdown()
+        thread.join()
