@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from abe.testing import BackendContract, ConsumerContract, Harness
+from abe.testing import GROUPS, BackendContract, Case, ConsumerContract, Harness
 from abe.testing.process import kill_consumer, kill_publisher
 from abe.types import ConsumerGroup
 from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.link import Access
-from abe_backend_sqs.testing import REGION, SqsServer
+from abe_backend_sqs.testing import ACCOUNT, REGION, SqsServer
 
 LEASE = 5.0
 """Short: what a broken connection was bringing comes back after it."""
@@ -91,6 +91,36 @@ class FifoHarness(SqsHarness):
     suffix = ".fifo"
 
 
+class TopicHarness(SqsHarness):
+    """One topic for each namespace, and a queue for each group that the case uses."""
+
+    groups: tuple[ConsumerGroup, ...] = (None,)
+
+    def make(self, namespace: str, **options: Any) -> SqsBackend:
+        queue, template = f"{namespace}-main", f"{namespace}-g-{{group}}"
+        topic = f"arn:aws:sns:{REGION}:{ACCOUNT}:{namespace}"
+        backend = self._backend(queue, topic=topic, group_queue=template, **options)
+        if namespace not in self._made:
+            self._made.add(namespace)
+            names = [backend._places.configured(group) for group in self.groups]
+            for name in names:
+                self._server.create_queue(name)
+            self._server.create_topic(namespace, names)
+        return backend
+
+    def make_without_groups(self, namespace: str) -> SqsBackend:
+        topic = self._server.create_topic(f"{namespace}-deserted")
+        return self._backend(None, topic=topic, group_queue="nowhere-{group}")
+
+    def _env(self, namespace: str) -> dict[str, str]:
+        return {
+            **super()._env(namespace),
+            "ABE_SQS_TOPIC": f"arn:aws:sns:{REGION}:{ACCOUNT}:{namespace}",
+            "ABE_SQS_QUEUE": f"{namespace}-main",
+            "ABE_SQS_GROUP_QUEUE": f"{namespace}-g-{{group}}",
+        }
+
+
 class _OnStandard:
     stress_messages = 100
 
@@ -118,3 +148,25 @@ class TestFifo(_OnFifo, BackendContract): ...
 
 
 class TestFifoConsumer(_OnFifo, ConsumerContract): ...
+
+
+class _OnTopic:
+    stress_messages = 100
+
+    @pytest.fixture(autouse=True)
+    def _serve(self, server: SqsServer) -> None:
+        self._harness = TopicHarness(server)
+
+    def harness(self) -> Harness:
+        return self._harness
+
+    def run_case(self, case: Case) -> None:
+        # Most cases are about the default group alone, and making a queue takes its time.
+        self._harness.groups = GROUPS if "groups" in case.capabilities else (None,)
+        super().run_case(case)  # type: ignore[misc]
+
+
+class TestTopic(_OnTopic, BackendContract): ...
+
+
+class TestTopicConsumer(_OnTopic, ConsumerContract): ...
