@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BATCH", "Feed"]
 
-BATCH = 64
+BATCH = 128
 """Most messages that cross to the reader in one hop."""
 ACK_INTERVAL = 0.01
 """Seconds between two wake-ups of the portal for acks; the first of a burst goes at once."""
@@ -71,8 +71,7 @@ class Feed:
 
     def resume(self) -> None:
         """The reader asks for more: what it was given before is finished."""
-        for message in self.hand:
-            self._finished.append(message)
+        self._finished += self.hand
         self.hand = []
         if self._finished and not self._acking:
             self._acking = True
