@@ -1,6 +1,6 @@
--- ARGV: group, consumer, attempt, epoch, whether to keep settled ones, then for each key: the key, how
--- many ids follow, and these. Returns the ids that are not this consumer's, or not of this attempt:
--- nothing is done to them.
+-- ARGV: group, consumer, attempt, epoch, whether to keep settled ones, then for each key: the key,
+-- how many ids follow, and these. Returns the ids that are not this consumer's, or not of this
+-- attempt: nothing is done to them.
 local me, attempt, keep = ARGV[2], tonumber(ARGV[3]), ARGV[5] == '1'
 local current = ARGV[4] == (call('GET', EPOCH) or '0')
 local held, mine

@@ -108,8 +108,8 @@ local function remove(key, ids)
   drop_empty(stream)
 end
 
--- The id before which every group is done with every entry, or nil if that is not known. Trimming up
--- to it is much cheaper than deleting ids one by one.
+-- The id before which every group is done with every entry, or nil if that is not known. Trimming
+-- up to it is much cheaper than deleting ids one by one.
 local function settled_before(groups)
   if call('EXISTS', KEPT) == 1 then return nil end
   local floor

@@ -1,5 +1,5 @@
--- ARGV: group, phase, where to begin. One page of the group's numbers: returns the next phase, where
--- it begins, and key, column, number, oldest id for each key and column found.
+-- ARGV: group, phase, where to begin. One page of the group's numbers: returns the next phase,
+-- where it begins, and key, column, number, oldest id for each key and column found.
 local phase, start = ARGV[2], ARGV[3]
 local now = clock()
 local PAGE = 1000

@@ -1,5 +1,5 @@
--- ARGV: group. After a purge: drops what is in flight or has come since, then the group and its keys.
--- Returns 1 once done, 0 if there is more to drop.
+-- ARGV: group. After a purge: drops what is in flight or has come since, then the group and its
+-- keys. Returns 1 once done, 0 if there is more to drop.
 if not group_named(G) then return 1 end
 call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', 250, 'STREAMS', LOG, '>')
 local by_key, total = {}, 0

@@ -5,10 +5,8 @@ local lost = {}
 for i = 3, #ARGV, 3 do
   local me, id = ARGV[i], ARGV[i + 1]
   local p = call('XPENDING', LOG, G, id, id, 1, me)[1]
-  if p and p[4] == tonumber(ARGV[i + 2])
-    and #call('XCLAIM', LOG, G, me, 0, id, 'IDLE', idle, 'JUSTID') == 1 then
-    p = nil
-  else
+  local ours = p and p[4] == tonumber(ARGV[i + 2])
+  if not ours or #call('XCLAIM', LOG, G, me, 0, id, 'IDLE', idle, 'JUSTID') == 0 then
     lost[#lost + 1] = (i - 3) / 3
   end
 end

@@ -1,6 +1,8 @@
 -- Makes the group, which then sees everything that is retained, and tidies up after dead consumers.
 local made = redis.pcall('XGROUP', 'CREATE', LOG, G, '0', 'MKSTREAM')
-if type(made) == 'table' and made.err and not string.find(made.err, 'BUSYGROUP') then return made end
+if type(made) == 'table' and made.err and not string.find(made.err, 'BUSYGROUP') then
+  return made
+end
 call('DEL', GONE)
 for _, c in ipairs(call('XINFO', 'CONSUMERS', LOG, G)) do
   local consumer = fields(c)

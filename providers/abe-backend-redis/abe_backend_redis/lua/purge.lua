@@ -1,5 +1,5 @@
--- ARGV: group, phase, where to begin, consumer, patterns. Drops one page of what waits for the group
--- and matches; returns the next phase, where it begins, and how many were dropped.
+-- ARGV: group, phase, where to begin, consumer, patterns. Drops one page of what waits for the
+-- group and matches; returns the next phase, where it begins, and how many were dropped.
 local phase, start, me = ARGV[2], ARGV[3], ARGV[4]
 local filtered, matches = ARGV[5] ~= nil, matcher(5)
 local PAGE = 500

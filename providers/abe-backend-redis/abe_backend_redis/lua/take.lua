@@ -1,6 +1,6 @@
 -- ARGV: group, consumer, most messages, whether to keep settled ones, patterns.
--- Returns the messages and the epoch; if there are none: how long until something may be due (ms, -1 = never),
--- and the last entries of log and wake seen, after which the consumer can wait for more.
+-- Returns the messages and the epoch; if there are none: how long until something may be due (ms,
+-- -1 = never), and the last entries of log and wake seen, after which to wait for more.
 local me, count, keep = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local filtered, matches = ARGV[5] ~= nil, matcher(5)
 local now = clock()
