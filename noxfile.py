@@ -78,6 +78,8 @@ def typing(session: nox.Session) -> None:
     """Types of the project, and of an application that uses the built wheel."""
     prepare(session, "typing", providers="providers/*")
     run(session, "-m", "mypy")
+    for file in sorted(ROOT.glob("providers/*/pyproject.toml")):
+        run(session, "-m", "mypy", str(file.parent.relative_to(ROOT)))
     run_script(session, "type_check.sh")
 
 
