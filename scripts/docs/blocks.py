@@ -4,8 +4,8 @@
 
 runs the blocks of a page from top to bottom in one process and the current folder, so take an empty
 one. ``python`` blocks share a namespace, ``ipython`` blocks too, ``sh`` blocks have a shell each.
-Data (``json``, ``toml``, ``yaml``, ``ini``) is parsed, ``text`` and ``mermaid`` are left alone.
-On the line before a fence these say more, one a line:
+Data (``json``, ``toml``, ``yaml``, ``ini``) is parsed, ``text`` and ``mermaid`` are left alone; any
+other language, such as ``console``, needs an excuse. Before a fence these say more, one a line:
 
 - ``<!-- not run: REASON -->``: of this block only the syntax is checked
 - ``<!-- needs: redis -->``: it is run where ``ABE_REDIS_…`` lead to a broker; likewise ``sqs``
@@ -37,13 +37,11 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-__all__ = ["Block", "collect"]
+__all__ = ["Block", "collect", "pages"]
 
 RUN = ("python", "ipython", "sh")
 DATA = ("json", "toml", "yaml", "ini")
 TEXT = ("text", "mermaid")
-COMMANDS = ("console", "dockerfile")
-"""What this process cannot run for its reader: such a block needs an excuse."""
 
 _FENCE = re.compile(
     r"(?P<notes>(?:^ *<!-- .+? -->\n)*)"
@@ -93,6 +91,8 @@ class Block:
                 f"{self}: {what}; make it {', '.join(RUN)}, or text if it is neither code nor "
                 "data, or write <!-- not run: REASON --> on the line before"
             )
+        if self.output is not None and not self.runs:
+            return f"{self}: it is not run, so nobody sees whether it prints that; promise nothing"
         try:
             _parse(self.language, self.code)
         except (ValueError, SyntaxError, configparser.Error) as error:
@@ -100,12 +100,16 @@ class Block:
         return ""
 
 
+def pages(root: Path) -> list[Path]:
+    """Return the project's prose: files relative to ``root``."""
+    patterns = ("*.md", "docs/**/*.md", "providers/*/README.md")
+    found = [page.relative_to(root) for pattern in patterns for page in root.glob(pattern)]
+    return sorted(page for page in found if not any(part.startswith(".") for part in page.parts))
+
+
 def collect(root: Path) -> list[Block]:
     """Return every fenced block of the project's prose, page by page, in order."""
-    patterns = ("*.md", "docs/**/*.md", "providers/*/README.md")
-    pages = [page.relative_to(root) for pattern in patterns for page in root.glob(pattern)]
-    visible = (page for page in pages if not any(part.startswith(".") for part in page.parts))
-    return [block for page in sorted(visible) for block in _blocks(root, page)]
+    return [block for page in pages(root) for block in _blocks(root, page)]
 
 
 def _blocks(root: Path, page: Path) -> Iterator[Block]:

@@ -8,13 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from scripts.docs.blocks import Block, collect
+from scripts.docs.blocks import Block, collect, pages
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "docs" / "blocks.py"
@@ -94,6 +95,15 @@ def test_every_block_is_run_or_excused() -> None:
     assert not problems, "\n".join(["blocks of the documentation:", *problems])
 
 
+def test_no_block_is_overlooked() -> None:
+    """Such as one that is not closed, or closed with another indentation."""
+    found = Counter(block.path for block in BLOCKS)
+    for page in pages(ROOT):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        fences = re.findall(r"^[ >]*(?:```|~~~)", text, re.MULTILINE)
+        assert len(fences) == 2 * found[page], f"{page}: a fence that opens or closes nothing"
+
+
 def test_workers_that_are_not_run_have_options_that_exist() -> None:
     """Those of units, images and the like."""
     words = {block: " ".join(re.split(r"[\s\\\[\]\",]+", block.code)) for block in BLOCKS}
@@ -163,6 +173,16 @@ STOP RUN
 ```json
 {]
 ```
+
+<!-- not run: it is random -->
+```sh
+date
+```
+
+<!-- prints -->
+```text
+now
+```
 """
 
 
@@ -179,11 +199,12 @@ def test_what_is_collected(tmp_path: Path) -> None:
         Block(page, 13, "python", "print(x)  # -> 1\n", output="1"),
     ]
     assert (blocks[3].output, blocks[5].need) == ("a… b\n", "redis")
-    assert [block.runs for block in blocks] == [True, False, True, True, False, True, False, False]
+    assert [block.runs for block in blocks] == [n in (0, 2, 3, 5) for n in range(10)]
     problems = [block.problem() for block in blocks]
-    assert [bool(problem) for problem in problems] == [False] * 6 + [True, True]
+    assert [bool(problem) for problem in problems] == [n in (6, 7, 8) for n in range(10)]
     assert problems[6].startswith("docs/how-to/x.md:31: 'cobol' blocks cannot be run; make it")
     assert problems[7].startswith("docs/how-to/x.md:35: this is no json")
+    assert problems[8].startswith("docs/how-to/x.md:40: it is not run, so nobody sees")
 
 
 @pytest.mark.parametrize(
