@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Self
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 
 from abe.backends.message_queue.base import (
@@ -32,7 +31,7 @@ from abe_backend_sqs.receiver import SqsReceiver
 
 __all__ = ["SqsBackend"]
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LONGEST_DELAY = 900.0
 LONGEST_LEASE = 1800
@@ -158,9 +157,7 @@ class SqsBackend(BaseBackend):
     # -- publishing ------------------------------------------------------------------------
 
     async def _send(self, items: Sequence[Outgoing]) -> None:
-        publisher, target = await self._reach()
-        if self._places.topic is not None:
-            await self._places.check_audience()
+        publisher, target = await self._patiently(self._reach)
         prepared = [prepare(item) for item in items]
         for n, item in enumerate(prepared):
             if item.size > target.limit:
@@ -172,22 +169,30 @@ class SqsBackend(BaseBackend):
         await publisher.send(prepared)
 
     async def _reach(self) -> tuple[Publisher, Target]:
-        """Find out where to publish, trying again while that cannot be reached."""
-        async with self._opening:
-            if self._publisher is None or self._target is None:
-                self._target = await self._find_target()
-                self._publisher = Publisher(self._target, self._publish_timeout)
-            return self._publisher, self._target
+        """Find out where to publish, and that somebody is there to receive it."""
+        if self._publisher is None or self._target is None:
+            async with self._opening:
+                if self._target is None:
+                    self._target = await self._find_target()
+                    self._publisher = Publisher(self._target, self._publish_timeout)
+        if self._places.topic is not None:
+            await self._places.check_audience()
+        assert self._publisher is not None
+        return self._publisher, self._target
 
     async def _find_target(self) -> Target:
         if self._places.topic is not None:
             return TopicTarget(self._link, self._places.topic)
+        return QueueTarget(self._link, await self._places.queue_of(None))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call, and call again while AWS cannot be reached and there is time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._publish_timeout
         pause = FIRST_PAUSE
         while True:
             try:
-                return QueueTarget(self._link, await self._places.queue_of(None))
+                return await call()
             except ConnectionLostError:
                 if loop.time() + pause > deadline:
                     raise

@@ -119,7 +119,8 @@ def message_of(raw: Mapping[str, Any], queue: str) -> Message:
     system = raw.get("Attributes", {})
     id = values.pop(ID, None) or str(raw["MessageId"])
     key = values.pop(KEY, None)
-    packed = values.pop(HEADERS, None)
+    if HEADERS in values:
+        values = _unpack(values)
     made = _ID.fullmatch(id)
     when = made.group(1) if made else system.get("SentTimestamp", 0)
     return Message(
@@ -128,5 +129,17 @@ def message_of(raw: Mapping[str, Any], queue: str) -> Message:
         unquote(key) if key else queue.removesuffix(".fifo"),
         int(when) / 1000,
         int(system.get("ApproximateReceiveCount", 1)),
-        {**values, **json.loads(packed)} if packed else values,
+        values,
     )
+
+
+def _unpack(values: dict[str, str]) -> dict[str, str]:
+    """Return the headers with those that shared an attribute; as they are if that is not ours."""
+    try:
+        packed = json.loads(values[HEADERS])
+    except ValueError:
+        return values
+    if not isinstance(packed, dict) or not all(isinstance(v, str) for v in packed.values()):
+        return values
+    del values[HEADERS]
+    return {**values, **packed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from abe.backends.message_queue.base import (
     SettleFailure,
     Settlement,
 )
-from abe.errors import ConnectionLostError, PayloadError
+from abe.errors import AbeError, ConnectionLostError, PayloadError
 from abe_backend_sqs.codec import message_of
 from abe_backend_sqs.failures import Refused
 from abe_backend_sqs.letters import Letters
@@ -135,9 +136,10 @@ class SqsReceiver(Receiver):
         empty = message_of({**raw, "Body": "{}"}, self._queue.name)
         failure = await self._letters.bury(empty, raw["Body"], raw["ReceiptHandle"], str(error))
         if failure is None:
-            await self._link.sqs(
-                "delete_message", QueueUrl=self._queue.url, ReceiptHandle=raw["ReceiptHandle"]
-            )
+            with suppress(AbeError):  # else it comes again, and the others must not wait for that
+                await self._link.sqs(
+                    "delete_message", QueueUrl=self._queue.url, ReceiptHandle=raw["ReceiptHandle"]
+                )
 
     def wake(self) -> None:
         """End a waiting `receive`, and the next one if none waits."""
