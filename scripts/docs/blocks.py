@@ -76,7 +76,7 @@ class Block:
     output: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        return f"{self.path.as_posix()}:{self.line}"
 
     @property
     def runs(self) -> bool:
