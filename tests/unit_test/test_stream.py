@@ -2624,14 +2624,15 @@ def test_a_plain_backend_keeps_its_buffer_when_the_connection_is_lost(run: Virtu
 
 
 def test_an_error_of_a_plain_iterator_surfaces(run: VirtualRun) -> None:
-    """Any other error of a plain iterator ends the stream and reaches the caller."""
+    """Any other error of a plain iterator ends the stream and reaches the caller, place and all."""
     backend = Plain({"n": 0}, ZeroDivisionError())
 
     async def main() -> None:
         stream = open_stream(backend)
         await anext(stream)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError) as caught:
             await anext(stream)
+        assert caught.traceback[-1].name == "consume"
         await stream.aclose()
 
     run(main())

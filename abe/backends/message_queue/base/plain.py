@@ -139,8 +139,9 @@ class _PlainReceiver:
         if not driver.cancelling():  # asyncio.run() has cancelled it already when the loop ends
             driver.cancel()
         await asyncio.wait([driver])
-        if not driver.cancelled():
-            driver.result()
+        error = None if driver.cancelled() else driver.exception()
+        if error is not None:
+            raise error  # result(), when called again, forgets where it came up
 
     async def _drive(self) -> None:
         try:
