@@ -19,12 +19,15 @@ fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -rf dist
 mkdir dist
+build() { # FOLDER NAME: makes its sdist, and from that its wheel
+    PIP_CONSTRAINT=$root/constraints.txt "$python" -m build --outdir "$work/$2" "$1" \
+        >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+}
 providers=()
 for folder; do
     name=$(basename "$folder")
     [ "$name" = . ] && name=core || providers+=("$name")
-    PIP_CONSTRAINT=$root/constraints.txt "$python" -m build --outdir "$work/$name" "$folder" \
-        >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+    build "$folder" "$name"
     "$python" scripts/ci/check_dist.py "$work/$name" "$folder"
     cp "$work/$name"/* dist
 done
@@ -43,7 +46,7 @@ if [ -d "$work/core" ]; then
     environment alone --no-index "$work"/core/*.whl
     smoke alone smoke.py
 else
-    "$python" -m pip wheel -qq --no-deps --build-constraint constraints.txt -w "$work/core" .
+    build . core
 fi
 if [ ${#providers[@]} -gt 0 ]; then
     wheels=()
