@@ -31,7 +31,7 @@ BACKENDS = [title for title in SECTIONS if title.islower()]
 
 def samples_of(backend: str) -> dict[str, str]:
     """Return the sample of every variable in the section of ``backend``."""
-    rows = re.findall(r"^\| `(ABE_\w+)` \|.* \| `([^|`]+)` \|$", SECTIONS[backend], re.MULTILINE)
+    rows = re.findall(r"^\| `(ABE_\w+)` \|.*e\.g\. `(.+?)` \|", SECTIONS[backend], re.MULTILINE)
     return dict(rows)
 
 
