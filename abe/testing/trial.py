@@ -114,6 +114,8 @@ class Trial:
             await asyncio.wait({task}, timeout=0.5)
             raise AssertionError(f"waited {seconds:g} s for {what}; {self.account()}")
         self.waiting_for = before
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # result() forgets where it came up if the task was awaited before
         return task.result()
 
     def account(self) -> str:

@@ -262,15 +262,18 @@ class Backend:
     def from_env(cls):
         return cls()
     async def publish(self, key, payload):
-        float("soon")
+        pass
+    async def consume(self, *, group=None):
+        yield {"n": float("soon")}
 """
 
 
-def test_a_failure_tells_the_place_in_the_authors_code() -> None:
+@pytest.mark.parametrize("case", ["what_is_published_arrives", "consumers_share"])
+def test_a_failure_tells_the_place_in_the_authors_code(case: str) -> None:
     scope: dict[str, Any] = {}
-    exec(compile(f"{CELL}    async def consume(self): pass", "/nowhere/cell.py", "exec"), scope)
-    (row,) = run_contract(scope["Backend"], select="what_is_published_arrives").rows
-    told = "ValueError: could not convert string to float: 'soon', in publish(), line 7"
+    exec(compile(CELL, "/nowhere/cell.py", "exec"), scope)
+    (row,) = run_contract(scope["Backend"], select=case).rows
+    told = "ValueError: could not convert string to float: 'soon', in consume(), line 9"
     assert row.reason == told
 
 
