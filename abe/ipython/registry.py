@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from abe.backends.message_queue.consumer import RetryPolicy
 from abe.ipython.card import Card, numbers
-from abe.sync.portal import get_portal
 
 if TYPE_CHECKING:
     from abe.sync import Worker
@@ -113,7 +112,7 @@ class Registry(dict[str, Handler]):
         """Stop handlers and forget them; they drain side by side."""
         stopped = [self[name] for name in names]
         for handler in stopped:
-            get_portal().post(handler.worker.request_stop)
+            handler.worker.request_stop()
         for handler in stopped:
             handler.stop()
             del self[handler.name]

@@ -116,9 +116,13 @@ class Worker:
         __tracebackhide__ = True
         portal = self._home.portal
         if portal.is_current or _inside.get() is self:
-            portal.post(self.request_stop)
+            self.request_stop()
         elif self.running:
             portal.call(self.drain())
+
+    def request_stop(self) -> None:
+        """Begin what `stop` does, from any thread, and return at once; see `wait`."""
+        self._home.portal.post(self._shut_down)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the worker has ended, at most ``timeout`` seconds.
@@ -152,7 +156,7 @@ class Worker:
         try:
             await asyncio.wait([self._task], timeout=0.0)
         except asyncio.CancelledError:
-            self.request_stop()
+            self._shut_down()
             raise
         if self.error is not None:
             raise self.error
@@ -170,12 +174,11 @@ class Worker:
             self._home.workers.discard(self)
             self._ended.set()
 
-    def request_stop(self) -> None:
-        """Begin to shut the consumer down."""
+    def _shut_down(self) -> None:
         self._home.in_background(self._consumer.shutdown())
 
     async def drain(self) -> None:
         """Shut the consumer down and wait for the end; goes on if the waiting is cancelled."""
-        self.request_stop()
+        self._shut_down()
         if self._task is not None:
             await asyncio.wait([self._task])

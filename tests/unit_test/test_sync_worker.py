@@ -188,6 +188,26 @@ def test_stop_waits_for_the_message_in_flight(queue: SyncBackend) -> None:
     worker.stop()
 
 
+def test_a_stop_that_is_only_requested_blocks_nobody(queue: SyncBackend) -> None:
+    """Several workers drain side by side that way."""
+    seen, go = Seen(), threading.Event()
+
+    def handler(message: SyncMessage) -> None:
+        seen.add(message["n"])
+        go.wait(LONG)
+
+    worker = queue.worker(handler)
+    queue.publish("orders", {"n": 1})
+    seen.wait(1)
+    worker.request_stop()
+    worker.request_stop()
+    states = [worker.running]
+    go.set()
+    assert worker.wait(LONG)
+    assert [*states, worker.running] == [True, False]
+    assert worker.processed == 1
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_handler_may_stop_its_worker(queue: SyncBackend, kind: str) -> None:
     """It returns at once; what was not handled by then is there for others."""
