@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Case", "Options", "Stopwatch", "Target", "main"]
+__all__ = ["Case", "Options", "Peer", "Stopwatch", "Target", "main"]
 
 Peer = Callable[[Path, "Options"], float]
 
