@@ -191,6 +191,7 @@ async def settled(
     waiter = asyncio.create_task(until(condition, step))
     await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    assert condition()
     await consumer.shutdown()
     await task
 
@@ -1289,6 +1290,14 @@ def test_a_message_lost_with_the_process_is_announced_if_several_are_in_flight(
     texts = [r.getMessage() for r in caplog.records if "no redelivery" in r.getMessage()]
     assert len(texts) == 1
     assert "up to 4 messages in flight may be lost" in texts[0]
+
+
+def test_nothing_is_announced_where_nothing_is_lost(
+    broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.ended = True
+    run(AsyncLoopConsumer(Scripted(broker), concurrency=4).run(Recorder()))
+    assert caplog.records == []
 
 
 # -- what a handler does itself --------------------------------------------------------------

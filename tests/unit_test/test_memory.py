@@ -409,6 +409,23 @@ def test_a_closed_consumer_leaves_no_view_behind() -> None:
 # -- competing consumers, redelivery, attempts -----------------------------------------------
 
 
+@pytest.mark.parametrize("prefetch", [None, 10_000])
+def test_no_consumer_holds_more_than_there_is_use_for(prefetch: int | None) -> None:
+    """Asking the store costs next to nothing, so what one does not need stays with the others."""
+
+    async def main(backend: MemoryBackend) -> None:
+        await publish(backend, *range(2000))
+        held = []
+        async with backend.consume(prefetch=prefetch) as stream:
+            for _ in range(1500):
+                await anext(stream)
+                held.append(len(stream._engine.buffer))
+        assert max(held) <= MemoryBackend.max_prefetch
+        assert max(held) > MemoryBackend.max_prefetch // 2
+
+    run(main)
+
+
 def test_competing_consumers_never_share_a_message() -> None:
     async def main(backend: MemoryBackend) -> None:
         drivers = [await driver(backend, "g") for _ in range(5)]

@@ -1368,6 +1368,26 @@ def test_with_key_ordering_successors_are_released_too(
     broker.check()
 
 
+def test_with_key_ordering_a_dead_letter_holds_up_nobody(tools: type[Toolbox]) -> None:
+    """After a reject the successors of that key come as if it had been acked."""
+    broker = tools.broker(ordering="key")
+
+    async def main() -> None:
+        broker.publish(80)
+        async with broker.stream() as stream:
+            for _ in range(30):
+                await anext(stream)
+            rejected = await anext(stream)
+            assert len(broker.leased()) > 2
+            await rejected.reject("broken")
+            assert (await anext(stream))["n"] == rejected["n"] + 1
+            await stream.flush()
+            assert broker.settled("release") == []
+
+    tools.run(main())
+    broker.check()
+
+
 def test_a_lease_of_none_is_never_extended(run: VirtualRun, tools: type[Toolbox]) -> None:
     """A broker without leases keeps a message as long as the connection lives."""
     broker = tools.broker(lease=None)
@@ -1965,8 +1985,10 @@ def test_a_read_that_fails_for_good_surfaces_once(run: VirtualRun, broker: Broke
     run(main())
 
 
-def test_a_failure_nobody_has_seen_is_raised_by_aclose(run: VirtualRun, broker: Broker) -> None:
-    """``aclose`` is the last chance to tell."""
+def test_a_failure_nobody_has_seen_is_raised_by_aclose(
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``aclose`` is the last chance to tell; who was told need not read it in the log."""
 
     async def main() -> None:
         broker.publish(1)
@@ -1979,6 +2001,7 @@ def test_a_failure_nobody_has_seen_is_raised_by_aclose(run: VirtualRun, broker: 
         await stream.aclose()
 
     run(main())
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
 def test_a_failure_of_a_dropped_stream_is_logged(

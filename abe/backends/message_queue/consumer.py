@@ -218,7 +218,8 @@ class _Run:
         self._interrupted: set[asyncio.Task[None]] = set()
         self._calls: dict[asyncio.Task[Any] | None, object] = {}
         """What each worker is handling, as found in the context of the handler."""
-        self._busy: dict[str, deque[Message]] = {}
+        self._busy: dict[str | None, deque[Message]] = {}
+        """What waits for the message of its key that is being handled."""
         self._dead_key: DeadLetterKey | None = None
         if consumer.dead_letter_key is not None:
             self._dead_key = DeadLetterKey(consumer.backend, consumer.dead_letter_key)
@@ -346,8 +347,8 @@ class _Run:
     async def _process(self, message: Message) -> None:
         """Handle a message, then those of its key that had to wait for it."""
         key = message.key
-        waiting = self._busy.get(key) if key is not None else None
-        if key is None or waiting is None:
+        waiting = self._busy.get(key)
+        if waiting is None:
             await self._attempt(message)
             return
         waiting.appendleft(message)

@@ -171,7 +171,8 @@ class StreamEngine:
 
     def begin_close(self) -> None:
         """Start closing, from the stream's loop."""
-        if self.loop is not None and self in _live and not self.closing:
+        if self in _live and not self.closing:
+            assert self.loop is not None
             self._closing.set()
             self._connection.stop_waiting()
             self._give_back(list(self._held))
