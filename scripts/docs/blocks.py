@@ -27,8 +27,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import tomllib
 import types
@@ -42,6 +44,8 @@ __all__ = ["Block", "collect", "pages"]
 RUN = ("python", "ipython", "sh")
 DATA = ("json", "toml", "yaml", "ini")
 TEXT = ("text", "mermaid")
+LONGEST = 60.0
+"""Seconds that a command of a block may take."""
 
 _FENCE = re.compile(
     r"(?P<notes>(?:^ *<!-- .+? -->\n)*)"
@@ -238,10 +242,19 @@ def _configured(backend: str) -> bool:
 
 
 def _output(command: list[str]) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise AssertionError(f"{command[0]} ends with {done.returncode}; it printed\n{done.stdout}")
-    return done.stdout
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+        process = subprocess.Popen(command, stdout=printed, start_new_session=True)  # noqa: S603
+        try:
+            status = process.wait(timeout=LONGEST)
+        finally:
+            if hasattr(os, "killpg"):  # with what it has left in the background
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        printed.seek(0)
+        text = printed.read()
+    if status:
+        raise AssertionError(f"{command[0]} ends with {status}; it printed\n{text}")
+    return text
 
 
 def _fits(printed: str, promised: str) -> bool:

@@ -217,7 +217,7 @@ def test_what_is_collected(tmp_path: Path) -> None:
             "```python\nprint('a b')\n```\n\n<!-- prints -->\n```text\na\nc\n```\n",
             "x.md:1 prints\na b\n\nbut the page says\na\nc",
         ),
-        ("```sh\nfalse; true\n```\n", "bash ends with 1"),
+        ("```sh\nsleep 600 &\nfalse; true\n```\n", "bash ends with 1"),
         ("```ipython\n%nothing\n```\n", "%nothing` not found"),
         ("```python\nimport warnings\nwarnings.warn('old')\n```\n", "UserWarning: old"),
         (
