@@ -46,6 +46,8 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
         self._used = 0.0
+        self.opened = 0
+        """How many connections there have been: which one it is now."""
 
     async def call(self, *command: str | bytes | int, wait: float = 0.0) -> Any:
         """Send a command and return its answer, undecoded.
@@ -129,6 +131,7 @@ class Link:
             if isinstance(error, TimeoutError) and not str(error):
                 error = TimeoutError(f"no connection within {self._timeout:g} s")
             raise self._server.secrets.translate(error, str(self._server)) from error
+        self.opened += 1
         return connection
 
     async def _exchange(

@@ -77,14 +77,13 @@ class RedisReceiver(Receiver):
         self._longest = min(max(lease / 2, 0.25), 20.0)
         # The scripts read the lease from the name.
         self._name = f"{secrets.token_hex(8)}-{int(lease * 1000)}"
-        self._client = 0
+        self._client = self._opened = 0
         self._woken = False
         self._waits = False
         self._waker: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect, and make the group."""
-        self._client = await self._link.call("CLIENT", "ID")
         await self._link.run(scripts.OPEN, self._group)
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
@@ -101,6 +100,8 @@ class RedisReceiver(Receiver):
             pause = min(deadline - loop.time(), self._longest)
             if due >= 0:
                 pause = min(pause, due / 1000)
+            if pause > 0:
+                await self._identify()
             if pause > 0 and not self._woken:
                 await self._wait(pause, log, wake)
         self._woken = False
@@ -120,6 +121,12 @@ class RedisReceiver(Receiver):
         if await self._link.call("EXISTS", f"{self._prefix}gone:{self._group}"):
             return ConfigurationError(f"group {self._shown!r} was deleted; open a new stream")
         return ConnectionLostError(f"Redis has lost group {self._shown!r}: {error}")
+
+    async def _identify(self) -> None:
+        """Know which connection to end a blocked read on; one that idled may have been replaced."""
+        if self._link.opened != self._opened:
+            self._client = await self._link.call("CLIENT", "ID")
+            self._opened = self._link.opened
 
     async def _wait(self, seconds: float, log: bytes, wake: bytes) -> None:
         """Return when there may be something to take: a new entry in log or wake."""
@@ -235,7 +242,7 @@ class RedisReceiver(Receiver):
         self._woken = True
         if self._waker is not None:
             await asyncio.wait([self._waker])
-        if self._client and self._link.connected:
+        if self._link.connected:
             with suppress(AbeError, GroupMissingError):
                 await self._link.run(scripts.CLOSE, self._group, self._name)
         await self._link.aclose()

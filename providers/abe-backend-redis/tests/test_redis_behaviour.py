@@ -125,6 +125,25 @@ class TestStreams:
 
         run(main())
 
+    def test_closing_ends_a_read_on_a_connection_that_was_replaced(
+        self, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("abe_backend_redis.link.IDLE", 0.0)
+
+        async def main(server: RedisServer) -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                await queue.publish("a", {})
+                stream = queue.consume(prefetch=1)
+                await anext(stream)
+                await raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                waiting = asyncio.ensure_future(anext(stream, None))
+                await blocked(raw)
+                await asyncio.wait_for(stream.aclose(), 5)
+                assert await waiting is None
+
+        with own_server() as server:
+            run(main(server))
+
     def test_concurrent_publishes_share_calls(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
             async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
