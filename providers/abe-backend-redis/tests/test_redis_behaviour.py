@@ -1,13 +1,12 @@
-"""What the contract suite cannot know: Redis itself, retention, refused and absent brokers."""
+"""What the contract suite cannot know: Redis itself, refused and absent brokers."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import traceback
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -21,7 +20,6 @@ from abe_backend_redis.publisher import Limits
 from abe_backend_redis.testing import RedisServer, find_server
 
 SENTINEL = "s3cr3t-of-the-test"
-Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 @asynccontextmanager
@@ -232,72 +230,6 @@ class TestStreams:
                 left = [name async for name in raw.scan_iter(f"{{{prefix}}}:stream:*")]
                 assert left == []
                 assert await raw.xlen(f"{{{prefix}}}:log") == 0
-
-        run(main())
-
-
-class TestRetention:
-    def test_settled_messages_are_kept_for_later_groups(
-        self, server: RedisServer, prefix: str
-    ) -> None:
-        async def main() -> None:
-            limits = Limits(length=3)
-            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
-                async with queue.consume(group="a") as stream:
-                    await queue.publish_many([{"n": n} for n in range(5)], key="k")
-                    assert len(await stream.take(5, timeout=5)) == 5
-                await queue.publish("k", {"n": 5})
-                seen = await queue.peek(group="new")
-                assert [m["n"] for m in seen] == [3, 4, 5]
-                async with queue.consume(group="new") as stream:
-                    assert [m["n"] for m in await stream.take(3, timeout=5)] == [3, 4, 5]
-
-        run(main())
-
-    def test_unsettled_messages_outlive_their_limits(
-        self, server: RedisServer, prefix: str
-    ) -> None:
-        async def main() -> None:
-            limits = Limits(length=2, age=0.05)
-            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
-                async with queue.consume(group="a"):
-                    pass
-                await queue.publish_many([{"n": n} for n in range(5)], key="k")
-                await asyncio.sleep(0.1)
-                await queue.publish("k", {"n": 5})
-                async with queue.consume(group="a") as stream:
-                    assert len(await stream.take(6, timeout=5)) == 6
-
-        run(main())
-
-    def test_unsettled_messages_are_dropped_when_asked_to_with_a_warning(
-        self, server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        async def main() -> None:
-            limits = Limits(length=2, drop=True)
-            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
-                async with queue.consume(group="a") as stream:
-                    await queue.publish_many([{"n": n} for n in range(2)], key="k")
-                    held = await anext(stream)
-                    await held.nack(delay=60)
-                    await stream.flush()
-                await queue.publish_many([{"n": n} for n in range(2, 5)], key="k")
-                async with queue.consume(group="a") as stream:
-                    assert [m["n"] for m in await stream.take(2, timeout=5)] == [3, 4]
-                    assert await stream.take(1, timeout=0.2) == []
-                assert (await queue.stats()).total("delayed", group="a") == 0
-
-        with caplog.at_level(logging.WARNING, logger="abe_backend_redis"):
-            run(main())
-        assert "retention dropped 3 messages" in caplog.text
-
-    def test_the_old_are_forgotten_without_a_group(self, server: RedisServer, prefix: str) -> None:
-        async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix, limits=Limits(age=0.1)) as queue:
-                await queue.publish("k", {"n": 0})
-                await asyncio.sleep(0.2)
-                await queue.publish("other", {"n": 1})
-                assert [m["n"] for m in await queue.peek()] == [1]
 
         run(main())
 
