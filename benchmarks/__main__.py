@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "reference" / "benchmarks.md"
-BENCHMARKS = ("core", "notebook", "sqlite", "redis_streams")
+BENCHMARKS = ("core", "notebook", "sqlite", "redis_streams", "sqs")
 HEAD = """# Benchmarks
 
 Peers side by side, in one run, on the machine named in each section: only the ratios mean

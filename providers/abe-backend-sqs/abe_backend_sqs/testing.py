@@ -33,7 +33,11 @@ MAX_RECEIVES: Final = 1000
 
 @contextmanager
 def broker() -> Iterator[Mapping[str, str]]:
-    """Run a server with one queue and yield the variables that lead ``QUEUE_BACKEND=sqs`` to it."""
+    """Run a server with one queue and yield the variables that lead ``QUEUE_BACKEND=sqs`` to it.
+
+    Raises:
+        RuntimeError: If moto does not start.
+    """
     with SqsServer() as server:
         yield {**server.env, "ABE_SQS_QUEUE": server.create_queue("abe")}
 
