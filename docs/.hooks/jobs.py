@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from mkdocs.exceptions import PluginError
 
-__all__ = ["ROOT", "Job", "clean_environment", "run_all", "under_ci"]
+__all__ = ["ROOT", "Job", "clean_environment", "run_all", "source_files", "under_ci"]
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "build" / "docs"
-SOURCES = ("abe", "providers")
 PARALLEL = 2
 LIMIT = 300.0
 """Seconds for one job."""
@@ -35,26 +31,19 @@ class Job:
     Attributes:
         name: What its result is called.
         command: Arguments for this Python; ``{result}`` stands for the file to write.
-        files: What the result depends on, besides the packages of the project.
-        convert: Makes JSON from what the program wrote, if that is something else.
+        files: What the result depends on, besides abe and what is installed.
     """
 
     name: str
     command: Sequence[str]
     files: Sequence[Path]
-    convert: Callable[[str], Any] = json.loads
 
     def result(self) -> Path:
         """Return where its result is kept: the name changes with all that it depends on."""
         digest = hashlib.sha256(_environment().encode())
-        for path in [*_sources(), *self.files]:
+        for path in [*source_files(ROOT / "abe"), *self.files]:
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
         return KEPT / f"{self.name}-{digest.hexdigest()[:16]}.json"
-
-    def latest(self) -> Path | None:
-        """Return the newest result, which may be out of date."""
-        kept = KEPT.glob(f"{self.name}-{'?' * 16}.json")
-        return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 
     def run(self) -> Path:
         """Run it, unless there is a result already.
@@ -84,8 +73,6 @@ class Job:
         if done.returncode != 0:
             draft.unlink(missing_ok=True)
             raise PluginError(f"{self.name}: {done.stderr.strip() or done.stdout.strip()[-4000:]}")
-        made = self.convert(draft.read_text(encoding="utf-8"))
-        draft.write_text(json.dumps(made), encoding="utf-8")
         for older in KEPT.glob(f"{self.name}-{'?' * 16}.json"):
             older.unlink(missing_ok=True)
         draft.replace(result)
@@ -117,14 +104,10 @@ def clean_environment() -> Mapping[str, str]:
 _SETTINGS = {"QUEUE_BACKEND", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONWARNINGS"}
 
 
-def _sources() -> Iterator[Path]:
-    for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*")):
-            parts = path.relative_to(ROOT).parts
-            if path.is_file() and not any(
-                re.match(r"\.|__pycache__|.*\.egg-info", p) for p in parts
-            ):
-                yield path
+def source_files(folder: Path) -> list[Path]:
+    """Return the files of a package."""
+    found = (it for it in sorted(folder.rglob("*")) if it.is_file())
+    return [path for path in found if "__pycache__" not in path.parts]
 
 
 @cache

@@ -1,12 +1,18 @@
-"""The provider matrix: what each backend declares, and what the contract suite found."""
+"""The provider matrix: what each backend declares, and what the contract suite found.
+
+``python docs/.hooks/matrix.py [NAME…]`` runs the tests that hold backends to the contract and
+records in ``docs/results/`` what became of each case. The page shows what was recorded.
+"""
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import re
-from collections import Counter
+import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -15,21 +21,22 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from jobs import ROOT, Job
+from jobs import ROOT, clean_environment
 from reference import code, literal, table
 
 from abe import list_backends, load_backend
 from abe.backends.message_queue.base import Capabilities, capabilities_of
+from abe.testing import list_cases
 
-__all__ = ["jobs", "matrix"]
+__all__ = ["Column", "columns", "matrix"]
 
+RESULTS = ROOT / "docs" / "results"
 CONTRACTS = (
     "tests/contract_test/backends/message_queue/test_*.py",
     "providers/*/tests/*contract*.py",
 )
-"""Where tests are that run the contract suite on one backend each."""
+"""Where the tests are that run the contract suite on one backend each."""
 YEAR = 365 * 86_400.0
-
 
 _SQS = {"ABE_SQS_DEAD_LETTERS": "1"}
 VARIANTS: Mapping[str, Sequence[tuple[str, Mapping[str, str], str]]] = {
@@ -38,7 +45,7 @@ VARIANTS: Mapping[str, Sequence[tuple[str, Mapping[str, str], str]]] = {
         ("FIFO queue", {"ABE_SQS_QUEUE": "orders.fifo", **_SQS}, "TestFifo"),
     ),
 }
-"""Backends that are several: title, variables, and the tests' classes begin with this."""
+"""Backends that are several: title, variables, and how the names of its tests' classes begin."""
 
 
 @dataclass(frozen=True)
@@ -47,103 +54,40 @@ class Column:
 
     Attributes:
         title: What stands above it.
-        package: The name of the package it comes with.
         declared: Its capabilities.
-        run: What the contract suite found.
+        report: When and where the suite ran.
+        passed: The cases that passed.
+        skipped: Why the others were skipped.
     """
 
     title: str
-    package: str
     declared: Capabilities
-    run: Mapping[str, Any]
-
-    @property
-    def passed(self) -> list[Mapping[str, Any]]:
-        """The cases that passed."""
-        return [it for it in self.run["cases"] if it["passed"]]
-
-    @property
-    def inapplicable(self) -> list[Mapping[str, Any]]:
-        """The cases that do not apply to what it declares."""
-        return [
-            it
-            for it in self.run["cases"]
-            if not it["passed"] and it["reason"].startswith("the backend ")
-        ]
+    report: Mapping[str, Any]
+    passed: frozenset[str]
+    skipped: Mapping[str, str]
 
 
-def columns(*, preview: bool) -> Iterator[Column]:
+def columns() -> Iterator[Column]:
     """Yield every installed backend of this project, abe's own first."""
     # The memory backend warns that it is for development, here in vain.
     logging.getLogger("abe").addHandler(logging.NullHandler())
     for info in sorted(list_backends(), key=lambda it: (not it.builtin, it.name)):
-        package = str(info.distribution)
-        if not info.builtin and not (ROOT / "providers" / package).is_dir():
+        path = RESULTS / f"{info.name}.json"
+        if not path.exists():
             continue
-        found = [it for it in jobs() if it.name == f"contract-{info.name}"]
+        report = json.loads(path.read_text(encoding="utf-8"))
         for title, env, classes in VARIANTS.get(info.name, [("", {}, "")]):
             declared = capabilities_of(load_backend(info.name, env=env))
-            title = f"{code(info.name)} {title}".strip()
-            yield Column(title, package, declared, _run(found, classes, preview))
+            # Several classes may run the suite, each on another version of the broker.
+            runs = [run for name, run in report["runs"].items() if name.startswith(classes)]
+            skipped = {name: reason for run in runs for name, reason in run["skipped"].items()}
+            passed = frozenset(name for run in runs for name in run["passed"])
+            yield Column(f"{code(info.name)} {title}".strip(), declared, report, passed, skipped)
 
 
-def _run(found: Sequence[Job], classes: str, preview: bool) -> Mapping[str, Any]:
-    result = next((it.latest() if preview else it.run() for it in found), None)
-    if result is None:
-        return {"when": "–", "brokers": [], "cases": []}
-    report = json.loads(result.read_text(encoding="utf-8"))
-    cases: dict[str, Mapping[str, Any]] = {}
-    for case in report["cases"]:
-        # Several classes may run the suite, each on another version of the broker.
-        known = cases.get(case["name"])
-        if case["class"].startswith(classes) and not (known and known["passed"]):
-            cases[case["name"]] = case
-    return {**report, "cases": list(cases.values())}
-
-
-def jobs() -> list[Job]:
-    """Return what runs the contract suite on each backend."""
-    return [_job(path) for pattern in CONTRACTS for path in sorted(ROOT.glob(pattern))]
-
-
-def _job(path: Path) -> Job:
-    name = path.stem.removeprefix("test_").removesuffix("_contract")
-    options = ["-q", "-p", "no:cacheprovider", "--junitxml={result}", str(path)]
-    files = [*sorted(path.parent.rglob("*.py")), ROOT / "tests" / "conftest.py", Path(__file__)]
-    return Job(f"contract-{name}", ["-m", "pytest", *options], files, _reduced)
-
-
-def _reduced(xml: str) -> Mapping[str, Any]:
-    """Reduce a report of pytest to what became of each case."""
-    suite = ElementTree.fromstring(xml)[0]  # noqa: S314 - pytest wrote it
-    cases = []
-    for test in suite.iter("testcase"):
-        about = [it.get("value", "") for it in test.iter("property") if it.get("name") == "abe"]
-        if not about:
-            continue
-        skipped = test.find("skipped")
-        cases.append(
-            {
-                "name": test.get("name"),
-                "class": test.get("classname", "").rpartition(".")[2],
-                "capabilities": ast.literal_eval(about[0])["capabilities"],
-                "passed": skipped is None,
-                "reason": "" if skipped is None else skipped.get("message", ""),
-            }
-        )
-    brokers = {
-        it.get("value") for it in suite.findall("properties/property") if it.get("name") == "broker"
-    }
-    return {"when": f"{datetime.now(UTC):%Y-%m-%d}", "brokers": sorted(brokers), "cases": cases}
-
-
-def matrix(*, preview: bool) -> str:
-    """Return the matrix as Markdown.
-
-    Args:
-        preview: Show what was found last, even if something has changed since.
-    """
-    shown = list(columns(preview=preview))
+def matrix() -> str:
+    """Return the matrix as Markdown."""
+    shown = list(columns())
     rows = [
         (
             f"[{code(field.name)}][abe.backends.message_queue.base.Capabilities]",
@@ -151,20 +95,15 @@ def matrix(*, preview: bool) -> str:
         )
         for field in fields(Capabilities)
     ]
-    head = ["backend", "packages", "broker", "passed", "do not apply", "when"]
-    parts = [
-        table(["capability", *(it.title for it in shown)], rows),
-        "## What was tested",
-        table(head, map(_tested, shown)),
-    ]
+    parts = [table(["capability", *(it.title for it in shown)], rows), "## What was tested"]
+    head = ["backend", "versions", "passed", "do not apply", "when"]
+    parts.append(table(head, map(_tested, shown)))
     untested = [line for it in shown for line in _untested(it)]
-    if untested:
-        parts += ["## What was not tested", "\n".join(untested)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, "## What was not tested", "\n".join(untested)])
 
 
 def _cell(column: Column, name: str) -> str:
-    passed = sum(name in it["capabilities"] for it in column.passed)
+    passed = sum(name in it.capabilities and it.id in column.passed for it in list_cases())
     return f"{_declared(name, getattr(column.declared, name))} <small>{passed or '–'}</small>"
 
 
@@ -178,27 +117,101 @@ def _declared(name: str, value: object) -> str:
     return str(value)
 
 
+def _applies(reason: str) -> bool:
+    return not reason.startswith("the backend ")
+
+
 def _tested(column: Column) -> tuple[str, ...]:
-    packages = [column.package]
-    for requirement in metadata.requires(column.package) or ():
-        name = re.split(r"[ \[<>=!~;]", requirement)[0]
-        if "extra ==" not in requirement and name != "abstract-backend":
-            packages.append(name)
+    reasons = [why for name, why in column.skipped.items() if name not in column.passed]
     return (
         column.title,
-        ", ".join(f"{it} {metadata.version(it)}" for it in packages),
-        ", ".join(column.run["brokers"]) or "–",
+        ", ".join(column.report["versions"]),
         str(len(column.passed)),
-        str(len(column.inapplicable)),
-        column.run["when"],
+        str(sum(not _applies(why) for why in reasons)),
+        column.report["when"],
     )
 
 
 def _untested(column: Column) -> Iterator[str]:
-    """Yield a line for each reason why a case that applies was not run."""
-    if not column.run["cases"]:
-        yield f"- {column.title}: everything"
-    settled = [*column.passed, *column.inapplicable]
-    reasons = Counter(it["reason"] for it in column.run["cases"] if it not in settled)
-    for reason, number in sorted(reasons.items()):
-        yield f"- {column.title}: {number} case{'s' * (number > 1)}: {literal(reason)}"
+    """Yield a line for each reason why cases that apply were not run."""
+    cases: dict[str, list[str]] = {}
+    for name, reason in column.skipped.items():
+        if name not in column.passed and _applies(reason):
+            cases.setdefault(reason, []).append(code(name))
+    for reason, names in sorted(cases.items()):
+        yield f"- {column.title}, {literal(reason)}: {', '.join(names)}"
+
+
+# --- Recording ------------------------------------------------------------------------------------
+
+
+def record(path: Path) -> None:
+    """Run the tests of one backend and write down what became of each case.
+
+    Raises:
+        SystemExit: If a test fails.
+    """
+    name = path.stem.removeprefix("test_").removesuffix("_contract")
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "report.xml"
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", str(path)]
+        subprocess.run(  # noqa: S603 - this interpreter, our own arguments
+            [sys.executable, *command], cwd=ROOT, env=clean_environment(), check=True
+        )
+        suite = ElementTree.fromstring(xml.read_text(encoding="utf-8"))[0]  # noqa: S314 - ours
+    runs: dict[str, Any] = {}
+    for test in suite.iter("testcase"):
+        if not any(it.get("name") == "abe" for it in test.iter("property")):
+            continue
+        group = runs.setdefault(
+            test.get("classname", "").rpartition(".")[2].removesuffix("Consumer"),
+            {"passed": [], "skipped": {}},
+        )
+        case = test.get("name", "").removeprefix("test_")
+        skipped = test.find("skipped")
+        if skipped is None:
+            group["passed"].append(case)
+        else:
+            group["skipped"][case] = skipped.get("message")
+    report = {"when": f"{datetime.now(UTC):%Y-%m-%d}", "versions": _versions(name), "runs": runs}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def _versions(name: str) -> list[str]:
+    """Return the versions of the package a backend comes with, of what it needs, and of Python."""
+    package = next(str(it.distribution) for it in list_backends() if it.name == name)
+    packages = [package]
+    for requirement in metadata.requires(package) or ():
+        needed = re.split(r"[ \[<>=!~;]", requirement)[0]
+        if "extra ==" not in requirement and needed != "abstract-backend":
+            packages.append(needed)
+    python = f"Python {sys.version.split()[0]}"
+    return [*(f"{it} {metadata.version(it)}" for it in packages), *_brokers(name), python]
+
+
+def _brokers(name: str) -> list[str]:
+    """Return what the tests of a backend ran against."""
+    if name == "sqlite":
+        return [f"SQLite {sqlite3.sqlite_version}"]
+    if name == "sqs":
+        return [f"moto {metadata.version('moto')}"]
+    if name != "redis":
+        return []
+    from abe_backend_redis.testing import find_server
+
+    servers = [str(path) for path in map(find_server, (None, "6.2")) if path]
+    told = [subprocess.check_output([it, "--version"], text=True) for it in servers]  # noqa: S603
+    return [f"Redis {found[1]}" for it in told if (found := re.search(r"v=([\d.]+)", it))]
+
+
+def main() -> None:
+    """Record the backends named, or all."""
+    for path in (it for pattern in CONTRACTS for it in sorted(ROOT.glob(pattern))):
+        if len(sys.argv) == 1 or any(f"_{name}" in path.stem for name in sys.argv[1:]):
+            record(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jobs import ROOT, Job, under_ci
+from jobs import ROOT, Job, source_files, under_ci
 from mkdocs.exceptions import PluginError
 
 __all__ = ["jobs", "notebooks", "page"]
@@ -42,7 +42,10 @@ def jobs() -> list[Job]:
 def job(path: Path) -> Job:
     """Return what executes a notebook."""
     program = HERE / "execute.py"
-    return Job(f"notebook-{path.stem}", [str(program), str(path), "{result}"], [path, program])
+    files = [path, program]
+    if "redis" in path.stem:
+        files += source_files(ROOT / "providers" / "abe-backend-redis" / "abe_backend_redis")
+    return Job(f"notebook-{path.stem}", [str(program), str(path), "{result}"], files)
 
 
 def lacking(path: Path) -> str:

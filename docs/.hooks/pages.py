@@ -6,13 +6,11 @@ that know no hooks.
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import llms
 import matrix
@@ -31,12 +29,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "cases": reference.cases,
     "commands": reference.command_options,
     "magics": reference.magics,
-    "matrix": lambda: matrix.matrix(preview=_preview),
+    "matrix": matrix.matrix,
 }
 """What ``<!-- generated: NAME -->`` on a line of its own stands for."""
-
-_preview = False
-_log = logging.getLogger("mkdocs.hooks.pages")
 
 
 def expanded(markdown: str) -> str:
@@ -58,16 +53,10 @@ def _generated(match: re.Match[str]) -> str:
     return GENERATED[match[1]]()
 
 
-def on_startup(command: Literal["build", "gh-deploy", "serve"], dirty: bool) -> None:
-    """Remember whether this is a preview, which does not test every backend again."""
-    global _preview
-    _preview = command == "serve"
-
-
 @event_priority(100)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the tutorials, before any plugin looks at the pages."""
-    run_all([*notebooks.jobs(), *([] if _preview else matrix.jobs())])
+    run_all(notebooks.jobs())
     for path in notebooks.notebooks():
         page = File.generated(config, f"tutorials/{path.stem}.md", content=notebooks.page(path))
         page.edit_uri = f"../notebooks/{path.name}"
@@ -114,5 +103,5 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_all([*notebooks.jobs(), *matrix.jobs()])
+    run_all(notebooks.jobs())
     write(Path(sys.argv[1]))

@@ -160,7 +160,8 @@ def cases() -> str:
     for module, group in itertools.groupby(list_cases(), lambda case: case.scenario.__module__):
         name = module.rpartition(".")[2]
         rows = [
-            (code(it.id), literal(it.obligation), _all(it.needs) or "all", _all(it.hooks)) for it in group
+            (code(it.id), literal(it.obligation), _all(it.needs) or "all", _all(it.hooks))
+            for it in group
         ]
         title = CHAPTERS.get(name, name.capitalize())
         head = ["case", "obligation", "applies to", "hooks"]
