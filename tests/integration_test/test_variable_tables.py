@@ -16,7 +16,7 @@ TABLES = {
     "abe.backends.message_queue.service.memory:MemoryBackend": "docs/how-to/memory.md",
     "abe.backends.message_queue.service.sqlite:SQLiteBackend": "docs/how-to/sqlite.md",
     "abe_backend_redis.backend:RedisBackend": "providers/abe-backend-redis/README.md",
-    "abe_backend_sqs.backend:SqsBackend": "docs/how-to/sqs.md",
+    "abe_backend_sqs.backend:SqsBackend": "providers/abe-backend-sqs/README.md",
 }
 
 
