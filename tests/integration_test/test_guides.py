@@ -1,4 +1,4 @@
-"""The tables of variables in the guides say what the backends read, with its defaults."""
+"""The tables of the guides: what the backends read, with its defaults, and what they can do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import importlib
 import os
 import re
 from collections import UserDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from abe import load_backend
+from abe.backends.message_queue.base import Capabilities, capabilities_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {
@@ -78,7 +82,7 @@ def settings(backend: Any, patch: pytest.MonkeyPatch, **variables: str) -> tuple
 
 
 @pytest.mark.parametrize(("target", "page"), TABLES.items(), ids=TABLES.values())
-def test_table(target: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables(target: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, name = target.partition(":")
     if not module.startswith("abe."):
         pytest.importorskip(module, reason=f"{module} is not installed")
@@ -91,3 +95,31 @@ def test_table(target: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert settings(backend, monkeypatch, **{row.name: row.default})[0] == unset, row
         if row.sample is not None:
             assert settings(backend, monkeypatch, **{row.name: row.sample})[0] != unset, row
+
+
+YEAR = 365 * 86_400.0
+CLAIMS: dict[str, tuple[str, Callable[[Capabilities], bool]]] = {
+    "consumer groups": ("yes", lambda can: can.groups),
+    "a later group sees what is retained": ("yes", lambda can: can.groups and can.backlog),
+    "key filters, per consumer": ("yes", lambda can: can.keys == "consumer"),
+    "first deliveries in publish order": (
+        "to a single consumer",
+        lambda can: can.ordering == "consumer",
+    ),
+    "`publish(delay=…)`": ("up to a year", lambda can: can.delay == YEAR),
+    "peek": ("yes", lambda can: can.peek),
+}
+"""Rows of the table: what stands in a cell if it is so."""
+
+
+@pytest.mark.parametrize("name", ["memory", "sqlite", "redis", "sqs"])
+def test_what_to_choose(name: str) -> None:
+    if name not in ("memory", "sqlite"):
+        pytest.importorskip(f"abe_backend_{name}", reason=f"abe-backend-{name} is not installed")
+    can = capabilities_of(load_backend(name, env={"ABE_SQS_QUEUE": "orders"}))
+    page = (ROOT / "docs/how-to/choose-a-backend.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.count(" | ") == 4]
+    column = lines[0].index(f"`{name}`")
+    table = {cells[0]: cells[column] for cells in lines}
+    for row, (cell, holds) in CLAIMS.items():
+        assert (table[row] == cell) == holds(can), row
