@@ -159,6 +159,7 @@ def test_figures_are_those_of_the_code() -> None:
         f"allows {policy.max_attempts} attempts, waiting {waits} seconds": FLOW,
         f"up to {feed.BATCH} messages in one hop": FLOW,
         f"every {feed.ACK_INTERVAL * 1000:g} ms in bursts": FLOW,
+        f"they set out up to {feed.ACK_INTERVAL * 1000:g} ms later": SEMANTICS,
         f"{connection.FIRST_DELAY:g} s, doubling to {connection.MAX_DELAY:g} s": FLOW,
     }
     missing = [text for text, page in figures.items() if text not in " ".join(page.split())]
