@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nox
@@ -92,9 +93,25 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(venv_backend=BACKEND)
 def docs(session: nox.Session) -> None:
-    """The documentation, where every warning is an error."""
-    prepare(session, "docs")
+    """The documentation, where every warning is an error; says what it consists of."""
+    prepare(session, "docs", providers="providers/*")
+    started = time.monotonic()
     run(session, "-m", "mkdocs", "build", "--strict", NO_MKDOCS_2_WARNING="1")
+    run(session, "-m", "scripts.docs.figures", "site", f"{time.monotonic() - started:.1f}")
+
+
+@nox.session(venv_backend=BACKEND)
+def site(session: nox.Session) -> None:
+    """The documentation in a real browser: links, requests, accessibility, search."""
+    prepare(session, "docs", providers="providers/*")
+    run(session, "-m", "pytest", "tests/e2e_test", "-k", "test_site", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def matrix(session: nox.Session) -> None:
+    """Run the contract suite on every backend, or those named; renews the provider matrix."""
+    prepare(session, "docs", providers="providers/*")
+    run(session, "docs/.hooks/matrix.py", *session.posargs)
 
 
 @nox.session(venv_backend="venv", python=interpreters())

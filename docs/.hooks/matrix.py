@@ -43,6 +43,16 @@ VARIANTS: Mapping[str, Sequence[tuple[str, Mapping[str, str], str]]] = {
     "sqs": (
         ("standard queue", {"ABE_SQS_QUEUE": "orders", **_SQS}, "TestStandard"),
         ("FIFO queue", {"ABE_SQS_QUEUE": "orders.fifo", **_SQS}, "TestFifo"),
+        (
+            "topic",
+            {
+                "ABE_SQS_TOPIC": "arn:aws:sns:eu-central-1:000000000000:orders",
+                "ABE_SQS_QUEUE": "orders",
+                "ABE_SQS_GROUP_QUEUE": "orders-{group}",
+                **_SQS,
+            },
+            "TestTopic",
+        ),
     ),
 }
 """Backends that are several: title, variables, and how the names of its tests' classes begin."""

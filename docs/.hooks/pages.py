@@ -71,9 +71,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return expanded(markdown)
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
-    """Keep the text of a page for language models."""
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep the text of a page for language models, and the text of diagrams from the search."""
     llms.keep(page, html)
+    return html.replace('<pre class="mermaid">', '<pre class="mermaid" data-search-exclude>')
 
 
 _nav: Navigation | None = None
