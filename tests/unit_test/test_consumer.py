@@ -551,6 +551,11 @@ def test_a_delay_is_capped_at_what_the_backend_can(tools: type[Toolbox]) -> None
     broker.check()
 
 
+def test_a_policy_may_be_as_small_as_this() -> None:
+    policy = RetryPolicy(max_attempts=1, base=0.0, factor=1.0, max_delay=0.0)
+    assert policy.delay(1) == policy.delay(50) == 0.0
+
+
 def test_the_policy() -> None:
     plain = RetryPolicy(base=0.5, factor=2.0, max_delay=60.0, jitter=False)
     assert [plain.delay(n) for n in (1, 2, 3, 8, 10**6)] == [0.5, 1.0, 2.0, 60.0, 60.0]
@@ -1283,13 +1288,13 @@ def test_a_message_lost_with_the_process_is_announced_if_several_are_in_flight(
     run: VirtualRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        await AsyncLoopConsumer(Plain(ends=True), concurrency=4).run(Recorder())
+        await AsyncLoopConsumer(Plain(ends=True), concurrency=2).run(Recorder())
         await AsyncLoopConsumer(Plain(ends=True)).run(Recorder())
 
     run(main())
     texts = [r.getMessage() for r in caplog.records if "no redelivery" in r.getMessage()]
     assert len(texts) == 1
-    assert "up to 4 messages in flight may be lost" in texts[0]
+    assert "up to 2 messages in flight may be lost" in texts[0]
 
 
 def test_nothing_is_announced_where_nothing_is_lost(
@@ -1305,7 +1310,7 @@ def test_nothing_is_announced_where_nothing_is_lost(
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_the_handler_settled_stays_settled(
-    fails: bool, broker: Broker, run: VirtualRun
+    fails: bool, broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(message: Message) -> None:
         await getattr(message, script[message["n"]].popleft())()
@@ -1328,6 +1333,8 @@ def test_what_the_handler_settled_stays_settled(
         assert (consumer.retried, consumer.dead) == (0, 0)
 
     run(main())
+    text = "handler failed; the handler settled it"
+    assert sum(text in r.getMessage() for r in caplog.records) == (5 if fails else 0)
 
 
 def test_an_exception_that_is_no_exception_ends_the_run_and_releases(
@@ -1690,6 +1697,21 @@ def test_a_hanging_thread_does_not_keep_the_process_alive() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
+def test_the_threads_of_a_run_end_with_it() -> None:
+    threads: list[threading.Thread] = []
+
+    def handler(message: SyncMessage) -> None:
+        threads.append(threading.current_thread())
+
+    async def main() -> None:
+        await AsyncLoopConsumer(Plain({"n": 1}, ends=True)).run(handler)
+
+    real(main())
+    (thread,) = threads
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 # -- concurrency -----------------------------------------------------------------------------
 
 
@@ -1856,6 +1878,37 @@ def test_messages_that_wait_for_one_of_their_key_are_released_with_it(
     broker.check()
 
 
+def test_what_waits_for_one_of_its_key_is_not_begun_any_more_while_draining(
+    tools: type[Toolbox],
+) -> None:
+    broker = tools.broker(ordering="key")
+
+    async def main() -> None:
+        broker.publish(8)
+        consumer = AsyncLoopConsumer(BatchedKeys(broker), concurrency=2)
+        go = asyncio.Event()
+        handled: list[int] = []
+
+        async def handler(message: Message) -> None:
+            handled.append(message["n"])
+            if message["n"] == 1:
+                await go.wait()
+
+        task = asyncio.create_task(consumer.run(handler))
+        await until(lambda: consumer._run is not None and any(consumer._run._busy.values()))
+        draining = asyncio.create_task(consumer.shutdown())
+        await asyncio.sleep(1)
+        go.set()
+        await draining
+        await task
+        assert handled == [0, 1]
+        assert broker.acked() == [0, 1]
+        assert broker.leased() == []
+
+    tools.run(main())
+    broker.check()
+
+
 def test_other_keys_go_on_while_one_is_busy(tools: type[Toolbox]) -> None:
     broker = tools.broker(ordering="key")
 
@@ -1900,9 +1953,9 @@ def test_the_rate_is_that_of_the_last_ten_seconds(monkeypatch: pytest.MonkeyPatc
     clock.now += 100.0
     assert consumer.rate == 0.0
     for _ in range(20_000):
-        clock.now += 0.0001
+        clock.now += 0.0002
         consumer._finished.append(clock.now)
-    assert consumer.rate == pytest.approx(10_000, rel=0.01)
+    assert consumer.rate == pytest.approx(5_000, rel=0.01)
 
 
 def test_numbers_can_be_read_from_another_thread_at_any_time() -> None:

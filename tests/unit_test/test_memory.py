@@ -409,6 +409,16 @@ def test_a_closed_consumer_leaves_no_view_behind() -> None:
 # -- competing consumers, redelivery, attempts -----------------------------------------------
 
 
+def test_a_backend_forgets_streams_that_are_closed() -> None:
+    async def main(backend: MemoryBackend) -> None:
+        for _ in range(3):
+            async with backend.consume():
+                assert len(backend._engines) == 1
+        assert not backend._engines
+
+    run(main)
+
+
 @pytest.mark.parametrize("prefetch", [None, 10_000])
 def test_no_consumer_holds_more_than_there_is_use_for(prefetch: int | None) -> None:
     """Asking the store costs next to nothing, so what one does not need stays with the others."""

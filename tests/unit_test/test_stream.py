@@ -25,6 +25,7 @@ from abe.backends.message_queue.base import (
     Outgoing,
     Receiver,
     Settlement,
+    engine,
     open_stream,
 )
 from abe.errors import (
@@ -1646,6 +1647,48 @@ def test_a_stream_that_outlives_its_loop_goes_quietly(run: VirtualRun, broker: B
     run(close())
     kept.clear()
     gc.collect()
+
+
+def test_a_stream_may_be_stopped_before_it_began(run: VirtualRun, broker: Broker) -> None:
+    """It then connects to nothing."""
+
+    async def main() -> None:
+        stream = broker.stream()
+        stream.stop()
+        assert stream.closed
+        assert [message async for message in stream] == []
+        await stream.aclose()
+
+    run(main())
+    assert broker.calls == []
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_loop_that_is_closed_with_its_tasks_running_leaves_nothing_behind(
+    closed: bool, tools: type[Toolbox], broker: Broker
+) -> None:
+    """Nothing can be given back any more; at least nobody waits, and no engine is kept."""
+    loop = tools.loop()
+    kept: list[MessageStream] = []
+
+    async def begin() -> None:
+        broker.publish(1)
+        kept.append(broker.stream())
+        await anext(kept[0])
+
+    loop.run_until_complete(begin())
+    pumps = asyncio.all_tasks(loop)
+    broker.cancellable = True
+    loop.close()
+    assert [e for e in engine._live if e.loop is loop]
+    if closed:
+        tools.run(kept[0].aclose())
+    with pytest.warns(ResourceWarning, match="was dropped with message id-0"):
+        kept.clear()
+    assert not [e for e in engine._live if e.loop is loop]
+    for pump in pumps:
+        pump.get_coro().close()
+    broker.receivers.clear()
 
 
 # -- rule 7: detached messages -----------------------------------------------------------------

@@ -247,8 +247,7 @@ class BaseBackend(ABC):
 
     def _bind(self) -> None:
         """Refuse a closed backend, and another loop than the one its connections belong to."""
-        if self._closed:
-            self._check_open()
+        self._check_open()
         if not self.loop_bound:
             return
         loop = asyncio.get_running_loop()

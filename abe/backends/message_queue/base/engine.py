@@ -176,13 +176,13 @@ class StreamEngine:
             self._closing.set()
             self._connection.stop_waiting()
             self._give_back(list(self._held))
-            self.hand.clear()
             self.stop()
             self._impatience = self.loop.call_later(CLOSE_TIMEOUT, self._cancel_receive)
 
     def abandon(self) -> None:
         """Start closing, from any thread, for a stream that nobody refers to any more."""
-        if self.loop is not None and self in _live:
+        if self in _live:
+            assert self.loop is not None
             self._unattended = True
             try:
                 self.loop.call_soon_threadsafe(self.begin_close)
@@ -254,10 +254,10 @@ class StreamEngine:
                 await self._receive()
         except EndOfStream:
             self.stopping = True
+        except TRANSIENT:
+            pass  # only while closing is it not tried again, and then nobody waits for it
         except Exception as error:  # whatever the provider raises: the caller has to be told
-            # Once stopped, nobody waits for the broker to return.
-            if not (self.stopping and isinstance(error, TRANSIENT)):
-                self._fail(error)
+            self._fail(error)
         finally:
             if not self._opened.done():
                 self._opened.set_result(None)
@@ -410,7 +410,6 @@ class StreamEngine:
         """Hold nothing beside a message that may kill this process and so cost it attempts."""
         if delivery.message.attempt < SUSPECT_ATTEMPT:
             return
-        self.pace.slow_down()
         if self.capabilities.release:
             self._end_receive()
             self._release_buffered(self.buffer)

@@ -50,23 +50,19 @@ class Pace:
         self._set(1)
 
     def _set(self, limit: int) -> None:
-        self._limit = limit
-        self.low = limit // 2
+        self._limit = 1 if self._careful else limit
+        self.low = self._limit // 2
         self.easy = math.inf if self._careful else self.low + 1
 
     @property
     def careful(self) -> bool:
-        """Whether a message is buffered that must be handed over alone; slows down."""
+        """Whether a message is buffered that must be handed over alone; receives none ahead."""
         return self._careful
 
     @careful.setter
     def careful(self, careful: bool) -> None:
         self._careful = careful
-        self._set(1 if careful else self._limit)
-
-    def slow_down(self) -> None:
-        """Receive nothing ahead."""
-        self._set(1)
+        self._set(self._limit)
 
     def room(self, buffered: int, wanted: int) -> int:
         """Return how many messages to ask for: what the caller waits for, or a refill ahead."""
@@ -93,7 +89,7 @@ class Pace:
         if consumed and since:
             cost = max((now - since - self._waited) / consumed, 1e-9)
             room = min(self._limit * 2, self._most, int(lease / 4 / cost))
-            self._set(1 if self._careful else max(1, room))
+            self._set(max(1, room))
         self._mark = (self.yielded, now)
         self._waited = 0.0
 
@@ -109,7 +105,7 @@ class Pace:
         recent = self.yielded - self._ticks[0]
         if recent == 0 and buffered and not waiting:
             self._idle = True
-            self.slow_down()
+            self._set(1)
             return 0
         if buffered > 3 * recent + 1:
             self.adapt(now, lease)

@@ -1,0 +1,51 @@
+"""How long a message may be held: as long as its stream extends the lease."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.unit_test.conftest import Toolbox, VirtualRun
+
+
+@pytest.mark.parametrize("lease", [0.5, 4.0, 60.0])
+def test_a_lease_of_any_length_is_extended_in_time_and_not_too_often(
+    lease: float, tools: type[Toolbox]
+) -> None:
+    broker = tools.broker(lease=lease)
+
+    async def main() -> None:
+        broker.publish(1)
+        async with broker.stream() as stream:
+            message = await anext(stream)
+            await asyncio.sleep(10 * lease)
+            assert broker.leased() == [0]
+            assert await message.ack()
+
+    tools.run(main())
+    broker.check()
+    assert broker.records[0].outcomes == ["ack"]
+    # When at most 60 % are left, at one of the 16 ticks.
+    assert 10 / 0.5 <= len(broker.called("extend")) <= 10 / 0.4
+
+
+def test_slow_arrivals_are_no_sign_of_a_slow_caller(run: VirtualRun, tools: type[Toolbox]) -> None:
+    """A caller that waits most of the time, and is fast otherwise, gets more and more ahead."""
+    broker = tools.broker()
+
+    async def main() -> None:
+        async with broker.stream() as stream:
+            for _ in range(12):
+                task = asyncio.create_task(stream.__anext__())
+                await asyncio.sleep(20)
+                broker.publish(40)
+                await task
+                for _ in range(39):
+                    await anext(stream)
+
+    run(main())
+    broker.check()
+    assert max(call.detail[0] for call in broker.called("receive")) > 16
