@@ -209,7 +209,7 @@ class SupportsHeaders(Protocol):
         *,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Publish with headers; consumers find them in ``message.headers``."""
+        """Publish ``payload`` under ``key`` with ``headers``, which become ``message.headers``."""
         ...
 
 
@@ -219,7 +219,7 @@ class SupportsDelay(Protocol):
     async def publish(
         self, key: MessageQueueKey, payload: MessageQueuePayload, *, delay: float = 0.0
     ) -> None:
-        """Publish a message that is delivered after ``delay`` seconds at the earliest."""
+        """Publish ``payload`` under ``key``, delivered after ``delay`` seconds at the earliest."""
         ...
 
 
@@ -254,7 +254,10 @@ class SupportsPeek(Protocol):
         group: ConsumerGroup = None,
         limit: int = 10,
     ) -> Sequence[MessageQueueMessage]:
-        """Return up to ``limit`` messages waiting for ``group``, oldest first, taking none."""
+        """Return up to ``limit`` messages waiting for ``group``, oldest first, taking none.
+
+        ``keys`` limits them to those that match one of these filters.
+        """
         ...
 
 

@@ -38,7 +38,11 @@ class Delivery:
         self.engine: StreamEngine | None = None
 
     def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
-        """Record a settlement with the stream that owns this delivery."""
+        """Record ``outcome`` with the stream that owns this delivery.
+
+        ``delay`` (seconds) belongs to a nack, ``reason`` to a reject. Returns False if no stream
+        owns it.
+        """
         return self.engine is not None and self.engine.settle(self, outcome, delay, reason)
 
 

@@ -191,7 +191,8 @@ class MemoryBackend(BaseBackend):
     ) -> list[Message]:
         """Return up to ``limit`` messages that ``group`` could take now, oldest first.
 
-        For a group that does not exist: what it would see.
+        Only those that match one of ``keys``, if given. For a group that does not exist: what it
+        would see.
         """
         self._check_open()
         records = self._store.peek(KeyFilter(keys), validate_group(group), limit)
@@ -225,6 +226,8 @@ class MemoryBackend(BaseBackend):
         limit: int | None = None,
     ) -> int:
         """Put dead letters back for ``group`` alone, counted as never delivered.
+
+        Only those with one of ``ids``, if given; oldest first, ``limit`` at most.
 
         Returns:
             How many were put back.

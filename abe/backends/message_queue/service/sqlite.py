@@ -160,7 +160,8 @@ class SQLiteBackend(BaseBackend):
     ) -> list[Message]:
         """Return up to ``limit`` messages that ``group`` could take now, oldest first.
 
-        For a group that does not exist: what it would see.
+        Only those that match one of ``keys``, if given. For a group that does not exist: what it
+        would see.
         """
         self._check_open()
         validate_group(group)
@@ -196,6 +197,8 @@ class SQLiteBackend(BaseBackend):
         limit: int | None = None,
     ) -> int:
         """Put dead letters back for ``group`` alone, counted as never delivered.
+
+        Only those with one of ``ids``, if given; oldest first, ``limit`` at most.
 
         Returns:
             How many were put back.
