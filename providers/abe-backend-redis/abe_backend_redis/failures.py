@@ -10,7 +10,7 @@ from redis import exceptions as driver
 
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["GroupMissingError", "RefusedError", "Secrets"]
+__all__ = ["GroupMissingError", "RefusedError", "Secrets", "passes"]
 
 HIDDEN = "***"
 
@@ -28,8 +28,22 @@ _ELSEWHERE = (
     driver.TryAgainError,
 )
 """This server is not, or not yet, the one to talk to: connect anew."""
-_PASSING = ("LOADING", "BUSY ", "OOM ", "MISCONF", "NOREPLICAS", "UNBLOCKED", "MASTERDOWN")
+_PASSING = (
+    "LOADING",
+    "BUSY ",
+    "OOM ",
+    "MISCONF",
+    "NOREPLICAS",
+    "READONLY",
+    "UNBLOCKED",
+    "MASTERDOWN",
+)
 _CREDENTIALS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password", "without any password")
+
+
+def passes(text: str) -> bool:
+    """Return whether what Redis says is about its state, and trying again may help."""
+    return any(sign in text for sign in _PASSING)
 
 
 class GroupMissingError(Exception):
@@ -98,7 +112,7 @@ class Secrets:
                 f"Redis at {where} refuses the credentials (ABE_REDIS_URL, ABE_REDIS_USERNAME, "
                 f"ABE_REDIS_PASSWORD): {text}"
             )
-        if isinstance(error, _ELSEWHERE) or any(sign in text for sign in _PASSING):
+        if isinstance(error, _ELSEWHERE) or passes(text):
             return ConnectionLostError(f"Redis at {where} cannot serve this now: {text}")
         if isinstance(error, driver.ResponseError):
             if "NOGROUP" in text:

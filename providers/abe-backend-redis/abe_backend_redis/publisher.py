@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from abe.backends.message_queue.base import Outgoing
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis import scripts
-from abe_backend_redis.failures import RefusedError
+from abe_backend_redis.failures import RefusedError, passes
 from abe_backend_redis.link import Link
 
 __all__ = ["Limits", "Publisher"]
@@ -158,7 +159,9 @@ class Publisher:
             except ConnectionLostError as error:
                 text = f"no answer, so it may or may not have been stored: {error}"
                 raise _error(text, accepted, len(items), retryable=True) from error
-            except RefusedError as error:
+            except ConfigurationError as error:
+                if not (accepted or isinstance(error, RefusedError)):
+                    raise  # the credentials, before anything was sent
                 raise _error(str(error), accepted, len(items), retryable=False) from error
             if isinstance(answer, int):
                 accepted += answer
@@ -185,14 +188,15 @@ class Publisher:
                 pause = min(pause * 2, 1.0)
 
     def _refuse(self, problem: str, accepted: int, total: int) -> None:
-        if problem == "FULL":
+        full = problem == "FULL"
+        if full:
             problem = (
                 f"the namespace {self._prefix!r} holds {self._limits.backlog} messages "
                 "(ABE_REDIS_MAX_BACKLOG)"
             )
-        if "NOPERM" in problem:
-            raise ConfigurationError(f"the ACL user may not publish: {problem}")
-        retryable = "WRONGTYPE" not in problem
+        # Redis 6.2 says which line of the script it was.
+        problem = re.sub(r"^@user_script: \d+: -?", "", problem.strip())
+        retryable = full or passes(problem)
         raise _error(f"Redis refuses it: {problem}", accepted, total, retryable=retryable)
 
     def _warn(self, dropped: int) -> None:

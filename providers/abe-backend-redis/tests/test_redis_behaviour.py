@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from abe.backends.message_queue.base import KeyFilter
-from abe.errors import ConfigurationError, ConnectionLostError, PublishError
+from abe.backends.message_queue.base import KeyFilter, Outcome, SettleFailure, Settlement
+from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
-from abe_backend_redis.publisher import Limits
 from abe_backend_redis.testing import RedisServer, find_server
 
 SENTINEL = "s3cr3t-of-the-test"
@@ -142,34 +141,48 @@ class TestStreams:
         with own_server() as server:
             run(main(server))
 
-    def test_concurrent_publishes_share_calls(self, server: RedisServer, prefix: str) -> None:
-        async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
-                await queue.publish("warm", {})
-                await raw.config_resetstat()
-                await asyncio.gather(*(queue.publish("a", {"n": n}) for n in range(100)))
-                calls = (await raw.info("commandstats"))["cmdstat_evalsha"]["calls"]
-                assert calls == 2, "the first at once, the other 99 together"
-                seen = await queue.peek("a", limit=200)
-                assert [m["n"] for m in seen] == list(range(100))
-
-        run(main())
-
-    def test_a_cancelled_publish_leaves_the_others_alone(
+    def test_closing_ends_a_read_without_the_right_to_unblock(
         self, server: RedisServer, prefix: str
     ) -> None:
         async def main() -> None:
+            async with client(server) as raw:
+                rights = ("~*", "+@all", "-client|unblock")
+                await raw.execute_command("ACL", "SETUSER", "bound", "on", ">pw", *rights)
+                url = f"redis://bound:pw@127.0.0.1:{server.port}"
+                async with RedisBackend(url, prefix=prefix) as queue:
+                    stream = queue.consume()
+                    waiting = asyncio.ensure_future(anext(stream, None))
+                    await blocked(raw)
+                    await asyncio.wait_for(stream.aclose(), 5)
+                    assert await waiting is None
+
+        run(main())
+
+    def test_what_a_deleted_group_held_is_lost(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
             async with RedisBackend(server.url, prefix=prefix) as queue:
-                tasks = [asyncio.create_task(queue.publish("a", {"n": n})) for n in range(20)]
-                await asyncio.sleep(0)
-                tasks[0].cancel()
-                tasks[5].cancel()
-                results = await asyncio.gather(*tasks, return_exceptions=True)
-                accepted = {n for n, result in enumerate(results) if result is None}
-                assert accepted == set(range(20)) - {0, 5}
-                seen = {m["n"] for m in await queue.peek("a", limit=50)}
-                assert accepted <= seen
-                assert 5 not in seen
+                receiver = queue._receiver("g", KeyFilter())
+                await receiver.open()
+                await queue.publish_many([("a", {})] * 3)
+                found = await receiver.receive(3, 5.0)
+                await queue.delete_group("g")
+                assert await receiver.extend(found, 30.0) == found
+                outcomes = (Outcome.ACK, Outcome.RELEASE, Outcome.REJECT)
+                ends = [Settlement(*pair) for pair in zip(found, outcomes, strict=True)]
+                assert await receiver.settle(ends) == [SettleFailure(end) for end in ends]
+                await receiver.aclose()
+
+        run(main())
+
+    def test_nothing_to_clean_up(self, server: RedisServer, prefix: str) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue:
+                assert await queue.purge() == 0
+                await queue.publish_many([("a", {}), ("b", {}), ("a.c", {})])
+                assert await queue.replay(ids=[]) == 0
+                # There is no group, so it is what is retained that goes.
+                assert await queue.purge("a") == 1
+                assert [message.key for message in await queue.peek()] == ["b", "a.c"]
 
         run(main())
 
@@ -323,31 +336,6 @@ class TestBroker:
                     await queue.ping(0.1)
             listener.close()
             await asyncio.wait([task for task in served if task is not None], timeout=20)
-
-        run(main())
-
-    def test_a_full_namespace_refuses_and_says_so(self, server: RedisServer, prefix: str) -> None:
-        async def main() -> None:
-            limits = Limits(backlog=3)
-            async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
-                publishing = [queue.publish("a", {"n": n}) for n in range(6)]
-                results = await asyncio.gather(*publishing, return_exceptions=True)
-                assert results[:3] == [None] * 3
-                for error in results[3:]:
-                    assert isinstance(error, PublishError)
-                    assert error.retryable
-                    assert "ABE_REDIS_MAX_BACKLOG" in str(error)
-
-        run(main())
-
-    def test_a_foreign_key_in_the_way_is_told(self, server: RedisServer, prefix: str) -> None:
-        async def main() -> None:
-            async with client(server) as raw:
-                await raw.set(f"{{{prefix}}}:log", "not a stream")
-            async with RedisBackend(server.url, prefix=prefix) as queue:
-                with pytest.raises(PublishError, match="WRONGTYPE") as caught:
-                    await queue.publish("a", {})
-                assert not caught.value.retryable
 
         run(main())
 

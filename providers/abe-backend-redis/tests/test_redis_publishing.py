@@ -1,0 +1,172 @@
+"""Publishing: what is sent together, and what a refusal says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from abe.errors import ConfigurationError, PublishError
+from abe_backend_redis.backend import RedisBackend
+from abe_backend_redis.publisher import Limits
+from abe_backend_redis.testing import RedisServer
+
+
+@asynccontextmanager
+async def client(server: RedisServer) -> AsyncIterator[Any]:
+    opened = redis.asyncio.Redis.from_url(server.url)
+    try:
+        yield opened
+    finally:
+        await opened.aclose()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 30))
+
+
+def test_concurrent_publishes_share_calls(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            await queue.publish("warm", {})
+            await raw.config_resetstat()
+            await asyncio.gather(*(queue.publish("a", {"n": n}) for n in range(100)))
+            calls = (await raw.info("commandstats"))["cmdstat_evalsha"]["calls"]
+            assert calls == 2, "the first at once, the other 99 together"
+            seen = await queue.peek("a", limit=200)
+            assert [m["n"] for m in seen] == list(range(100))
+
+    run(main())
+
+
+def test_a_cancelled_publish_leaves_the_others_alone(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue:
+            tasks = [asyncio.create_task(queue.publish("a", {"n": n})) for n in range(20)]
+            await asyncio.sleep(0)
+            tasks[0].cancel()
+            tasks[5].cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            accepted = {n for n, result in enumerate(results) if result is None}
+            assert accepted == set(range(20)) - {0, 5}
+            seen = {m["n"] for m in await queue.peek("a", limit=50)}
+            assert accepted <= seen
+            assert 5 not in seen
+
+    run(main())
+
+
+def test_a_full_namespace_refuses_and_says_so(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        limits = Limits(backlog=3)
+        async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
+            publishing = [queue.publish("a", {"n": n}) for n in range(6)]
+            results = await asyncio.gather(*publishing, return_exceptions=True)
+            assert results[:3] == [None] * 3
+            for error in results[3:]:
+                assert isinstance(error, PublishError)
+                assert error.retryable
+                assert "ABE_REDIS_MAX_BACKLOG" in str(error)
+
+    run(main())
+
+
+def test_a_foreign_key_in_the_way_is_told(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        async with client(server) as raw:
+            await raw.set(f"{{{prefix}}}:log", "not a stream")
+        async with RedisBackend(server.url, prefix=prefix) as queue:
+            with pytest.raises(PublishError, match="WRONGTYPE") as caught:
+                await queue.publish("a", {})
+            assert not caught.value.retryable
+
+    run(main())
+
+
+def test_large_messages_share_no_call(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abe_backend_redis.publisher.MAX_BYTES", 1000)
+
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            await queue.publish("warm", {})
+            await raw.config_resetstat()
+            texts = ["x" * 600] * 3 + ["y" * 2000] + ["z" * 100] * 4
+            assert await queue.publish_many([{"t": text} for text in texts], key="a") == 8
+            calls = (await raw.info("commandstats"))["cmdstat_evalsha"]["calls"]
+            assert calls == 5, "three, one too large, and four together"
+            assert [m["t"] for m in await queue.peek("a")] == texts
+
+    run(main())
+
+
+def test_out_of_memory_may_pass(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            await queue.publish("a", {})
+            await raw.config_set("maxmemory", 1)
+            try:
+                with pytest.raises(PublishError, match="OOM") as caught:
+                    await queue.publish_many([("a", {}), ("b", {})])
+            finally:
+                await raw.config_set("maxmemory", 0)
+            assert caught.value.retryable
+            assert list(caught.value.published) == []
+            assert list(caught.value.failed) == [0, 1]
+            await queue.publish("b", {})
+            assert len(await queue.peek()) == 2
+
+    run(main())
+
+
+def test_a_key_that_the_user_may_not_write(old_server: RedisServer, prefix: str) -> None:
+    """On the oldest server, which wraps what it says of a script."""
+
+    async def main() -> None:
+        async with client(old_server) as raw:
+            base = f"~{{{prefix}}}:"
+            keys = (f"{base}log", f"{base}due", f"{base}stream:a")
+            await raw.execute_command("ACL", "SETUSER", "writer", "on", ">pw", *keys, "+@all")
+        url = f"redis://writer:pw@127.0.0.1:{old_server.port}"
+        async with RedisBackend(url, prefix=prefix) as queue:
+            with pytest.raises(PublishError, match=r"refuses it: [^@]*keys") as caught:
+                await queue.publish_many([("a", {}), ("b", {}), ("a", {})])
+            assert not caught.value.retryable
+            assert list(caught.value.published) == [0]
+            assert list(caught.value.failed) == [1, 2]
+
+    run(main())
+
+
+def test_a_user_that_is_deleted_between_two_calls(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abe_backend_redis.publisher.MAX_ITEMS", 2)
+
+    async def main() -> None:
+        async with client(server) as raw:
+            await raw.execute_command("ACL", "SETUSER", "gone", "on", ">pw", "~*", "+@all")
+            url = f"redis://gone:pw@127.0.0.1:{server.port}"
+            async with RedisBackend(url, prefix=prefix) as queue:
+                run_script = queue._publisher._link.run
+
+                async def once(*args: Any) -> Any:
+                    answer = await run_script(*args)
+                    await raw.execute_command("ACL", "DELUSER", "gone")
+                    await queue._publisher._link.aclose()
+                    return answer
+
+                monkeypatch.setattr(queue._publisher._link, "run", once)
+                with pytest.raises(PublishError, match="credentials") as caught:
+                    await queue.publish_many([("a", {})] * 5)
+                assert list(caught.value.published) == [0, 1]
+                assert not caught.value.retryable
+                with pytest.raises(ConfigurationError, match="credentials"):
+                    await queue.publish("a", {})
+
+    run(main())
