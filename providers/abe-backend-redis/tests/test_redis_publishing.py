@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from abe.errors import ConfigurationError, PublishError
+from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.publisher import Limits
 from abe_backend_redis.testing import RedisServer
@@ -168,5 +169,40 @@ def test_a_user_that_is_deleted_between_two_calls(
                 assert not caught.value.retryable
                 with pytest.raises(ConfigurationError, match="credentials"):
                     await queue.publish("a", {})
+
+    run(main())
+
+
+def test_each_of_those_sent_together_gets_its_own_answer(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        limits = Limits(backlog=4)
+        async with RedisBackend(server.url, prefix=prefix, limits=limits) as queue:
+            first, second, several, single = await asyncio.gather(
+                queue.publish("a", {"n": 0}),  # at once; the others together
+                queue.publish("a", {"n": 1}),
+                queue.publish_many([("a", {"n": n}) for n in (2, 3, 4, 5)]),
+                queue.publish("a", {"n": 6}),
+                return_exceptions=True,
+            )
+            assert first is second is None
+            assert isinstance(several, PublishError)
+            assert list(several.published) == [0, 1]
+            assert list(several.failed) == [2, 3]
+            assert isinstance(single, PublishError)
+            assert list(single.published) == []
+            assert [message["n"] for message in await queue.peek()] == [0, 1, 2, 3]
+
+    run(main())
+
+
+def test_all_who_wait_learn_that_nobody_is_there(prefix: str) -> None:
+    async def main() -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            url = f"redis://127.0.0.1:{closed.getsockname()[1]}"
+        async with RedisBackend(url, prefix=prefix, publish_timeout=0.1) as queue:
+            calls = (queue.publish("a", {"n": n}) for n in range(5))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(result) for result in results] == [ConnectionLostError] * 5
 
     run(main())
