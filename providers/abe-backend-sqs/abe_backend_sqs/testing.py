@@ -26,7 +26,6 @@ __all__ = ["SqsServer", "broker"]
 
 START = 60.0
 REGION: Final = "eu-central-1"
-ACCOUNT: Final = "123456789012"
 MAX_RECEIVES: Final = 1000
 """Receipts after which a queue made here moves a message to its dead letters by itself."""
 
@@ -145,8 +144,8 @@ class SqsServer:
         if dead_letters:
             stem = name.removesuffix(".fifo")
             dead = f"{stem}-dead{'.fifo' if fifo else ''}"
-            self._sqs.create_queue(QueueName=dead, Attributes=fifo)
-            policy = {"deadLetterTargetArn": self._arn(dead), "maxReceiveCount": MAX_RECEIVES}
+            arn = self._arn(self._sqs.create_queue(QueueName=dead, Attributes=fifo)["QueueUrl"])
+            policy = {"deadLetterTargetArn": arn, "maxReceiveCount": MAX_RECEIVES}
             chosen["RedrivePolicy"] = json.dumps(policy)
         return str(self._sqs.create_queue(QueueName=name, Attributes=chosen)["QueueUrl"])
 
@@ -162,13 +161,14 @@ class SqsServer:
             self._sns.subscribe(
                 TopicArn=arn,
                 Protocol="sqs",
-                Endpoint=self._arn(queue),
+                Endpoint=self._arn(self._sqs.get_queue_url(QueueName=queue)["QueueUrl"]),
                 Attributes={"RawMessageDelivery": "true"},
             )
         return arn
 
-    def _arn(self, queue: str) -> str:
-        return f"arn:aws:sqs:{REGION}:{ACCOUNT}:{queue}"
+    def _arn(self, url: str) -> str:
+        answer = self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+        return str(answer["Attributes"]["QueueArn"])
 
     # -- what only a stand-in can ----------------------------------------------------------
 

@@ -33,5 +33,5 @@ def server() -> Iterator[SqsServer]:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    with SqsServer(longest_wait=0.2) as started:
+    with SqsServer(longest_wait=0.05) as started:
         yield started

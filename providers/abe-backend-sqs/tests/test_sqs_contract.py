@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from abe.testing.process import kill_consumer, kill_publisher
 from abe.types import ConsumerGroup
 from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.link import Access
-from abe_backend_sqs.testing import ACCOUNT, REGION, SqsServer
+from abe_backend_sqs.testing import REGION, SqsServer
 
 LEASE = 5.0
 """Short: what a broken connection was bringing comes back after it."""
@@ -97,9 +98,12 @@ class TopicHarness(SqsHarness):
     groups: tuple[ConsumerGroup, ...] = (None,)
 
     def make(self, namespace: str, **options: Any) -> SqsBackend:
-        queue, template = f"{namespace}-main", f"{namespace}-g-{{group}}"
-        topic = f"arn:aws:sns:{REGION}:{ACCOUNT}:{namespace}"
-        backend = self._backend(queue, topic=topic, group_queue=template, **options)
+        backend = self._backend(
+            f"{namespace}-main",
+            topic=self._server.create_topic(namespace),
+            group_queue=f"{namespace}-g-{{group}}",
+            **options,
+        )
         if namespace not in self._made:
             self._made.add(namespace)
             names = [backend._places.configured(group) for group in self.groups]
@@ -115,14 +119,14 @@ class TopicHarness(SqsHarness):
     def _env(self, namespace: str) -> dict[str, str]:
         return {
             **super()._env(namespace),
-            "ABE_SQS_TOPIC": f"arn:aws:sns:{REGION}:{ACCOUNT}:{namespace}",
+            "ABE_SQS_TOPIC": self._server.create_topic(namespace),
             "ABE_SQS_QUEUE": f"{namespace}-main",
             "ABE_SQS_GROUP_QUEUE": f"{namespace}-g-{{group}}",
         }
 
 
 class _OnStandard:
-    stress_messages = 100
+    stress_messages = 60
 
     @pytest.fixture(autouse=True)
     def _serve(self, server: SqsServer) -> None:
@@ -151,7 +155,7 @@ class TestFifoConsumer(_OnFifo, ConsumerContract): ...
 
 
 class _OnTopic:
-    stress_messages = 100
+    stress_messages = 60
 
     @pytest.fixture(autouse=True)
     def _serve(self, server: SqsServer) -> None:
@@ -170,3 +174,26 @@ class TestTopic(_OnTopic, BackendContract): ...
 
 
 class TestTopicConsumer(_OnTopic, ConsumerContract): ...
+
+
+class OtherHarness(SqsHarness):
+    """A server that is not ours: slower, and without a hand on its clock and its connections."""
+
+    quiet = 1.0
+    patience = 30.0
+    unavailable = frozenset({"advance_time", "cut_connections"})
+
+
+if OTHER_ENDPOINT:
+
+    class TestOther(BackendContract):
+        stress_messages = 60
+
+        @pytest.fixture(autouse=True)
+        def _serve(self) -> Iterator[None]:
+            with SqsServer(OTHER_ENDPOINT) as server:
+                self._harness = OtherHarness(server)
+                yield
+
+        def harness(self) -> Harness:
+            return self._harness
