@@ -146,7 +146,8 @@ class TestStreams:
     ) -> None:
         async def main() -> None:
             async with client(server) as raw:
-                rights = ("~*", "+@all", "-client|unblock")
+                allowed = (f"+client|{name}" for name in ("id", "setinfo", "setname"))
+                rights = ("~*", "+@all", "-client", *allowed)
                 await raw.execute_command("ACL", "SETUSER", "bound", "on", ">pw", *rights)
                 url = f"redis://bound:pw@127.0.0.1:{server.port}"
                 async with RedisBackend(url, prefix=prefix) as queue:
