@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from abe.errors import ConnectionLostError
 
@@ -111,7 +111,7 @@ class Link:
         """Drop a connection that the server has closed meanwhile: nothing was sent on it yet."""
         try:
             stale = await connection.can_read()
-        except Exception:
+        except RedisError:
             stale = True
         if stale:
             await self.aclose()

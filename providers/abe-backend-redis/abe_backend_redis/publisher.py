@@ -135,7 +135,7 @@ class Publisher:
         except PublishError as refused:
             error = refused
             accepted = len(refused.published)
-        except Exception as failure:
+        except Exception as failure:  # whatever it is, those who wait have to learn it
             error, accepted = failure, 0
         for waiting in batch:
             own = min(accepted, len(waiting.items))
