@@ -19,7 +19,13 @@ from abe.backends.message_queue.base import (
     env_number,
     validate_group,
 )
-from abe.errors import ConfigurationError, ConnectionLostError, PayloadError, UnsupportedError
+from abe.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    PayloadError,
+    PublishError,
+    UnsupportedError,
+)
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_sqs.codec import prepare
 from abe_backend_sqs.letters import Letters, purge
@@ -58,8 +64,8 @@ class SqsBackend(BaseBackend):
             policy of each queue names; every queue must have one then.
         lease: Seconds, rounded up to whole ones, after which a message that is neither settled
             nor extended comes back: 1 to 1,800.
-        wait: Longest time for which SQS holds back an answer while there are no messages, in
-            whole seconds: 1 to 20. Closing takes up to as long.
+        wait: Seconds, rounded up to whole ones, for which SQS may hold back an answer while there
+            are no messages: 1 to 20. Closing takes up to as long.
         timeout: Seconds to wait for a connection, and for each answer.
         publish_timeout: Seconds for which ``publish`` tries again what may pass.
         clock: Tells the time that leases are measured by, in seconds; for tests.
@@ -81,7 +87,7 @@ class SqsBackend(BaseBackend):
         access: Access = Access(),  # noqa: B008 - immutable
         dead_letters: bool = False,
         lease: float = 30.0,
-        wait: int = 5,
+        wait: float = 5.0,
         timeout: float = 10.0,
         publish_timeout: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
@@ -145,7 +151,7 @@ class SqsBackend(BaseBackend):
             access=Access.from_env(region),
             dead_letters=(env("DEAD_LETTERS") or "").lower() not in _FALSE,
             lease=env_number("ABE_SQS_LEASE", 30.0, minimum=1.0),
-            wait=int(env_number("ABE_SQS_WAIT", 5, minimum=1)),
+            wait=env_number("ABE_SQS_WAIT", 5.0, minimum=1.0),
             timeout=env_number("ABE_SQS_TIMEOUT", 10.0, minimum=0.01),
             publish_timeout=env_number("ABE_SQS_PUBLISH_TIMEOUT", 30.0),
         )
@@ -158,6 +164,9 @@ class SqsBackend(BaseBackend):
 
     async def _send(self, items: Sequence[Outgoing]) -> None:
         publisher, target = await self._patiently(self._reach)
+        if not await self._patiently(self._places.has_audience):
+            text = f"no queue is subscribed to {self._shown}, so nobody would receive this"
+            raise PublishError(text, failed=dict.fromkeys(range(len(items)), text))
         prepared = [prepare(item) for item in items]
         for n, item in enumerate(prepared):
             if item.size > target.limit:
@@ -169,14 +178,12 @@ class SqsBackend(BaseBackend):
         await publisher.send(prepared)
 
     async def _reach(self) -> tuple[Publisher, Target]:
-        """Find out where to publish, and that somebody is there to receive it."""
+        """Find out where to publish."""
         if self._publisher is None or self._target is None:
             async with self._opening:
                 if self._target is None:
                     self._target = await self._find_target()
                     self._publisher = Publisher(self._target, self._publish_timeout)
-        if self._places.topic is not None:
-            await self._places.check_audience()
         assert self._publisher is not None
         return self._publisher, self._target
 

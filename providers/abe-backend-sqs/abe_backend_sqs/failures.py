@@ -39,19 +39,16 @@ _CREDENTIALS = (
     "UnrecognizedClient",
 )
 """Beginnings of error codes: SQS, SNS and their older protocols spell them differently."""
-_PASSING = (
-    "InternalError",
-    "InternalFailure",
+_BUSY = (
     "KMSThrottling",
     "KmsThrottled",
     "OverLimit",
     "RequestLimitExceeded",
     "RequestThrottled",
-    "RequestTimeout",
-    "ServiceUnavailable",
     "Throttl",
     "TooManyRequests",
 )
+_PASSING = ("InternalError", "InternalFailure", "RequestTimeout", "ServiceUnavailable")
 _MISSING = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound")
 _SETUP = (
     driver.NoCredentialsError,
@@ -69,7 +66,7 @@ _UNREACHED = (driver.EndpointConnectionError, driver.ConnectTimeoutError)
 
 
 class UnreachedError(ConnectionLostError):
-    """There was no connection: nothing was sent."""
+    """AWS has done nothing: there was no connection, or it turned the call away unread."""
 
 
 class Refused(ConfigurationError):
@@ -164,6 +161,8 @@ def _of_answer(error: driver.ClientError, text: str, where: str) -> Exception:
         )
     if name in _MISSING:
         return ConfigurationError(f"{where} knows no such queue or topic; create it first: {text}")
-    if status >= 500 or status == 429 or name.startswith(_PASSING):
+    if status == 429 or name.startswith(_BUSY):
+        return UnreachedError(f"{where} is too busy for this now: {text}")
+    if status >= 500 or name.startswith(_PASSING):
         return ConnectionLostError(f"{where} cannot serve this now: {text}")
     return Refused(f"{where} refuses a call: {text}")

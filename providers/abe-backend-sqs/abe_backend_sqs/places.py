@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
 
-from abe.errors import ConfigurationError, PublishError
+from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup
 from abe_backend_sqs.link import Link
 
@@ -117,7 +118,7 @@ class Places:
         self._template = template
         self._known: dict[str, Queue] = {}
         self._lock = asyncio.Lock()
-        self._subscribed_at = -FRESH
+        self._subscribed_at = -math.inf
 
     def configured(self, group: ConsumerGroup) -> str:
         """Return the name or URL of the queue of ``group``.
@@ -250,20 +251,14 @@ class Places:
         await self._link.sqs("delete_queue", QueueUrl=queue.url)
         self._known.pop(self.configured(group), None)
 
-    async def check_audience(self) -> None:
-        """Refuse to publish to nobody.
-
-        Raises:
-            PublishError: If no queue is subscribed to the topic.
-        """
+    async def has_audience(self) -> bool:
+        """Whether somebody receives what is published: true of a queue, looked up for a topic."""
+        if self.topic is None:
+            return True
         now = asyncio.get_running_loop().time()
-        if now - self._subscribed_at < FRESH:
-            return
-        if not await self.subscriptions():
-            raise PublishError(
-                f"no queue is subscribed to {self.topic}, so nobody would receive this"
-            )
-        self._subscribed_at = now
+        if now - self._subscribed_at >= FRESH and await self.subscriptions():
+            self._subscribed_at = now
+        return now - self._subscribed_at < FRESH
 
     async def check_subscription(self, queue: Queue) -> None:
         """Refuse to wait at a queue that the topic does not reach as it should.

@@ -153,11 +153,12 @@ class _Call:
         if not self.failed:
             self.done.set_result(None)
             return
+        retryable = all(failure.retryable for failure in self.failed.values())
         for position in range(self.next, len(self.items)):
             self.failed[position] = _Failure("not sent, because an earlier one failed", True)
-        self.done.set_exception(self._error())
+        self.done.set_exception(self._error(retryable))
 
-    def _error(self) -> Exception:
+    def _error(self, retryable: bool) -> Exception:
         first = self.failed[min(self.failed)]
         total, count = len(self.items), len(self.failed)
         if count == total and isinstance(first.error, UnreachedError):
@@ -168,7 +169,7 @@ class _Call:
             what = f"{count} of {total} messages were not published: " if total > 1 else ""
             error = PublishError(
                 f"{what}{first.text}",
-                retryable=any(failure.retryable for failure in self.failed.values()),
+                retryable=retryable,
                 published=[n for n in range(total) if n not in self.failed],
                 failed={n: self.failed[n].text for n in sorted(self.failed)},
             )
@@ -190,6 +191,7 @@ class Publisher:
         self._parallel = 1 if target.fifo else PARALLEL
         self._calls: deque[_Call] = deque()
         self._workers: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._active = 0
         """Workers that will look for more; the tasks of others may not have ended yet."""
 
@@ -212,7 +214,8 @@ class Publisher:
         await call.done
 
     async def aclose(self) -> None:
-        """Return once everything is sent."""
+        """Return once everything is sent, or has failed; nothing is tried again any more."""
+        self._closing = True
         if self._workers:
             await asyncio.wait(self._workers)
 
@@ -225,7 +228,9 @@ class Publisher:
 
     async def _send_batch(self, batch: Sequence[tuple[_Call, int]]) -> None:
         try:
-            failures = await self._deliver([call.items[n] for call, n in batch])
+            items = [call.items[n] for call, n in batch]
+            deadline = asyncio.get_running_loop().time() + self._timeout
+            failures = await self._deliver(dict(enumerate(items)), deadline)
         except BaseException:
             for call, _ in batch:
                 call.done.cancel()
@@ -254,15 +259,13 @@ class Publisher:
             call.out += 1
         return batch
 
-    async def _deliver(self, items: Sequence[Prepared]) -> dict[int, _Failure]:
+    async def _deliver(self, left: Mapping[int, Prepared], deadline: float) -> dict[int, _Failure]:
         """Send a batch, again and again while that may help; returns what failed in the end.
 
         What is sent again has the id it had: a FIFO queue knows it, and so may a consumer.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
         pause = FIRST_PAUSE
-        left = dict(enumerate(items))
         failures: dict[int, _Failure] = {}
         doubt: AbeError | None = None
         while True:
@@ -274,23 +277,24 @@ class Publisher:
                 passing = dict.fromkeys(left, _of_silence(doubt or error))
             except AbeError as error:
                 if len(left) > 1 and isinstance(error, Refused):
-                    return failures | await self._deliver_singly(left)
+                    return failures | await self._deliver_singly(left, deadline)
                 final = _Failure(str(error), retryable=False, error=error)
                 return failures | dict.fromkeys(left, final)
             else:
                 passing = self._sort(left, refusals, failures)
             left = {n: left[n] for n in passing}
-            if not left or loop.time() + pause > deadline:
+            if not left or self._closing or loop.time() + pause > deadline:
                 return failures | passing
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _deliver_singly(self, left: Mapping[int, Prepared]) -> dict[int, _Failure]:
+    async def _deliver_singly(
+        self, left: Mapping[int, Prepared], deadline: float
+    ) -> dict[int, _Failure]:
         """Find out which item of a batch was refused: the others may be somebody else's."""
-        failures = {}
+        failures: dict[int, _Failure] = {}
         for n, item in left.items():
-            for failure in (await self._deliver([item])).values():
-                failures[n] = failure
+            failures |= await self._deliver({n: item}, deadline)
         return failures
 
     def _sort(

@@ -251,6 +251,7 @@ class TestPublishing:
                 error = caught.value
                 assert list(error.published) == [0, 1, 2, *range(4, 10)]
                 assert sorted(error.failed) == [3, *range(10, 23)]
+                assert not error.retryable
                 assert error.failed[3] == "Odd: no"
                 assert "not sent" in error.failed[10]
 
@@ -635,6 +636,37 @@ class TestBroker:
             async with backend(f"http://127.0.0.1:{port}", publish_timeout=0.3) as q:
                 with pytest.raises(ConnectionLostError, match="cannot be reached"):
                     await q.publish("k", {"n": 0})
+
+        run(main())
+
+    def test_a_broker_too_busy_has_stored_nothing(self) -> None:
+        stub = Aws(*[fault("RequestThrottled", 400)] * 50)
+
+        async def main() -> None:
+            async with aws(stub) as endpoint, backend(endpoint, publish_timeout=0.3) as q:
+                with pytest.raises(ConnectionLostError, match="too busy"):
+                    await q.publish("k", {"n": 0})
+
+        run(main())
+        assert len(stub.sent) > 1
+
+    def test_closing_tries_nothing_again(self) -> None:
+        async def main() -> None:
+            sent = asyncio.Event()
+
+            def tell(entries: list[Parameters]) -> Answer:
+                sent.set()
+                return break_off(entries)
+
+            async with aws(Aws(*[tell] * 1000)) as endpoint:
+                q = backend(endpoint)
+                publishing = asyncio.create_task(q.publish("k", {"n": 0}))
+                await sent.wait()
+                started = time.monotonic()
+                await q.aclose()
+                assert time.monotonic() - started < 5
+                with pytest.raises(PublishError, match="may or may not"):
+                    await publishing
 
         run(main())
 
