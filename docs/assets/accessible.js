@@ -4,7 +4,4 @@ document$.subscribe(() => {
     if (region.scrollWidth > region.clientWidth) region.tabIndex = 0;
   }
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
-  for (const nav of document.querySelectorAll("nav.md-nav[aria-level]")) {
-    nav.setAttribute("role", "group");
-  }
 });
