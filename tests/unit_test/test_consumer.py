@@ -1697,6 +1697,24 @@ def test_a_hanging_thread_does_not_keep_the_process_alive() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
+def test_what_the_backend_cannot_do_is_raised_in_the_thread_of_the_handler() -> None:
+    refused: list[str] = []
+
+    def handler(message: SyncMessage) -> None:
+        with pytest.raises(UnsupportedError) as caught:
+            message.reject("broken")
+        refused.append(str(caught.value))
+
+    async def main() -> None:
+        backend = Plain({"n": 1}, ends=True)
+        consumer = AsyncLoopConsumer(backend)
+        await consumer.run(handler)
+        assert consumer.processed == 1
+
+    real(main())
+    assert refused == ["backend 'Plain' does not support reject() (capability 'reject')"]
+
+
 def test_the_threads_of_a_run_end_with_it() -> None:
     threads: list[threading.Thread] = []
 

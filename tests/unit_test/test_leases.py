@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from abe.backends.message_queue.base import Outcome
+
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
 
 
 @pytest.mark.parametrize("lease", [0.5, 4.0, 60.0])
@@ -32,6 +34,28 @@ def test_a_lease_of_any_length_is_extended_in_time_and_not_too_often(
     assert 10 / 0.5 <= len(broker.called("extend")) <= 10 / 0.4
 
 
+def test_what_is_settled_while_the_broker_says_that_it_is_lost_is_settled(
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether it was in time is for the answer to that settlement to say."""
+    broker.fault("extend", answer=1.0)
+
+    async def main() -> None:
+        broker.publish(1)
+        async with broker.stream() as stream:
+            message = await anext(stream)
+            broker.expire(*broker.records)
+            while not broker.called("extend"):
+                await asyncio.sleep(0.5)
+            assert await message.ack()
+            await asyncio.sleep(2)
+            assert message.outcome is Outcome.LOST
+
+    run(main())
+    texts = [r.getMessage() for r in caplog.records if "lease lost" in r.getMessage()]
+    assert len(texts) == 1
+
+
 def test_slow_arrivals_are_no_sign_of_a_slow_caller(run: VirtualRun, tools: type[Toolbox]) -> None:
     """A caller that waits most of the time, and is fast otherwise, gets more and more ahead."""
     broker = tools.broker()
@@ -41,9 +65,9 @@ def test_slow_arrivals_are_no_sign_of_a_slow_caller(run: VirtualRun, tools: type
             for _ in range(12):
                 task = asyncio.create_task(stream.__anext__())
                 await asyncio.sleep(20)
-                broker.publish(40)
+                broker.publish(4)
                 await task
-                for _ in range(39):
+                for _ in range(3):
                     await anext(stream)
 
     run(main())

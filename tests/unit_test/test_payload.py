@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abe.backends.message_queue.base import check_headers, decode_payload, encode_payload
+from abe.backends.message_queue.base import payload as module
 from abe.backends.message_queue.base.payload import MAX_DEPTH, freeze_payload, thaw_payload
 from abe.errors import PayloadError
 
@@ -258,6 +259,35 @@ def test_subclasses_of_json_types_arrive_as_plain_values() -> None:
     payload = OrderedDict({Kind.NEW: Kind.NEW, "n": Color.RED, "l": Items([1])})
     received = arrived(payload)
     assert identical(received, {"new": "new", "n": 3, "l": [1]})
+
+
+def test_what_cannot_be_compared_is_looked_through() -> None:
+    class Odd(dict[str, Any]):
+        def __eq__(self, other: object) -> bool:
+            return False
+
+    assert arrived(Odd(a=[1])) == {"a": [1]}
+    assert refusal(Odd(a={1})) == 'payload["a"]: set is not JSON'
+
+
+def test_subclasses_may_be_as_wide_and_as_deep_as_others() -> None:
+    wide: OrderedDict[str, Any] = OrderedDict(a=[[] for _ in range(200)])
+    assert arrived(wide) == {"a": [[]] * 200}
+    assert arrived(OrderedDict(nested(MAX_DEPTH, list)))["a"]
+    too_deep = OrderedDict(nested(MAX_DEPTH + 1, list))
+    assert refusal(too_deep).endswith(": nested deeper than 100 levels")
+
+
+def test_without_the_encoder_of_cpython_the_text_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    payload = {"a": [1.5, None, "é", {"b": True}]}
+    expected = encode_payload(payload)
+    monkeypatch.setattr(json.encoder, "c_make_encoder", None)
+    monkeypatch.setattr(module, "_pieces", module._encoder())
+    assert encode_payload(payload) == expected
+    with pytest.raises(PayloadError, match="nan is not JSON"):
+        encode_payload({"a": math.nan})
 
 
 def test_a_named_tuple_is_refused_like_any_tuple() -> None:

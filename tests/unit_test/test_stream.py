@@ -1649,6 +1649,16 @@ def test_a_stream_that_outlives_its_loop_goes_quietly(run: VirtualRun, broker: B
     gc.collect()
 
 
+def test_take_takes_one_unless_told_otherwise(run: VirtualRun, broker: Broker) -> None:
+    async def main() -> None:
+        broker.publish(2)
+        async with broker.stream() as stream:
+            assert await stream.take() == [{"n": 0}]
+            assert await stream.take() == [{"n": 1}]
+
+    run(main())
+
+
 def test_a_stream_may_be_stopped_before_it_began(run: VirtualRun, broker: Broker) -> None:
     """It then connects to nothing."""
 
@@ -1657,6 +1667,8 @@ def test_a_stream_may_be_stopped_before_it_began(run: VirtualRun, broker: Broker
         stream.stop()
         assert stream.closed
         assert [message async for message in stream] == []
+        async with stream:
+            assert await stream.take(1) == []
         await stream.aclose()
 
     run(main())

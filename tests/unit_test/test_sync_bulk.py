@@ -85,6 +85,37 @@ def test_chunks_grow_where_publishing_is_fast() -> None:
     assert len(sizes) < 100
 
 
+def test_pairs_are_checked_and_published_with_progress_too() -> None:
+    told: list[int] = []
+    pairs: list[Any] = [(f"k.{n % 2}", {"n": n}) for n in range(300)]
+    with abe.connect("memory", env={"ABE_MEMORY_NAME": "bulk-pairs"}) as queue:
+        with pytest.raises(abe.PayloadError, match="item 300 is not a"):
+            queue.publish_many([*pairs, {"n": 1}], progress=told.append)
+        assert told == []
+        assert queue.publish_many(pairs, progress=told.append) == 300
+        assert told[-1] == 300
+        assert sorted(m["n"] for m in queue.take(300, keys="k.1")) == list(range(1, 300, 2))
+
+
+@pytest.mark.parametrize("fails_at", [0, 150])
+def test_any_other_failure_tells_what_was_published_before(fails_at: int) -> None:
+    """If nothing was, the error is raised as it is."""
+
+    async def send(chunk: Sequence[Any]) -> int:
+        if fails_at in chunk:
+            raise abe.UnsupportedError("no")
+        return len(chunk)
+
+    told: list[int] = []
+    expected = abe.PublishError if fails_at else abe.UnsupportedError
+    with pytest.raises(expected) as caught:
+        bulk.publish_in_chunks(get_portal().call, send, range(400), told.append, first=100)
+    assert told == ([100] if fails_at else [])
+    if isinstance(caught.value, abe.PublishError):
+        assert list(caught.value.published) == list(range(100))
+        assert min(caught.value.failed) == 100
+
+
 def test_what_the_callback_raises_is_raised() -> None:
     def fail(done: int) -> None:
         raise ZeroDivisionError

@@ -197,6 +197,7 @@ def test_a_stop_that_is_only_requested_blocks_nobody(queue: SyncBackend) -> None
         go.wait(LONG)
 
     worker = queue.worker(handler)
+    assert worker.drain_timeout == 30.0
     queue.publish("orders", {"n": 1})
     seen.wait(1)
     worker.request_stop()

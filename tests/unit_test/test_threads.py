@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from abe.backends.message_queue.base.threads import DaemonThreads
+from abe.backends.message_queue.base.threads import DaemonExecutor, DaemonThreads
 
 
 def test_results_errors_arguments_and_context() -> None:
@@ -122,3 +122,44 @@ def test_an_idle_thread_holds_on_to_nothing() -> None:
         threads.close()
 
     asyncio.run(main())
+
+
+def test_what_was_cancelled_before_it_began_never_runs() -> None:
+    executor = DaemonExecutor("test")
+    go, ran = threading.Event(), threading.Event()
+    first = executor.submit(go.wait, 10)
+    executor._idle.release()  # as if that one were idle: the next has to wait for it
+    second = executor.submit(ran.set)
+    assert second.cancel()
+    go.set()
+    assert first.result(10)
+    assert executor.submit(ran.is_set).result(10) is False
+    executor.shutdown()
+
+
+def test_where_no_thread_can_be_started_any_more_the_caller_does_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Python 3.12 and later refuse while they exit."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    executor = DaemonExecutor("test")
+    assert executor.submit(threading.get_ident).result(0) == threading.get_ident()
+
+
+def test_threads_that_run_take_what_no_new_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    executor = DaemonExecutor("test")
+    go = threading.Event()
+    first = executor.submit(go.wait, 10)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    second = executor.submit(lambda: threading.current_thread().name)
+    go.set()
+    assert first.result(10)
+    assert second.result(10) == "test-1"
+    executor.shutdown()

@@ -225,8 +225,8 @@ class StreamEngine:
 
     async def _wind_up(self) -> None:
         """Give everything back and disconnect; may be repeated after a cancellation."""
-        if self._impatience is not None:
-            self._impatience.cancel()
+        assert self._impatience is not None
+        self._impatience.cancel()
         await self._outbox.close(CLOSE_TIMEOUT)
         for delivery in list(self._held):
             self._forget(delivery)

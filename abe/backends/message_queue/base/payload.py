@@ -77,13 +77,14 @@ def encode_payload(payload: MessageQueuePayload) -> str:
     try:
         if type(payload) is dict and _exact(payload, MAX_DEPTH, _SCALARS):
             text = "".join(_pieces(payload, 0))
-            if text.isascii() or _encodable(text):
-                return text
+            if not text.isascii():
+                text.encode()  # refuses lone surrogates, with a ValueError
+            return text
         # Subclasses of what JSON knows: decoding and comparing tells whether they survive.
         text = _encode(payload)
         faithful = (
             text.startswith("{")
-            and _encodable(text)
+            and bool(text.encode())
             and _decode(text) == payload
             and (text.count("{") + text.count("[") <= MAX_DEPTH or not _too_deep(payload))
         )
@@ -183,11 +184,6 @@ def _exact(value: object, depth: int, scalars: frozenset[type]) -> bool:
         elif not _exact(inner, depth - 1, scalars):
             return False
     return True
-
-
-def _encodable(text: str) -> bool:
-    """Whether ``text`` has no lone surrogates; raises UnicodeEncodeError, a ValueError, if so."""
-    return bool(text.encode())
 
 
 def _too_deep(payload: MessageQueuePayload) -> bool:

@@ -146,8 +146,7 @@ class MessageStream:
             engine.put_back(taken)
             raise
         if engine.closing:
-            engine.put_back(taken)
-            return []
+            return []  # they were given back
         engine.hand.extend(taken)
         self._took = True
         return [delivery.message for delivery in taken]

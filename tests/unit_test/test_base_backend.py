@@ -1,0 +1,95 @@
+"""`BaseBackend`: what it refuses before anything is sent or taken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import pytest
+
+from abe.backends.message_queue.base import (
+    BaseBackend,
+    Capabilities,
+    KeyFilter,
+    Outgoing,
+    Receiver,
+)
+from abe.errors import LoopError, UnsupportedError
+
+
+class Minimal(BaseBackend):
+    """Keeps what was sent, and counts who wants to receive."""
+
+    name: ClassVar[str] = "minimal"
+
+    def __init__(self, **capabilities: Any) -> None:
+        super().__init__()
+        self.capabilities = Capabilities(**capabilities)
+        self.sent: list[Outgoing] = []
+
+    @classmethod
+    def from_env(cls) -> Self:
+        return cls()
+
+    async def _send(self, items: Sequence[Outgoing]) -> None:
+        self.sent += items
+
+    def _receiver(self, group: str | None, keys: KeyFilter) -> Receiver:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"headers": {"a": "b"}}, "publish(headers=…) (capability 'headers')"),
+        ({"delay": 1.5}, "publish(delay=1.5); the longest is 0 s (capability 'delay')"),
+    ],
+)
+def test_what_is_not_declared_is_not_sent(options: dict[str, Any], text: str) -> None:
+    backend = Minimal()
+
+    async def main() -> None:
+        with pytest.raises(UnsupportedError) as caught:
+            await backend.publish("k", {}, **options)
+        assert str(caught.value) == f"backend 'minimal' does not support {text}"
+
+    asyncio.run(main())
+    assert backend.sent == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"group": "g"}, "consume(group=…) (capability 'groups')"),
+        ({"keys": "a.*"}, "consume(keys=…) (capability 'keys')"),
+    ],
+)
+def test_what_is_not_declared_opens_no_stream(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        Minimal().consume(**options)
+    assert str(caught.value) == f"backend 'minimal' does not support {text}"
+
+
+@pytest.mark.parametrize(
+    ("attempts", "prefetch", "most"),
+    [
+        ("exact", None, 1024),
+        ("none", None, 1024),
+        ("upper", None, 1),
+        ("upper", 5, 5),
+        ("exact", 5, 5),
+        ("exact", 5000, 1024),
+    ],
+)
+def test_how_much_is_received_ahead(attempts: Any, prefetch: int | None, most: int) -> None:
+    stream = Minimal(attempts=attempts).consume(prefetch=prefetch)
+    assert stream._engine.pace._most == most
+
+
+def test_it_belongs_to_the_event_loop_that_used_it_first() -> None:
+    backend = Minimal()
+    asyncio.run(backend.publish("k", {"n": 1}))
+    with pytest.raises(LoopError, match="backend 'minimal' is in use on another event loop"):
+        asyncio.run(backend.publish("k", {"n": 2}))
+    assert [item.body for item in backend.sent] == ['{"n":1}']
