@@ -19,20 +19,20 @@ def main() -> None:
     pages = sorted(path for path in folder.rglob("*.html") if path.name != "404.html")
     sizes = {path: path.stat().st_size for path in pages}
     largest = max(pages, key=sizes.__getitem__)
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    notebooks = [path for path in (ROOT / "notebooks").glob("*.ipynb") if _executed(folder, path)]
     blocks = collect(ROOT)
     executed = sum(block.runs for block in blocks)
     for name, figure in (
         ("build time", f"{seconds} s"),
         ("pages", f"{len(pages)}"),
         (
-            "weight of a page",
+            "HTML of a page",
             f"median {_kilobytes(statistics.median(sizes.values()))}, largest"
             f" {_kilobytes(sizes[largest])} ({largest.parent.relative_to(folder)})",
         ),
         ("site", _kilobytes(sum(it.stat().st_size for it in folder.rglob("*") if it.is_file()))),
         ("symbols", f"{len(_symbols(folder / 'objects.inv')):,}"),
-        ("notebooks", f"{len(notebooks)}, {sum(map(_cells, notebooks))} code cells executed"),
+        ("notebooks", f"{len(notebooks)}, with {sum(map(_cells, notebooks))} code cells, executed"),
         ("code blocks", f"{len(blocks)} in prose, {executed} of them executed by the tests"),
     ):
         print(f"{name + ':':<20}{figure}")
@@ -41,6 +41,11 @@ def main() -> None:
 def _symbols(inventory: Path) -> set[str]:
     body = inventory.read_bytes().split(b"\n", 4)[4]
     return {line.split(" ")[0] for line in zlib.decompress(body).decode().splitlines()}
+
+
+def _executed(folder: Path, notebook: Path) -> bool:
+    page = folder / "tutorials" / notebook.stem / "index.html"
+    return 'class="nb-output"' in page.read_text(encoding="utf-8")
 
 
 def _cells(notebook: Path) -> int:
