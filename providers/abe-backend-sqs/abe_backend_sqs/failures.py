@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -13,6 +14,8 @@ from abe.errors import ConfigurationError, ConnectionLostError
 __all__ = ["DRIVER_ERRORS", "Refused", "Secrets", "UnreachedError"]
 
 HIDDEN = "***"
+_TOKEN = re.compile(r"(x-amz-security-token\s*[:=]\s*)[^\s&'\"]+", re.IGNORECASE)
+"""AWS repeats a refused request, with a token that may be newer than the one we know."""
 
 DRIVER_ERRORS = (
     driver.BotoCoreError,
@@ -93,7 +96,7 @@ class Secrets:
         """Return ``text`` without secrets."""
         for form in self._forms:
             text = text.replace(form, HIDDEN)
-        return text
+        return _TOKEN.sub(rf"\1{HIDDEN}", text)
 
     def clean(self, error: BaseException) -> None:
         """Take secrets out of an exception and of those it was raised from."""

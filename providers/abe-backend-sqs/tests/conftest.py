@@ -35,3 +35,9 @@ def server() -> Iterator[SqsServer]:
         pytest.skip(reason)
     with SqsServer(longest_wait=0.05) as started:
         yield started
+
+
+@pytest.fixture
+def queue(request: pytest.FixtureRequest) -> str:
+    """A name of the test's own."""
+    return "".join(c if c.isalnum() else "-" for c in request.node.name)[-60:]

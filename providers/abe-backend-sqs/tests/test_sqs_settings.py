@@ -211,6 +211,10 @@ class TestSecrets:
         for form in (SENTINEL, QUOTED, repr(SENTINEL.encode())[2:-1]):
             assert secrets.hide(f"a {form} b") == "a *** b"
 
+    def test_a_token_that_is_not_known_is_hidden(self) -> None:
+        text = "should have been 'host:sqs\nx-amz-security-token:IQoJb3/x==\n'"
+        assert Secrets().hide(text) == "should have been 'host:sqs\nx-amz-security-token:***\n'"
+
     @pytest.mark.parametrize(
         ("error", "kind"),
         [
