@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from abe.backends.message_queue.consumer import RetryPolicy
+from abe.backends.message_queue.consumer import AsyncLoopConsumer
 from abe.ipython.card import Card, numbers
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ EXIT_TIMEOUT = 1.0
 MAX_REPORTS = 5
 """Failures of one handler that are printed with their traceback."""
 
-_logger = logging.getLogger(RetryPolicy.__module__)
+_logger = logging.getLogger(AsyncLoopConsumer.__module__)
 _current: contextvars.ContextVar[Handler | None] = contextvars.ContextVar("_current", default=None)
 
 
