@@ -401,11 +401,14 @@ def _check_endpoint(endpoint: str) -> str:
 def _read_groups(text: str | None) -> dict[str, str]:
     try:
         groups = json.loads(text or "{}")
+        good = isinstance(groups, dict) and all(v and isinstance(v, str) for v in groups.values())
+        for group in groups if good else ():
+            validate_group(group)
     except ValueError:
-        groups = None
-    if not isinstance(groups, dict) or not all(isinstance(v, str) and v for v in groups.values()):
+        good, groups = False, {}
+    if not good:
         raise ConfigurationError(
             f"ABE_SQS_GROUPS is {text!a}; it must be JSON that maps groups to queues, like "
             '{"billing": "shop-billing"}'
         )
-    return {str(validate_group(group)): queue for group, queue in groups.items()}
+    return dict(groups)

@@ -20,6 +20,8 @@ __all__ = ["Places", "Queue", "region_in"]
 
 NAME = 80
 """Most characters of a queue's name."""
+HASHED = 34
+"""Characters of a group's name that had to be hashed."""
 FRESH = 60.0
 """Seconds for which a topic is taken to have subscribers because it had."""
 
@@ -104,6 +106,11 @@ class Places:
             raise ConfigurationError(
                 f"ABE_SQS_GROUP_QUEUE is {template!a}; it must contain {{group}} once"
             )
+        if template and _room(template) < HASHED:
+            raise ConfigurationError(
+                f"ABE_SQS_GROUP_QUEUE is {template!a}; it must leave {HASHED} of the {NAME} "
+                "characters of a queue's name to the group"
+            )
         places = [place for place in (topic, queue, template, *groups.values()) if place]
         self.fifo = places[0].endswith(".fifo")
         if any(place.endswith(".fifo") != self.fifo for place in places):
@@ -139,8 +146,7 @@ class Places:
                 f"group {group!a} has no queue: add it to ABE_SQS_GROUPS, or set "
                 "ABE_SQS_GROUP_QUEUE"
             )
-        room = NAME + len("{group}") - len(_name(self._template))
-        return self._template.replace("{group}", _in_a_name(group, room))
+        return self._template.replace("{group}", _in_a_name(group, _room(self._template)))
 
     async def queue_of(self, group: ConsumerGroup) -> Queue:
         """Return the queue of ``group``."""
@@ -285,6 +291,11 @@ def _name(place: str) -> str:
     return place.rpartition("/")[2]
 
 
+def _room(template: str) -> int:
+    """Return how many characters of a queue's name are left to the group."""
+    return NAME + len("{group}") - len(_name(template))
+
+
 def _in_a_name(group: str, room: int) -> str:
     """Return ``group`` in the letters of a queue's name; different for every group."""
     text = re.sub(
@@ -293,7 +304,7 @@ def _in_a_name(group: str, room: int) -> str:
         group,
     )
     # No escape has two underscores in a row.
-    return text if len(text) <= room else f"__{sha256(group.encode()).hexdigest()[:32]}"
+    return text if len(text) <= room else f"__{sha256(group.encode()).hexdigest()[: HASHED - 2]}"
 
 
 def _out_of_a_name(text: str) -> str:

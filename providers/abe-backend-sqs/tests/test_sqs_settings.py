@@ -70,6 +70,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GROUPS", '{"billing": 1}'),
         ("GROUPS", '["billing"]'),
         ("GROUPS", '{"billing": "shop"}'),
+        ("GROUPS", '{"a b": "shop"}'),
         ("GROUP_QUEUE", "shop-{group}"),
         ("LEASE", "soon"),
         ("LEASE", "0"),
@@ -101,6 +102,7 @@ def test_malformed_variables_are_named(
         ({"topic": TOPIC, "groups": {"g": "a.fifo"}, "queue": "a"}, "all or none"),
         ({"topic": f"{TOPIC}.fifo", "group_queue": "a-{group}"}, "all or none"),
         ({"topic": TOPIC, "group_queue": "a"}, "must contain {group}"),
+        ({"topic": TOPIC, "group_queue": "a" * 47 + "{group}"}, "must leave 34 of the 80"),
     ],
 )
 def test_what_does_not_fit_together(options: dict[str, Any], complaint: str) -> None:
