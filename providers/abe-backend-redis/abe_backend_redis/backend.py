@@ -63,6 +63,7 @@ class RedisBackend(BaseBackend):
     """
 
     name: ClassVar[str] = "redis"
+    max_prefetch: ClassVar[int] = 512  # more would leave the processor's cache
 
     def __init__(
         self,
