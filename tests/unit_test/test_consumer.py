@@ -419,7 +419,11 @@ def test_reject_goes_to_the_dead_letters_with_the_reason(
     assert record.getMessage().startswith("rejected by the handler: no such customer (backend=")
 
 
-def test_retry_comes_back_after_the_delay_it_asks_for(broker: Broker, run: VirtualRun) -> None:
+def test_retry_comes_back_after_the_delay_it_asks_for(
+    broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
     async def main() -> None:
         broker.publish()
         consumer = AsyncLoopConsumer(Scripted(broker))
@@ -432,6 +436,11 @@ def test_retry_comes_back_after_the_delay_it_asks_for(broker: Broker, run: Virtu
         assert broker.records[0].outcomes == ["nack", "nack", "ack"]
 
     run(main())
+    told = [(r.levelname, r.getMessage().partition(" (")[0]) for r in caplog.records]
+    assert told == [
+        ("INFO", "the handler asks for a retry; trying again in 70 s"),
+        ("INFO", "the handler asks for a retry; trying again in 0 s"),
+    ]
 
 
 @pytest.mark.parametrize("delay", [None, -1.0, math.nan])

@@ -1611,9 +1611,9 @@ def test_asyncio_run_ending_at_any_point_of_closing_gives_everything_back(
 
 
 def test_a_failed_stream_left_open_is_wound_up_by_asyncio_run(
-    run: VirtualRun, broker: Broker
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A stream whose broker refused an ack still gives back the messages in hand."""
+    """A stream whose broker refused an ack still gives back the messages in hand, and says so."""
     kept: list[MessageStream] = []
     broker.refuse = lambda settlement: (
         PermissionError("read only") if settlement.outcome == "ack" else None
@@ -1628,6 +1628,8 @@ def test_a_failed_stream_left_open_is_wound_up_by_asyncio_run(
 
     run(main(), tidy=False)
     assert [r.outcomes for r in broker.records] == [[], ["release"], ["release"]]
+    texts = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert texts == ["a stream of backend scripted failed, and nobody was left to be told"]
 
 
 def test_a_stream_that_outlives_its_loop_goes_quietly(run: VirtualRun, broker: Broker) -> None:
