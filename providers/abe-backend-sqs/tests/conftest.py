@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
 
@@ -39,5 +40,6 @@ def server() -> Iterator[SqsServer]:
 
 @pytest.fixture
 def queue(request: pytest.FixtureRequest) -> str:
-    """A name of the test's own."""
-    return "".join(c if c.isalnum() else "-" for c in request.node.name)[-60:]
+    """A name of the test's own, short enough to be part of a longer one."""
+    name = request.node.name
+    return f"{re.sub(r'[^a-z]+', '-', name)[-24:]}-{crc32(name.encode()):08x}"
