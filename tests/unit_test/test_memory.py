@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -234,6 +235,7 @@ def test_metadata_are_the_same_for_every_group_and_delivery() -> None:
         assert a.message.timestamp is not None
         assert a.message.timestamp.tzinfo is not None
         assert a.message.key == b.message.key == "k"
+        assert json.dumps([a.message.headers, peeked.headers]) == "[{}, {}]"
 
     run(main)
 

@@ -340,7 +340,7 @@ def _deliver(lease: Lease) -> Delivery:
         record.key,
         record.time,
         lease.attempt,
-        {**record.headers} if record.headers else record.headers,
+        {**record.headers} if record.headers else {},
     )
     return Delivery(message, lease)
 
