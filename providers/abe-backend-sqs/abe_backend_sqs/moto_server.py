@@ -49,6 +49,10 @@ class Handler(MotoRequestHandler):
         _connections.discard(self.connection)
         super().finish()
 
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Begin the answer; moto's has the header ``Server`` already, and two are refused."""
+        self.send_response_only(code, message)
+
     def log(self, type: str, message: str, *args: Any) -> None:
         """Log nothing."""
 

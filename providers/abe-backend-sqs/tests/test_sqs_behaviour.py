@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import time
@@ -357,6 +358,19 @@ class TestTopic:
 
 
 class TestSetup:
+    def test_the_server_answers_strict_clients(self, server: SqsServer) -> None:
+        # In Python's development mode aiohttp refuses an answer with two of them.
+        connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"))
+        about = {
+            "X-Amz-Target": "AmazonSQS.ListQueues",
+            "Content-Type": "application/x-amz-json-1.0",
+        }
+        connection.request("POST", "/", "{}", about)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert len(answer.headers.get_all("Server", [])) == 1
+        connection.close()
+
     def test_no_credentials_at_all(self, server: SqsServer) -> None:
         async def main() -> None:
             async with SqsBackend("q", endpoint=server.endpoint, access=Access(REGION)) as q:
