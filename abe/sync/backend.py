@@ -32,6 +32,7 @@ __all__ = ["SyncBackend", "connect"]
 T = TypeVar("T")
 
 Keys = Sequence[str] | str | None
+"""Key filters: one, several, or ``None`` for every key."""
 
 
 def connect(
