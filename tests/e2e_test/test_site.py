@@ -157,6 +157,11 @@ def test_the_tutorials_show_outputs_and_can_be_downloaded(site: Site) -> None:
     assert len(notebooks) >= 6
 
 
+def test_every_page_has_one_title(site: Site) -> None:
+    titles = {path: path.read_text(encoding="utf-8").count("<h1") for path in site.html()}
+    assert {path for path, number in titles.items() if number != 1} == set()
+
+
 def test_the_pages_name_no_place_on_this_machine(site: Site) -> None:
     for path in site.html():
         assert str(site.root) not in path.read_text(encoding="utf-8"), path
