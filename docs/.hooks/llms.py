@@ -43,7 +43,7 @@ def write(nav: Navigation, config: MkDocsConfig) -> None:
     folder = Path(config.site_dir)
     head = f"# {config.site_name}\n\n> {config.site_description}\n"
     contents = "".join(_contents(nav.items))
-    (folder / "llms.txt").write_text(head + contents, encoding="utf-8")
+    (folder / "llms.txt").write_text(f"{head}\n{contents}", encoding="utf-8")
     pages = [f"<!-- {_url(page)} -->\n\n{_texts[page.file.src_uri]}\n" for page in nav.pages]
     (folder / "llms-full.txt").write_text("\n".join([head, *pages]), encoding="utf-8")
 

@@ -91,6 +91,7 @@ class TestNotebooks:
         with pytest.raises(Exception, match=r"x.ipynb shows a path of this machine: in .*abe"):
             notebooks._check_paths(Path("x.ipynb"), f"fine\nin {hooks['jobs'].ROOT}/abe")
 
+    @pytest.mark.timeout(180)
     def test_a_failing_cell_is_named(self, hooks: dict[str, ModuleType], tmp_path: Path) -> None:
         source = tmp_path / "broken.ipynb"
         cells = [
@@ -102,7 +103,7 @@ class TestNotebooks:
             json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
         )
         command = [sys.executable, str(HOOKS / "execute.py"), str(source), str(tmp_path / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
         assert done.returncode == 1
         told = done.stderr.splitlines()[-1]
         assert told == "broken.ipynb: cell 2 (1 / x) raised ZeroDivisionError: division by zero"
