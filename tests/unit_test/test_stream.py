@@ -1369,19 +1369,22 @@ def test_with_key_ordering_successors_are_released_too(
     broker.check()
 
 
-def test_with_key_ordering_a_dead_letter_holds_up_nobody(tools: type[Toolbox]) -> None:
-    """After a reject the successors of that key come as if it had been acked."""
-    broker = tools.broker(ordering="key")
+@pytest.mark.parametrize(("ordering", "outcome"), [("key", "reject"), ("consumer", "nack")])
+def test_successors_are_kept_where_nothing_has_to_come_before_them(
+    ordering: str, outcome: str, tools: type[Toolbox]
+) -> None:
+    """After a reject, or without ordering by key, the next message is the next."""
+    broker = tools.broker(ordering=ordering)
 
     async def main() -> None:
         broker.publish(80)
         async with broker.stream() as stream:
             for _ in range(30):
                 await anext(stream)
-            rejected = await anext(stream)
+            settled = await anext(stream)
             assert len(broker.leased()) > 2
-            await rejected.reject("broken")
-            assert (await anext(stream))["n"] == rejected["n"] + 1
+            await (settled.reject("broken") if outcome == "reject" else settled.nack(60))
+            assert (await anext(stream))["n"] == settled["n"] + 1
             await stream.flush()
             assert broker.settled("release") == []
 
@@ -1632,6 +1635,23 @@ def test_a_failed_stream_left_open_is_wound_up_by_asyncio_run(
     assert texts == ["a stream of backend scripted failed, and nobody was left to be told"]
 
 
+def test_a_failure_that_was_told_is_not_logged_at_the_end_of_the_loop(
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[MessageStream] = []
+    broker.refuse = lambda settlement: PermissionError("read only")
+
+    async def main() -> None:
+        broker.publish(1)
+        kept.append(broker.stream())
+        await (await anext(kept[0])).ack()
+        with pytest.raises(PermissionError):
+            await kept[0].flush()
+
+    run(main(), tidy=False)
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
 def test_a_stream_that_outlives_its_loop_goes_quietly(run: VirtualRun, broker: Broker) -> None:
     """Dropping or closing a stream after its loop has ended is not an error."""
     kept: list[MessageStream] = []
@@ -1659,6 +1679,34 @@ def test_take_takes_one_unless_told_otherwise(run: VirtualRun, broker: Broker) -
             assert await stream.take() == [{"n": 1}]
 
     run(main())
+
+
+def test_the_group_exists_once_the_stream_is_open(run: VirtualRun, broker: Broker) -> None:
+    """``async with`` waits for the connection; the stream then is not closed, though empty."""
+    broker.fault("open", delay=5.0)
+
+    async def main() -> None:
+        started = now()
+        async with broker.stream() as stream:
+            assert now() - started == 5.0
+            assert broker.receivers[0].opened
+            assert not stream.closed
+        assert stream.closed
+
+    run(main())
+
+
+def test_take_asks_for_what_is_still_missing(run: VirtualRun, broker: Broker) -> None:
+    async def main() -> None:
+        broker.publish(1)
+        async with broker.stream() as stream:
+            task = asyncio.create_task(stream.take(3))
+            await asyncio.sleep(1)
+            broker.publish(5)
+            assert [m["n"] for m in await task] == [0, 1, 2]
+
+    run(main())
+    assert [call.detail[0] for call in broker.called("receive")][:2] == [3, 2]
 
 
 def test_a_stream_may_be_stopped_before_it_began(run: VirtualRun, broker: Broker) -> None:
