@@ -93,7 +93,7 @@ def deliveries(
     ids = flat[::3]
     for id_, key, body in zip(ids, flat[1::3], _payloads(ids, flat[2::3]), strict=True):
         entry = id_.decode()
-        if entry[:13] != millisecond:
+        if entry[:13] != millisecond:  # so many digits until 2286
             millisecond, when = entry[:13], published(entry)
         if odd and len(found) in odd:
             attempt, headers, first = odd[len(found)]

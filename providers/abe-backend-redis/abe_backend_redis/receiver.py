@@ -102,8 +102,8 @@ class RedisReceiver(Receiver):
                 pause = min(pause, due / 1000)
             if pause > 0:
                 await self._identify()
-            if pause > 0 and not self._woken:
-                await self._wait(pause, log, wake)
+                if not self._woken:
+                    await self._wait(pause, log, wake)
         self._woken = False
         return ()
 
