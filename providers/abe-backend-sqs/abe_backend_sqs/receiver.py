@@ -42,12 +42,14 @@ class Receipt:
         body: As it was sent.
         deadline: When the lease lapses. SQS would still accept a settlement after that, although
             the message may be somebody else's by then.
+        buried: Whether it has been copied to the dead letters.
         done: Whether SQS has accepted the settlement.
     """
 
     handle: str
     body: str
     deadline: float
+    buried: bool = False
     done: bool = False
 
 
@@ -77,6 +79,8 @@ class SqsReceiver(Receiver):
         self._queue: Queue
         self._polls: Polls
         self._letters: Letters | None = None
+        # An extension that overtakes a release would hide the message again.
+        self._turn = asyncio.Lock()
 
     async def open(self) -> None:
         """Make sure that the queue is there."""
@@ -147,6 +151,10 @@ class SqsReceiver(Receiver):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         """Tell SQS; deliveries whose lease has lapsed are reported lost."""
+        async with self._turn:
+            return await self._settle(settlements)
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         now = self._clock()
         failures: list[SettleFailure] = []
         deletes: list[Settlement] = []
@@ -177,7 +185,11 @@ class SqsReceiver(Receiver):
     async def _bury(self, settlement: Settlement) -> Exception | None:
         assert self._letters is not None  # else rejecting is not offered
         message, receipt = settlement.delivery.message, settlement.delivery.receipt
-        return await self._letters.bury(message, receipt.body, receipt.handle, settlement.reason)
+        if receipt.buried:
+            return None
+        failure = await self._letters.bury(message, receipt.body, receipt.handle, settlement.reason)
+        receipt.buried = failure is None
+        return failure
 
     async def _in_batches(
         self,
@@ -211,15 +223,20 @@ class SqsReceiver(Receiver):
         for n, settlement in enumerate(batch):
             if n in failed:
                 failures.append(SettleFailure(settlement, _error(operation, failed[n])))
-            else:
-                settlement.delivery.receipt.done = final
+            elif final:
+                settlement.delivery.receipt.done = True
         return failures
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
-        now = self._clock()
-        ours = [Settlement(d, Outcome.NACK, seconds) for d in deliveries if _lasts(d, now)]
-        failures = await self._in_batches(CHANGE, ours, _visibility, final=False)
+        async with self._turn:
+            now = self._clock()
+            ours = [
+                Settlement(delivery, Outcome.NACK, seconds)
+                for delivery in deliveries
+                if _lasts(delivery, now) and not delivery.receipt.done
+            ]
+            failures = await self._in_batches(CHANGE, ours, _visibility, final=False)
         lost = {failure.settlement.delivery for failure in failures if failure.error is None}
         for delivery, *_ in ours:
             if delivery not in lost:

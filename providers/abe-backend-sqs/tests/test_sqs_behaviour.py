@@ -14,7 +14,8 @@ import botocore.session
 import pytest
 from botocore.exceptions import ClientError
 
-from abe.errors import ConfigurationError, PayloadError, PublishError
+from abe.backends.message_queue.base import KeyFilter, Outcome, Settlement
+from abe.errors import ConfigurationError, ConnectionLostError, PayloadError, PublishError
 from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.link import Access
 from abe_backend_sqs.testing import REGION, SqsServer
@@ -259,6 +260,61 @@ class TestConsuming:
                     for letter in letters
                 }
                 assert reasons == {10: 900, 700: 900, 1300: 100, 1800: 0}
+
+        run(main())
+
+    def test_a_rejection_that_is_repeated_leaves_one_dead_letter(
+        self, server: SqsServer, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.create_queue(queue)
+        failures = [ConnectionLostError("cut"), ConnectionLostError("cut")]
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue, dead_letters=True) as q:
+                call = q._link.call
+
+                async def cut(service: str, operation: str, **rest: Any) -> dict[str, Any]:
+                    if operation == "delete_message_batch" and failures:
+                        raise failures.pop()
+                    return await call(service, operation, **rest)
+
+                monkeypatch.setattr(q._link, "call", cut)
+                await q.publish("k", {"n": 0})
+                async with q.consume() as stream:
+                    await (await anext(stream)).reject("test")
+                    await stream.flush()
+                assert len(await q.dead_letters()) == 1
+
+        run(main())
+        assert not failures
+
+    def test_a_release_is_not_overtaken_by_an_extension(
+        self, server: SqsServer, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.create_queue(queue)
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue) as q:
+                await q.publish("k", {"n": 0})
+                receiver = q._receiver(None, KeyFilter())
+                await receiver.open()
+                (delivery,) = await receiver.receive(1, 5)
+                call = q._link.call
+
+                async def slow(service: str, operation: str, **rest: Any) -> dict[str, Any]:
+                    if rest["Entries"][0].get("VisibilityTimeout") == 30:
+                        await asyncio.sleep(0.2)
+                    return await call(service, operation, **rest)
+
+                monkeypatch.setattr(q._link, "call", slow)
+                extending = asyncio.create_task(receiver.extend([delivery], 30))
+                await asyncio.sleep(0)
+                assert not await receiver.settle([Settlement(delivery, Outcome.RELEASE)])
+                assert await extending == []
+                assert await receiver.extend([delivery], 30) == []
+                await receiver.aclose()
+            async with backend(server.endpoint, queue) as q, q.consume() as stream:
+                assert len(await stream.take(1, timeout=5)) == 1
 
         run(main())
 
