@@ -103,6 +103,7 @@ class Sweep:
     """What was seen on every page, in one colour scheme."""
 
     watched: Watched
+    colours: set[str] = field(default_factory=set)
     pages: int = 0
     diagrams: int = 0
     undrawn: set[str] = field(default_factory=set)
@@ -136,6 +137,7 @@ def visit(page: Page, site: Site, path: Path, seen: Sweep) -> None:
     name = path.relative_to(site.folder).as_posix().removesuffix("index.html")
     page.goto(site.url + name)
     seen.pages += 1
+    seen.colours.add(page.evaluate("document.body.dataset.mdColorScheme"))
     diagrams = len(sources(path.read_text(encoding="utf-8")))
     if diagrams:
         seen.diagrams += diagrams
@@ -172,6 +174,7 @@ class TestEveryPage:
     def test_was_visited(self, sweeps: dict[str, Sweep], scheme: str, site: Site) -> None:
         assert sweeps[scheme].pages == len(site.html()) - 1
         assert sweeps[scheme].pages > 40
+        assert sweeps[scheme].colours == {{"light": "default", "dark": "slate"}[scheme]}
 
     def test_fetches_nothing_from_elsewhere(self, sweeps: dict[str, Sweep], scheme: str) -> None:
         assert sweeps[scheme].watched.foreign == set()
