@@ -59,7 +59,7 @@ class MemoryBackend(BaseBackend):
 
     name: ClassVar[str] = "memory"
     loop_bound: ClassVar[bool] = False
-    max_prefetch: ClassVar[int] = 128  # asking costs next to nothing; more would leave the cache
+    max_prefetch: ClassVar[int] = 64  # asking costs next to nothing; more would leave the cache
     _encode = staticmethod(freeze_payload)
 
     def __init__(
