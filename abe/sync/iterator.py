@@ -71,12 +71,12 @@ class SyncStream(Iterator[SyncMessage]):
         __tracebackhide__ = True
         feed = self._feed
         feed.resume()
-        most = BATCH if self._limit is None else min(BATCH, self._limit - self._count)
-        if self._ended or most < 1:
+        if self._ended or self._count == self._limit:
             self.close()
             raise StopIteration
         message = feed.hand_over()
         while message is None:
+            most = BATCH if self._limit is None else min(BATCH, self._limit - self._count)
             if not feed.home.portal.call(feed.refill(most, self._timeout)):
                 self.close()
                 raise StopIteration
