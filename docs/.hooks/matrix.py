@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -83,20 +84,30 @@ class Column:
 
 def columns() -> Iterator[Column]:
     """Yield every installed backend of this project, abe's own first."""
-    # The memory backend warns that it is for development, here in vain.
-    logging.getLogger("abe").addHandler(logging.NullHandler())
     for info in sorted(list_backends(), key=lambda it: (not it.builtin, it.name)):
         path = RESULTS / f"{info.name}.json"
         if not path.exists():
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
         for title, env, classes in VARIANTS.get(info.name, [("", {}, "")]):
-            declared = capabilities_of(load_backend(info.name, env=env))
+            with _quiet():
+                declared = capabilities_of(load_backend(info.name, env=env))
             # Several classes may run the suite, each on another version of the broker.
             runs = [run for name, run in report["runs"].items() if name.startswith(classes)]
             skipped = {name: reason for run in runs for name, reason in run["skipped"].items()}
             passed = frozenset(name for run in runs for name in run["passed"])
             yield Column(f"{code(info.name)} {title}".strip(), declared, report, passed, skipped)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let nobody hear that the memory backend is for development."""
+    handler = logging.NullHandler()
+    logging.getLogger("abe").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("abe").removeHandler(handler)
 
 
 def matrix() -> str:
