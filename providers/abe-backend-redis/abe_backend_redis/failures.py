@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-from urllib.parse import quote, quote_plus
-
 from redis import exceptions as driver
 
+from abe.backends.message_queue.base import Secrets
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["GroupMissingError", "RefusedError", "Secrets", "passes"]
-
-HIDDEN = "***"
+__all__ = ["GroupMissingError", "RefusedError", "Translator", "passes"]
 
 _REFUSED = (
     driver.AuthenticationError,
@@ -54,49 +49,8 @@ class RefusedError(ConfigurationError):
     """Redis answered a command with an error that trying again does not cure."""
 
 
-class Secrets:
-    """What must not appear in any text.
-
-    Args:
-        secrets: Passwords and the like; empty ones are ignored.
-    """
-
-    def __init__(self, secrets: Iterable[str | None]) -> None:
-        known = {secret for secret in secrets if secret}
-        forms = known | {quote(s, safe="") for s in known} | {quote(s) for s in known}
-        forms |= {quote_plus(s) for s in known} | {repr(s)[1:-1] for s in known}
-        forms |= {repr(s.encode(errors="replace"))[2:-1] for s in known}
-        # Longest first: one form may contain another.
-        self._forms = sorted(forms, key=len, reverse=True)
-
-    def hide(self, text: str) -> str:
-        """Return ``text`` without secrets."""
-        for form in self._forms:
-            text = text.replace(form, HIDDEN)
-        return text
-
-    def clean(self, error: BaseException) -> None:
-        """Take secrets out of an exception and of those it was raised from."""
-        seen: set[int] = set()
-        todo: list[BaseException | None] = [error]
-        while todo:
-            current = todo.pop()
-            if current is None or id(current) in seen:
-                continue
-            seen.add(id(current))
-            if any(form in f"{current!s} {current!r}" for form in self._forms):
-                current.args = tuple(self._hidden(part) for part in current.args)
-                if isinstance(current, OSError):  # shows these, not its args
-                    current.strerror = self._hidden(current.strerror)
-                    current.filename = self._hidden(current.filename)
-            todo += [current.__cause__, current.__context__]
-
-    def _hidden(self, value: Any) -> Any:
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        if value is None or isinstance(value, int):
-            return value
-        return self.hide(value if isinstance(value, str) else repr(value))
+class Translator(Secrets):
+    """Turns the driver's exceptions into abe's."""
 
     def translate(self, error: BaseException, where: str) -> Exception:
         """Return what to raise ``from error``.

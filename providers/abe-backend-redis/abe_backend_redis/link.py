@@ -130,7 +130,7 @@ class Link:
                 raise
             if isinstance(error, TimeoutError) and not str(error):
                 error = TimeoutError(f"no connection within {self._timeout:g} s")
-            raise self._server.secrets.translate(error, str(self._server)) from error
+            raise self._server.translator.translate(error, str(self._server)) from error
         self.opened += 1
         return connection
 
@@ -151,10 +151,10 @@ class Link:
                 raise
             if isinstance(error, TimeoutError) and not str(error):
                 error = TimeoutError(f"no answer within {self._timeout + wait:g} s")
-            raise self._server.secrets.translate(error, str(self._server)) from error
+            raise self._server.translator.translate(error, str(self._server)) from error
 
     async def _failure(self, error: ResponseError) -> Exception:
-        failure = self._server.secrets.translate(error, str(self._server))
+        failure = self._server.translator.translate(error, str(self._server))
         if isinstance(failure, ConnectionLostError):
             await self.aclose()
         return failure

@@ -13,7 +13,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from abe.errors import ConfigurationError
-from abe_backend_redis.failures import Secrets
+from abe_backend_redis.failures import Translator
 
 __all__ = ["Server"]
 
@@ -84,12 +84,10 @@ class Server:
             for name, value in (("username", sentinel_username), ("password", sentinel_password))
             if value
         }
-        self.secrets = Secrets(
-            [
-                self._options.get("password"),
-                self._sentinel.get("password"),
-                urlsplit(f"{base}://{rest}").password,
-            ]
+        self.translator = Translator(
+            self._options.get("password"),
+            self._sentinel.get("password"),
+            urlsplit(f"{base}://{rest}").password,
         )
 
     def _read(self, url: str) -> None:

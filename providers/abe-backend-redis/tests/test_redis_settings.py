@@ -14,7 +14,7 @@ import abe
 from abe.backends.message_queue.base import KeyFilter
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
-from abe_backend_redis.failures import Secrets
+from abe_backend_redis.failures import Translator
 from abe_backend_redis.server import Server
 from abe_backend_redis.testing import RedisServer, broker
 
@@ -127,7 +127,7 @@ def test_dropping_unsettled_messages_warns(
 
 class TestSecrets:
     def test_every_form_is_hidden(self) -> None:
-        secrets = Secrets([SENTINEL, None, ""])
+        secrets = Translator(SENTINEL, None, "")
         for form in (SENTINEL, QUOTED, repr(SENTINEL)[1:-1]):
             assert secrets.hide(f"a {form} b") == "a *** b"
 
@@ -150,7 +150,7 @@ class TestSecrets:
             raise driver.RedisError(f"deep inside: {SENTINEL}")
         except driver.RedisError as deeper:
             error.__context__ = deeper
-        translated = Secrets([SENTINEL]).translate(error, "h:1/0")
+        translated = Translator(SENTINEL).translate(error, "h:1/0")
         assert type(translated) is kind or isinstance(translated, kind)
         translated.__cause__ = error
         text = "".join(traceback.format_exception(translated)) + repr(translated)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-from urllib.parse import quote, quote_plus
 
 import aiohttp
 from botocore import exceptions as driver
 
+from abe.backends.message_queue.base import Secrets
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["DRIVER_ERRORS", "Refused", "Secrets", "UnreachedError"]
+__all__ = ["DRIVER_ERRORS", "Refused", "Translator", "UnreachedError"]
 
-HIDDEN = "***"
 _TOKEN = re.compile(r"(x-amz-security-token\s*[:=]\s*)[^\s&'\"]+", re.IGNORECASE)
 """AWS repeats a refused request, with a token that may be newer than the one we know."""
 
@@ -76,54 +74,12 @@ class Refused(ConfigurationError):
     """AWS answered a call with an error that trying again does not cure."""
 
 
-class Secrets:
-    """What must not appear in any text."""
-
-    def __init__(self) -> None:
-        self._forms: list[str] = []
-
-    def add(self, *secrets: str | None) -> None:
-        """Hide these from now on; empty ones are ignored."""
-        known = {secret for secret in secrets if secret}
-        forms = {*self._forms, *known}
-        for secret in known:
-            forms |= {quote(secret, safe=""), quote(secret), quote_plus(secret)}
-            forms |= {repr(secret)[1:-1], repr(secret.encode(errors="replace"))[2:-1]}
-        # Longest first: one form may contain another.
-        self._forms = sorted(forms, key=len, reverse=True)
+class Translator(Secrets):
+    """Turns the driver's exceptions into abe's."""
 
     def hide(self, text: str) -> str:
         """Return ``text`` without secrets."""
-        for form in self._forms:
-            text = text.replace(form, HIDDEN)
-        return _TOKEN.sub(rf"\1{HIDDEN}", text)
-
-    def clean(self, error: BaseException) -> None:
-        """Take secrets out of an exception and of those it was raised from."""
-        seen: set[int] = set()
-        todo: list[BaseException | None] = [error]
-        while todo:
-            current = todo.pop()
-            if current is None or id(current) in seen:
-                continue
-            seen.add(id(current))
-            current.args = tuple(self._hidden(part) for part in current.args)
-            for name, value in list(vars(current).items()):
-                if isinstance(value, str | bytes | dict):
-                    setattr(current, name, self._hidden(value))
-            if isinstance(current, OSError):  # shows these, not its args
-                current.strerror = self._hidden(current.strerror)
-                current.filename = self._hidden(current.filename)
-            todo += [current.__cause__, current.__context__]
-
-    def _hidden(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.hide(value)
-        if isinstance(value, bytes):
-            return self.hide(value.decode(errors="replace"))
-        if isinstance(value, dict):
-            return {name: self._hidden(inner) for name, inner in value.items()}
-        return value
+        return _TOKEN.sub(r"\1***", super().hide(text))
 
     def translate(self, error: BaseException, where: str) -> Exception:
         """Return what to raise ``from error``.

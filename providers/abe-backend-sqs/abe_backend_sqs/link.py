@@ -12,7 +12,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.loaders import create_loader
 
-from abe_backend_sqs.failures import DRIVER_ERRORS, Secrets
+from abe_backend_sqs.failures import DRIVER_ERRORS, Translator
 
 __all__ = ["Access", "Link"]
 
@@ -76,8 +76,7 @@ class Link:
         self._clients: dict[str, Any] = {}
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()
-        self.secrets = Secrets()
-        self.secrets.add(access.secret, access.token)
+        self.translator = Translator(access.secret, access.token)
 
     def where(self, service: str = "sqs") -> str:
         """Return what to call the service in texts."""
@@ -110,7 +109,7 @@ class Link:
         except DRIVER_ERRORS as error:
             if isinstance(error, TimeoutError) and not str(error):
                 error = TimeoutError(f"no answer within {self._timeout + wait:g} s")
-            raise self.secrets.translate(error, self.where(service)) from error
+            raise self.translator.translate(error, self.where(service)) from error
 
     async def _open(self, service: str) -> Any:
         async with self._lock:
@@ -146,7 +145,7 @@ class Link:
         credentials = None if self._access.key_id else await session.get_credentials()
         if credentials is not None:
             frozen = await credentials.get_frozen_credentials()
-            self.secrets.add(frozen.secret_key, frozen.token)
+            self.translator.add(frozen.secret_key, frozen.token)
 
     async def aclose(self) -> None:
         """Close the clients."""

@@ -14,7 +14,7 @@ from abe.errors import ConfigurationError, ConnectionLostError, UnsupportedError
 from abe.testing import GROUPS
 from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.codec import attributes_of, message_of, prepare, size_of
-from abe_backend_sqs.failures import Refused, Secrets, UnreachedError
+from abe_backend_sqs.failures import Refused, Translator, UnreachedError
 from abe_backend_sqs.link import Access
 from abe_backend_sqs.places import region_in
 
@@ -208,14 +208,14 @@ def _answer(code: str, status: int = 400, message: str = "") -> driver.ClientErr
 
 class TestSecrets:
     def test_every_form_is_hidden(self) -> None:
-        secrets = Secrets()
+        secrets = Translator()
         secrets.add(SENTINEL, None, "")
         for form in (SENTINEL, QUOTED, repr(SENTINEL.encode())[2:-1]):
             assert secrets.hide(f"a {form} b") == "a *** b"
 
     def test_a_token_that_is_not_known_is_hidden(self) -> None:
         text = "should have been 'host:sqs\nx-amz-security-token:IQoJb3/x==\n'"
-        assert Secrets().hide(text) == "should have been 'host:sqs\nx-amz-security-token:***\n'"
+        assert Translator().hide(text) == "should have been 'host:sqs\nx-amz-security-token:***\n'"
 
     @pytest.mark.parametrize(
         ("error", "kind"),
@@ -247,7 +247,7 @@ class TestSecrets:
             raise ValueError(f"deep inside: {SENTINEL}")
         except ValueError as deeper:
             error.__context__ = deeper
-        secrets = Secrets()
+        secrets = Translator()
         secrets.add(SENTINEL)
         translated = secrets.translate(error, "SQS at AWS")
         assert type(translated) is kind

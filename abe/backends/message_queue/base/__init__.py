@@ -23,6 +23,7 @@ from abe.backends.message_queue.base.receiver import (
     SettleFailure,
     Settlement,
 )
+from abe.backends.message_queue.base.secrets import Secrets
 from abe.backends.message_queue.base.stream import MessageStream
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Outcome",
     "Outgoing",
     "Receiver",
+    "Secrets",
     "SettleFailure",
     "Settlement",
     "SyncMessage",
