@@ -143,7 +143,7 @@ def notebooks(session: nox.Session) -> None:
 @nox.session(venv_backend=BACKEND)
 def bench(session: nox.Session) -> None:
     """Every benchmark beside its peers; writes the page that the documentation shows."""
-    prepare(session, "bench")
+    prepare(session, "bench", providers="providers/*")
     run(session, "benchmarks", *session.posargs)
 
 
