@@ -46,6 +46,8 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
         self._used = 0.0
+        self._closings = 0
+        self._ended = False
         self.opened = 0
         """How many connections there have been: which one it is now."""
 
@@ -91,8 +93,10 @@ class Link:
         async with self._lock:
             await self._ready()
 
-    async def aclose(self) -> None:
-        """Close the connection; the next call opens a new one."""
+    async def aclose(self, *, for_good: bool = False) -> None:
+        """Close the connection; the next call opens a new one, or fails if this is for good."""
+        self._ended |= for_good
+        self._closings += 1
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):
@@ -104,7 +108,15 @@ class Link:
             await self._probe(self._connection)
         self._used = now
         if self._connection is None:
-            self._connection = await self._open()
+            if self._ended:
+                raise ConnectionLostError(f"Redis at {self._server}: the connection was closed")
+            closings = self._closings
+            connection = await self._open()
+            if closings != self._closings:
+                with suppress(Exception):
+                    await connection.disconnect(nowait=True)
+                raise ConnectionLostError(f"Redis at {self._server}: the connection was closed")
+            self._connection = connection
         return self._connection
 
     async def _probe(self, connection: AbstractConnection) -> None:

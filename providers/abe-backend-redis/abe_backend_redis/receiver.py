@@ -245,4 +245,4 @@ class RedisReceiver(Receiver):
         if self._link.connected:
             with suppress(AbeError, GroupMissingError):
                 await self._link.run(scripts.CLOSE, self._group, self._name)
-        await self._link.aclose()
+        await self._link.aclose(for_good=True)
