@@ -122,12 +122,17 @@ class Reject(Exception):
     """Raised by a handler: do not retry this message, send it to the dead letters.
 
     Args:
-        reason: Kept with the dead letter, for whoever looks at it.
+        reason: Kept with the dead letter, as text, for whoever looks at it; may be an exception.
     """
 
-    def __init__(self, reason: str = "") -> None:
+    reason: str = ""  # also of a subclass whose own constructor does not call this one
+
+    def __init__(self, reason: object = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        if isinstance(reason, BaseException):
+            self.reason = f"{type(reason).__name__}: {reason}"
+        else:
+            self.reason = "" if reason is None else str(reason)
 
 
 class Retry(Exception):
@@ -136,11 +141,20 @@ class Retry(Exception):
     Args:
         delay: Seconds until then, at least; ``None`` leaves it to the consumer's
             `abe.RetryPolicy`.
+
+    Raises:
+        TypeError: If ``delay`` is no number.
     """
+
+    delay: float | None = None
 
     def __init__(self, delay: float | None = None) -> None:
         super().__init__(delay)
-        self.delay = delay
+        try:
+            self.delay = None if delay is None else float(delay)
+        except (TypeError, ValueError):
+            text = f"delay is {delay!r}; it must be a number of seconds, or None"
+            raise TypeError(text) from None
 
     def __str__(self) -> str:
         return "" if self.delay is None else f"again in {self.delay:g} s"

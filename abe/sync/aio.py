@@ -330,7 +330,7 @@ class _Bridged(Message):
     async def release(self) -> bool:
         return await self._settle(self._inner.release())
 
-    async def reject(self, reason: str = "") -> bool:
+    async def reject(self, reason: object = "") -> bool:
         return await self._settle(self._inner.reject(reason))
 
     def detach(self) -> None:

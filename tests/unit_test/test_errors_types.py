@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any, Self
 
 import pytest
@@ -64,6 +65,31 @@ class TestErrors:
         assert abe.Retry(delay=3.0).delay == 3.0
         assert abe.Retry().delay is None
         assert (str(abe.Retry(delay=0.25)), str(abe.Retry())) == ("again in 0.25 s", "")
+
+    @pytest.mark.parametrize(
+        ("reason", "text"),
+        [(KeyError("vat"), "KeyError: 'vat'"), ({"code": 7}, "{'code': 7}"), (None, "")],
+    )
+    def test_any_reason_becomes_text(self, reason: object, text: str) -> None:
+        assert abe.Reject(reason).reason == text
+
+    @pytest.mark.parametrize("delay", [timedelta(seconds=3), "soon", [1]])
+    def test_a_delay_that_is_no_number_is_refused_where_it_is_written(self, delay: Any) -> None:
+        with pytest.raises(TypeError) as caught:
+            abe.Retry(delay)
+        assert str(caught.value) == f"delay is {delay!r}; it must be a number of seconds, or None"
+
+    def test_a_signal_with_a_constructor_of_its_own_says_nothing_more(self) -> None:
+        class NoCustomer(abe.Reject):
+            def __init__(self, customer: int) -> None:
+                self.customer = customer
+
+        class Busy(abe.Retry):
+            def __init__(self, shop: int) -> None:
+                self.shop = shop
+
+        assert NoCustomer(1).reason == ""
+        assert Busy(1).delay is None
 
 
 class TestExports:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from abe.errors import UnsupportedError
+from abe.errors import Reject, UnsupportedError
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base.receiver import Delivery
@@ -152,8 +152,11 @@ class Message(BaseMessage):
         """
         return self._record(Outcome.RELEASE)
 
-    async def reject(self, reason: str = "") -> bool:
+    async def reject(self, reason: object = "") -> bool:
         """Never deliver again: to the dead letters of the group, with ``reason``.
+
+        Args:
+            reason: Kept with the dead letter, as by `abe.Reject`.
 
         Returns:
             False if the message was already settled differently, or its lease was lost.
@@ -161,7 +164,7 @@ class Message(BaseMessage):
         Raises:
             UnsupportedError: If the backend has no dead letters.
         """
-        return self._record(Outcome.REJECT, reason=reason)
+        return self._record(Outcome.REJECT, reason=Reject(reason).reason)
 
     def detach(self) -> None:
         """Take over settlement: asking the stream for the next message no longer acks this one.
@@ -217,7 +220,7 @@ class SyncMessage(BaseMessage):
         """Not processed: comes back at once, not counted. False if settled differently before."""
         return self._settle(Message.release)
 
-    def reject(self, reason: str = "") -> bool:
+    def reject(self, reason: object = "") -> bool:
         """To the dead letters, with ``reason``. False if settled differently before."""
         return self._settle(lambda message: message.reject(reason))
 
