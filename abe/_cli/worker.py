@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import difflib
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -24,11 +23,12 @@ from typing import Any, cast
 
 from abe._cli.report import report
 from abe._cli.session import Target, open_backend
+from abe.backends.message_queue.base.handlers import check_handler
 from abe.backends.message_queue.base.stream import MAX_HOLD
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
 from abe.errors import ConfigurationError
-from abe.types import EventHandlerFunc, EventHandlerProtocol
+from abe.types import EventHandlerFunc
 
 __all__ = ["HandlerError", "Health", "load_handler", "work"]
 
@@ -63,12 +63,10 @@ def load_handler(name: str) -> EventHandlerFunc:
     if where not in sys.path:
         sys.path.insert(0, where)
     found = _attribute(_module(module_name, where), path, name)
-    if isinstance(found, type):
-        raise HandlerError(f"{name} is a class; name an instance of it")
-    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
-        raise HandlerError(f"{name} contains 'yield': calling it would not run any of it")
-    if not (callable(found) or isinstance(found, EventHandlerProtocol)):
-        raise HandlerError(f"{name} is {type(found).__name__}, not a function and no event handler")
+    try:
+        check_handler(found, name)
+    except TypeError as error:
+        raise HandlerError(str(error)) from None
     return cast(EventHandlerFunc, found)
 
 

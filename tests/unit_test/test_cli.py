@@ -798,6 +798,8 @@ number = 3
 
 def yields(message):
     yield
+
+def nothing(): ...
 """
 
 
@@ -827,9 +829,10 @@ class TestHandler:
             (":handle", "':handle' must look like MODULE:HANDLER"),
             ("shop_handlers:handl", "shop_handlers has no 'handl'; did you mean 'handle'?"),
             ("shop_handlers:container.x", "shop_handlers:container has no 'x'"),
-            ("shop_handlers:Audit", "shop_handlers:Audit is a class; name an instance of it"),
+            ("shop_handlers:Audit", "shop_handlers:Audit is the class Audit; give an instance"),
             ("shop_handlers:yields", "shop_handlers:yields contains 'yield'"),
-            ("shop_handlers:number", "shop_handlers:number is int, not a function"),
+            ("shop_handlers:number", "shop_handlers:number is int; it must be a function"),
+            ("shop_handlers:nothing", "shop_handlers:nothing is called with one argument, the"),
             ("shop_handlers.x:y", "no module 'shop_handlers.x' is installed or in "),
             ("shop_nothing.x:y", "no module 'shop_nothing' is installed or in "),
         ],

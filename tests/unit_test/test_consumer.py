@@ -7,6 +7,7 @@ import contextvars
 import functools
 import logging
 import math
+import operator
 import random
 import subprocess
 import sys
@@ -222,6 +223,20 @@ async def async_generator(message: Any) -> Any:
     yield message
 
 
+def with_database(function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(function)
+    def call(message: Any) -> None:
+        function(message, "database")
+
+    return call
+
+
+@with_database
+def decorated(message: Any, database: str) -> None:
+    assert database == "database"
+    note(message)
+
+
 class AsyncObject:
     async def handle_event(self, event: Any) -> None:
         note(event)
@@ -264,6 +279,7 @@ class SyncCallable:
         (functools.partial(AsyncCallable()), SyncMessage, True),
         (lambda message: async_handler(message, 1), SyncMessage, True),
         (lambda message: sync_handler(message), SyncMessage, False),
+        (decorated, SyncMessage, False),
     ],
     ids=[
         "function",
@@ -279,6 +295,7 @@ class SyncCallable:
         "partial of async callable",
         "lambda that returns a coroutine",
         "lambda",
+        "decorator that adds an argument",
     ],
 )
 def test_every_kind_of_handler(handler: Any, kind: type, in_loop: bool) -> None:
@@ -306,6 +323,15 @@ def test_every_kind_of_handler(handler: Any, kind: type, in_loop: bool) -> None:
         ("f", "handler is str; it must be a function or have handle_event()"),
         (generator, "handler contains 'yield': calling it would not run any of it"),
         (async_generator, "handler contains 'yield': calling it would not run any of it"),
+        (
+            lambda: None,
+            "handler is called with one argument, the message: too many positional arguments",
+        ),
+        (
+            AsyncObject.method,
+            "handler is called with one argument, the message: missing a required argument:"
+            " 'message'",
+        ),
     ],
 )
 def test_what_cannot_handle_is_refused_before_anything_is_opened(
@@ -419,6 +445,24 @@ def test_reject_goes_to_the_dead_letters_with_the_reason(
     assert record.getMessage().startswith("rejected by the handler: no such customer (backend=")
 
 
+def test_a_reason_that_is_an_exception_is_kept_as_text() -> None:
+    """Neither ``raise Reject(error)`` nor ``message.reject(error)`` loses the message."""
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {"n": 1})
+            consumer = AsyncLoopConsumer(backend, "g")
+            await settled(consumer, Recorder(Reject(KeyError("a"))), lambda: consumer.dead)
+            await backend.publish("k", {"n": 2})
+            async with backend.consume(group="g") as stream:
+                await (await anext(stream)).reject(KeyError("b"))
+            dead = await backend.dead_letters(group="g")
+            reasons = [letter.headers["abe-dead-reason"] for letter in dead]
+            assert reasons == ["KeyError: 'a'", "KeyError: 'b'"]
+
+    real(main())
+
+
 def test_retry_comes_back_after_the_delay_it_asks_for(
     broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -514,16 +558,13 @@ def test_the_traceback_begins_in_the_handler(
     assert frames == (["fail"] if threaded else ["handler", "fail"])
 
 
-def test_the_traceback_is_whole_if_the_handler_was_not_reached() -> None:
-    def handler() -> None:
-        raise AssertionError("called without a message")
-
+def test_the_traceback_is_whole_if_it_does_not_reach_a_handler_in_python() -> None:
     async def main() -> None:
         async with memory() as backend:
             await backend.publish("k", {})
             consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
-            await settled(consumer, handler, lambda: consumer.dead)
-            assert isinstance(consumer.last_error, TypeError)
+            await settled(consumer, operator.itemgetter("missing"), lambda: consumer.dead)
+            assert isinstance(consumer.last_error, KeyError)
             assert consumer.last_error.__traceback__ is not None
 
     real(main())
@@ -1228,6 +1269,26 @@ def test_on_a_plain_backend_failures_are_retried_in_process(
     run(main())
     assert len(announced(caplog)) == 1
     assert announced(caplog)[0].startswith("backend Plain has no dead letters")
+
+
+def test_what_a_backend_declares_counts_only_if_its_stream_can_do_it(
+    run: VirtualRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plain iterator cannot nack or reject, whatever its backend declares."""
+
+    async def main() -> None:
+        backend = Plain({"n": 1}, {"n": 2}, ends=True)
+        backend.capabilities = Capabilities(  # type: ignore[attr-defined]
+            redelivery="message", release=True, reject=True, attempts="exact", nack_delay=60.0
+        )
+        consumer = AsyncLoopConsumer(backend, retry=FAST)
+        handler = Recorder(*[ValueError("no")] * 3)
+        await consumer.run(handler)
+        assert handler.numbers == [1, 1, 1, 2]
+        assert (consumer.processed, consumer.dead) == (1, 1)
+
+    run(main())
+    assert len(announced(caplog)) == 1
 
 
 def test_on_a_plain_backend_the_own_dead_letters_are_not_received(run: VirtualRun) -> None:

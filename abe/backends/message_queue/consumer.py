@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from abe.backends.message_queue.base import (
+    Capabilities,
     Message,
     Outcome,
-    capabilities_of,
     open_stream,
     validate_group,
     validate_key,
@@ -157,7 +157,7 @@ class AsyncLoopConsumer:
             self._stop_early = False
             return
         run = _Run(self, handler)
-        self._announce()
+        self._announce(run.can)
         self._run, self._ended = run, False
         try:
             await run.work()
@@ -182,8 +182,7 @@ class AsyncLoopConsumer:
             # run() is yet to begin, or failed and is about to be called again.
             self._stop_early = True
 
-    def _announce(self) -> None:
-        can = capabilities_of(self.backend)
+    def _announce(self, can: Capabilities) -> None:
         if not can.reject and self.dead_letter_key is None:
             logger.warning(
                 "backend %s has no dead letters and no dead_letter_key is given: a message that"
@@ -208,7 +207,6 @@ class _Run:
     def __init__(self, consumer: AsyncLoopConsumer, handler: EventHandlerFunc) -> None:
         self.handler = handler
         self._consumer = consumer
-        self._can = capabilities_of(consumer.backend)
         self._threads = DaemonThreads("abe-handler")
         self._handle = adapt_handler(handler, self._threads)
         self._turn = asyncio.Lock()
@@ -228,6 +226,7 @@ class _Run:
         self._runner = runner
         self._cancelled_before = runner.cancelling()
         self._stream = open_stream(consumer.backend, group=consumer.group, keys=consumer.keys)
+        self.can = self._stream.capabilities
 
     # -- life ------------------------------------------------------------------------------
 
@@ -333,7 +332,7 @@ class _Run:
 
     def _queue_behind(self, message: Message) -> bool:
         """Where ordering is per key, let a message wait for the one of its key being handled."""
-        if self._can.ordering != "key" or message.key is None:
+        if self.can.ordering != "key" or message.key is None:
             return False
         waiting = self._busy.get(message.key)
         if waiting is None:
@@ -422,8 +421,8 @@ class _Run:
             delay = consumer.retry.delay(message.attempt)
         consumer.retried += 1
         self._log_failure(message, error, f"trying again in {delay:.3g} s")
-        if self._can.nack_delay and self._can.attempts != "none":
-            await message.nack(min(delay, self._can.nack_delay))
+        if self.can.nack_delay and self.can.attempts != "none":
+            await message.nack(min(delay, self.can.nack_delay))
             return False
         if await self._stopped_within(delay):
             await _release(message)
@@ -442,7 +441,7 @@ class _Run:
 
     async def _give_up(self, message: Message, reason: str) -> None:
         consumer = self._consumer
-        if self._can.reject:
+        if self.can.reject:
             await message.reject(reason)
         elif self._dead_key is None:
             self._log(logging.ERROR, "dropped: " + reason.partition("\n")[0], message)

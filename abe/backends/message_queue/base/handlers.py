@@ -5,20 +5,51 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from abe.backends.message_queue.base.message import Message, SyncMessage
 from abe.backends.message_queue.base.threads import DaemonThreads
 from abe.errors import LoopError
 from abe.types import EventHandlerFunc, EventHandlerProtocol
 
-__all__ = ["StillRunning", "adapt_handler"]
+__all__ = ["StillRunning", "adapt_handler", "check_handler"]
 
 Handler = Callable[[Message], Awaitable[object]]
 
 
 class StillRunning(asyncio.CancelledError):
     """The call was cancelled, and the handler goes on in its thread."""
+
+
+def check_handler(handler: object, name: str = "handler") -> Callable[..., Any]:
+    """Return what is called with each message.
+
+    Args:
+        handler: A function, or an object with ``handle_event``.
+        name: What the error calls it.
+
+    Raises:
+        TypeError: If it cannot handle a message.
+    """
+    if isinstance(handler, type):
+        raise TypeError(f"{name} is the class {handler.__name__}; give an instance of it")
+    function: Any = handler
+    if isinstance(handler, EventHandlerProtocol):
+        function = handler.handle_event
+    if not callable(function):
+        kind = type(handler).__name__
+        raise TypeError(f"{name} is {kind}; it must be a function or have handle_event()")
+    kinds = (function, type(function).__call__)
+    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in kinds):
+        raise TypeError(f"{name} contains 'yield': calling it would not run any of it")
+    try:
+        # Not that of what a decorator wraps: a decorator may add arguments.
+        inspect.signature(function, follow_wrapped=False).bind(None)
+    except TypeError as error:
+        raise TypeError(f"{name} is called with one argument, the message: {error}") from None
+    except ValueError:  # written in C
+        pass
+    return cast("Callable[..., Any]", function)
 
 
 def adapt_handler(handler: EventHandlerFunc, threads: DaemonThreads) -> Handler:
@@ -31,21 +62,9 @@ def adapt_handler(handler: EventHandlerFunc, threads: DaemonThreads) -> Handler:
     Raises:
         TypeError: If ``handler`` cannot handle a message.
     """
-    if isinstance(handler, type):
-        raise TypeError(f"handler is the class {handler.__name__}; give an instance of it")
-    function: Any = handler
-    if isinstance(handler, EventHandlerProtocol):
-        function = handler.handle_event
-    if not callable(function):
-        raise TypeError(
-            f"handler is {type(handler).__name__}; it must be a function or have handle_event()"
-        )
-    kinds = (function, type(function).__call__)
-    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in kinds):
-        raise TypeError("handler contains 'yield': calling it would not run any of it")
-    if any(map(inspect.iscoroutinefunction, kinds)):
-        chosen: Handler = function
-        return chosen
+    function = check_handler(handler)
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        return function
     return _in_thread(function, threads)
 
 

@@ -239,6 +239,11 @@ class MessageStream:
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What can be done with its messages; a plain backend's iterator can do nothing."""
+        return self._engine.capabilities
+
+    @property
     def closed(self) -> bool:
         """Whether no more messages will come."""
         return self._engine.stopping and not self._engine.buffer
