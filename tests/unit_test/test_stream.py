@@ -24,7 +24,6 @@ from abe.backends.message_queue.base import (
     Outcome,
     Outgoing,
     Receiver,
-    Settlement,
     engine,
     open_stream,
 )
@@ -1143,21 +1142,27 @@ def test_a_settle_that_raises_for_good_surfaces_and_ends_the_stream(
     assert broker.acked() == []
 
 
-def test_a_receiver_that_answers_nonsense_to_settle_is_a_permanent_failure(
-    run: VirtualRun, broker: Broker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["settle", "extend"])
+def test_a_receiver_that_does_not_say_what_failed_is_a_permanent_failure(
+    run: VirtualRun, broker: Broker, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A provider that forgets to return the failures gets an error, not an endless loop."""
 
-    async def settle(receiver: object, settlements: list[Settlement]) -> None:
+    async def forgetful(receiver: object, *what: object) -> None:
         return None
 
     async def main() -> None:
         broker.publish(1)
         stream = broker.stream()
         await anext(stream)
-        monkeypatch.setattr(type(broker.receivers[0]), "settle", settle)
-        with pytest.raises(TypeError):
+        monkeypatch.setattr(type(broker.receivers[0]), method, forgetful)
+        await asyncio.sleep(LEASE)
+        with pytest.raises(TypeError) as caught:
             await anext(stream)
+        assert str(caught.value) == (
+            f"ScriptedReceiver.{method}() returned None; it must return a list of what failed,"
+            " empty if nothing did"
+        )
         await stream.aclose()
 
     run(main())

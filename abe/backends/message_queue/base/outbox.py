@@ -9,7 +9,12 @@ from functools import partial
 
 from abe.backends.message_queue.base.connection import TRANSIENT, Connection
 from abe.backends.message_queue.base.message import Outcome
-from abe.backends.message_queue.base.receiver import Delivery, SettleFailure, Settlement
+from abe.backends.message_queue.base.receiver import (
+    Delivery,
+    SettleFailure,
+    Settlement,
+    checked,
+)
 from abe.errors import ConnectionLostError
 
 __all__ = ["Outbox"]
@@ -124,7 +129,7 @@ class Outbox:
         try:
             receiver = await self._connection.open()
             try:
-                failures = await receiver.settle(batch)
+                failures = checked(await receiver.settle(batch), receiver, "settle")
             except TRANSIENT as error:
                 await self._connection.recover(receiver, error)
                 return batch

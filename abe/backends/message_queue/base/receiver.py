@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base.engine import StreamEngine
     from abe.backends.message_queue.base.message import Message, Outcome
 
-__all__ = ["Delivery", "EndOfStream", "Receiver", "SettleFailure", "Settlement"]
+__all__ = ["Delivery", "EndOfStream", "Receiver", "SettleFailure", "Settlement", "checked"]
+
+T = TypeVar("T")
 
 
 class EndOfStream(Exception):
@@ -122,3 +124,17 @@ class Receiver(Protocol):
         `settle` or `extend` found the connection broken, it is closed under a waiting `receive`.
         """
         ...
+
+
+def checked(failures: Sequence[T] | None, receiver: Receiver, method: str) -> Sequence[T]:
+    """Return what ``settle`` or ``extend`` returned, unless it forgot to.
+
+    Raises:
+        TypeError: If it is ``None``.
+    """
+    if failures is None:
+        raise TypeError(
+            f"{type(receiver).__name__}.{method}() returned None; it must return a list of what"
+            " failed, empty if nothing did"
+        )
+    return failures
