@@ -438,7 +438,8 @@ class SyncBackend:
     def close(self) -> None:
         """Stop its workers, give back what is not settled, disconnect; closing twice is fine.
 
-        Blocks until that is done.
+        Blocks until that is done. Called from the handler of one of its workers, it returns at once
+        and the connection closes once that handler has returned.
 
         Raises:
             AbeError: If a settlement failed for good and no call has raised that yet.

@@ -248,9 +248,14 @@ class Home:
             self._closer.add_done_callback(self._left)
 
     async def aclose(self) -> None:
-        """Stop the workers, give back what is not settled, disconnect; idempotent."""
+        """Stop the workers, give back what is not settled, disconnect; idempotent.
+
+        Called from the handler of a worker, it only begins that: the handler is waited for.
+        """
         self.begin_close()
         assert self._closer is not None
+        if any(worker.is_caller for worker in self.workers):
+            return
         await asyncio.shield(self._closer)
 
     async def _close(self) -> None:

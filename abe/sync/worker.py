@@ -64,6 +64,11 @@ class Worker:
         return not self._ended.is_set()
 
     @property
+    def is_caller(self) -> bool:
+        """Whether this is called by its own handler, which nothing may wait for there."""
+        return _inside.get() is self
+
+    @property
     def processed(self) -> int:
         """Messages handled successfully."""
         return self._consumer.processed
@@ -115,7 +120,7 @@ class Worker:
         """
         __tracebackhide__ = True
         portal = self._home.portal
-        if portal.is_current or _inside.get() is self:
+        if portal.is_current or self.is_caller:
             self.request_stop()
         elif self.running:
             portal.call(self.drain())

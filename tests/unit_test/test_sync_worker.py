@@ -232,6 +232,28 @@ def test_a_handler_may_stop_its_worker(queue: SyncBackend, kind: str) -> None:
     assert len(queue.take(2, timeout=0)) == 2 - handled
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_handler_may_close_its_connection(queue: SyncBackend, kind: str) -> None:
+    """It returns at once, and the handler's message counts."""
+    seen = Seen()
+
+    def handler(message: Any) -> None:
+        queue.close()
+        seen.add(queue.closed)
+
+    async def coroutine(message: Any) -> None:
+        await queue.aio.aclose()
+        seen.add(queue.closed)
+
+    worker = queue.worker(handler if kind == "sync" else coroutine)
+    queue.publish("orders", {"n": 1})
+    seen.wait(1)
+    queue.close()
+    assert seen == [False]
+    assert queue.closed
+    assert (worker.running, worker.processed, worker.failed) == (False, 1, 0)
+
+
 def test_a_dropped_worker_runs_on_and_keeps_its_connection() -> None:
     """Until the connection is closed, or the interpreter exits."""
     env = {"ABE_MEMORY_NAME": f"worker-{next(_names)}"}
