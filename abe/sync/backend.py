@@ -59,28 +59,14 @@ def connect(
         TypeError: If it is not a backend.
     """
     __tracebackhide__ = True
+    if isinstance(name_or_backend, SyncBackend):
+        raise TypeError("this is a SyncBackend already; use it as it is")
     made_by_caller = not (name_or_backend is None or isinstance(name_or_backend, str))
-    if made_by_caller:
-        _check_is_backend(name_or_backend)
     portal = get_portal()
     backend = aconnect(name_or_backend, env=env)
     if made_by_caller and portal.threaded and isinstance(backend.backend, BaseBackend):
         portal.call(backend.backend.__aenter__())  # binds it to the portal's loop, or refuses
     return SyncBackend(Home(portal, backend))
-
-
-def _check_is_backend(candidate: object) -> None:
-    if isinstance(candidate, SyncBackend):
-        raise TypeError("this is a SyncBackend already; use it as it is")
-    methods = ("publish", "consume")
-    if isinstance(candidate, type) or not all(
-        callable(getattr(candidate, method, None)) for method in methods
-    ):
-        kind = "a class" if isinstance(candidate, type) else f"a {type(candidate).__name__}"
-        raise TypeError(
-            f"connect() takes the name of a backend or a backend object, not {kind}"
-            + (" (call it, or its from_env())" if isinstance(candidate, type) else "")
-        )
 
 
 class SyncBackend:

@@ -215,6 +215,17 @@ def test_an_object_is_used_as_it_is_and_takes_no_variables() -> None:
     assert aconnect is abe.aconnect
 
 
+@pytest.mark.parametrize("take", [aconnect, abe.AsyncLoopConsumer])
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [(Plain, "this is the class Plain: call it, or its from_env()"), (42, "this is int")],
+)
+def test_what_is_no_backend_is_refused_at_once(take: Any, wrong: object, text: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        take(wrong)
+    assert str(caught.value) == f"a backend has an async publish() and a consume(); {text}"
+
+
 def test_closing_closes_the_backend_once_and_then_everything_is_refused() -> None:
     async def main() -> None:
         backend: Any = Connecting()

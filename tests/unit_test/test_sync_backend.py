@@ -647,14 +647,21 @@ def test_only_backends_can_be_connected(queue: SyncBackend) -> None:
     """The text says what to do instead."""
     for wrong, text in (
         (queue, "already"),
-        (Bound, "a class"),
-        (42, "not a int"),
-        ({}, "not a dict"),
+        (Bound, "this is the class Bound: call it"),
+        (42, "this is int"),
+        ({}, "this is dict"),
     ):
         with pytest.raises(TypeError, match=text):
             abe.connect(wrong)  # type: ignore[arg-type]
     with pytest.raises(abe.UnknownBackendError):
         abe.connect("no-such-backend")
+
+
+@pytest.mark.parametrize("take", [abe.aconnect, abe.AsyncLoopConsumer])
+def test_a_blocking_backend_is_none_for_asyncio(queue: SyncBackend, take: Any) -> None:
+    """It would publish first and fail then."""
+    with pytest.raises(TypeError, match=r"a SyncBackend, whose methods block: see its aio"):
+        take(queue)
 
 
 class Plain:

@@ -18,7 +18,7 @@ from abe.backends.message_queue.base import (
     validate_key,
 )
 from abe.backends.message_queue.base.capabilities import unsupported
-from abe.backends.message_queue.base.plain import backend_name
+from abe.backends.message_queue.base.plain import backend_name, check_backend
 from abe.backends.message_queue.loader import load_backend
 from abe.errors import BackendClosedError, ConfigurationError, PayloadError, PublishError
 from abe.types import (
@@ -54,6 +54,7 @@ def aconnect(
         BackendLoadError: If the provider is broken.
         ConfigurationError: If a variable is missing or malformed, or ``env`` is given with an
             object.
+        TypeError: If it is not a backend.
     """
     if name_or_backend is None or isinstance(name_or_backend, str):
         return AsyncBackend(load_backend(name_or_backend, env=env))
@@ -61,6 +62,7 @@ def aconnect(
         raise ConfigurationError("env configures a backend by name; this one is already created")
     if isinstance(name_or_backend, AsyncBackend):
         return name_or_backend
+    check_backend(name_or_backend)
     return AsyncBackend(name_or_backend)
 
 

@@ -22,7 +22,7 @@ from abe.backends.message_queue.base import (
 from abe.backends.message_queue.base.dead import DeadLetterKey, reason_for
 from abe.backends.message_queue.base.handlers import StillRunning, adapt_handler
 from abe.backends.message_queue.base.log import log_message
-from abe.backends.message_queue.base.plain import backend_name
+from abe.backends.message_queue.base.plain import backend_name, check_backend
 from abe.backends.message_queue.base.retry import RetryPolicy
 from abe.backends.message_queue.base.threads import DaemonThreads
 from abe.errors import (
@@ -93,6 +93,7 @@ class AsyncLoopConsumer:
         dead_letter_key: str | None = None,
         drain_timeout: float = 30.0,
     ) -> None:
+        check_backend(backend)
         if concurrency < 1:
             raise ConfigurationError(f"concurrency is {concurrency}; it must be at least 1")
         if drain_timeout < 0:

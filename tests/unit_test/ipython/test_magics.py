@@ -229,8 +229,8 @@ def test_a_backend_object(shell: InteractiveShell, run: Run) -> None:
     ("value", "problem"),
     [
         ("memory", "thing is a str; write %abe_connect {{thing}}"),
-        (Plain, "thing is not a backend: connect() takes"),
-        (5, "the name of a backend or a backend object, not a int"),
+        (Plain, "this is the class Plain: call it, or its from_env()"),
+        (5, "thing is not a backend: a backend has an async publish() and a consume();"),
     ],
 )
 def test_what_is_no_backend(shell: InteractiveShell, run: Run, value: Any, problem: str) -> None:

@@ -25,13 +25,31 @@ from abe.backends.message_queue.base.stream import MessageStream
 from abe.errors import ConnectionLostError
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol, MessageQueueMessage
 
-__all__ = ["backend_name", "open_stream"]
+__all__ = ["backend_name", "check_backend", "open_stream"]
 
 
 def backend_name(backend: object) -> str:
     """Return what errors and the log call ``backend``."""
     name = getattr(backend, "name", None)
     return name if isinstance(name, str) else type(backend).__name__
+
+
+def check_backend(candidate: object) -> None:
+    """Refuse what cannot be a backend.
+
+    Raises:
+        TypeError: If it is a class, a `SyncBackend`, or has no ``publish`` and ``consume``.
+    """
+    kind = type(candidate)
+    if isinstance(candidate, type):
+        what = f"the class {candidate.__name__}: call it, or its from_env()"
+    elif isinstance(getattr(kind, "aio", None), property):
+        what = f"a {kind.__name__}, whose methods block: see its aio and worker()"
+    elif not all(callable(getattr(candidate, name, None)) for name in ("publish", "consume")):
+        what = kind.__name__
+    else:
+        return
+    raise TypeError(f"a backend has an async publish() and a consume(); this is {what}")
 
 
 def open_stream(
