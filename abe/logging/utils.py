@@ -134,9 +134,14 @@ def get_logging_dict_config(config: LoggingConfig | None = None) -> dict[str, An
 
     Raises:
         ValueError: If a setting is wrong.
+        TypeError: If ``config`` is something else.
         ImportError: If JSON is asked for and python-json-logger is missing.
     """
-    config = config or get_default_logging_config()
+    config = get_default_logging_config() if config is None else config
+    if not isinstance(config, LoggingConfig):
+        raise TypeError(
+            f"config must be a LoggingConfig, such as LoggingConfig(level='INFO'), not {config!r}"
+        )
     config.validate()
     formatter: dict[str, Any] = {"()": text_formatter, "datefmt": config.date_format}
     if config.use_json_formatter:
@@ -186,6 +191,7 @@ def setup_logging_from_config(config: LoggingConfig | Mapping[str, Any] | None =
 
     Raises:
         ValueError: If a setting is wrong.
+        TypeError: If ``config`` is something else.
         ImportError: If JSON is asked for and python-json-logger is missing.
         OSError: If the log file cannot be opened.
     """

@@ -143,6 +143,11 @@ class TestSettings:
         with pytest.raises(ValueError, match=r"'colour', 'volume'; there are level, format"):
             LoggingConfig.from_dict({"colour": True, "level": "INFO", "volume": "DEBUG"})
 
+    @pytest.mark.parametrize("config", ["DEBUG", 10, [("level", "DEBUG")]])
+    def test_what_is_no_configuration_is_refused(self, config: Any) -> None:
+        with pytest.raises(TypeError, match=r"must be a LoggingConfig, such as LoggingConfig\("):
+            setup_logging_from_config(config)
+
     def test_a_wrong_configuration_changes_nothing(self) -> None:
         setup_logging_from_config({"level": "ERROR"})
         before = loggers()
