@@ -171,7 +171,9 @@ class Worker:
         _inside.set(self)
         try:
             await self._consumer.run(self._handler)
-        except Exception as error:  # whatever it is, who holds this handle has to see it
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # also a handler's SystemExit: nobody sees it but here
             self.error = error
             if self._task is not None and self in self._home.workers:
                 logger.exception("worker on backend %s failed", self._home.backend.name)

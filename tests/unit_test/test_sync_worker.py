@@ -164,6 +164,33 @@ def test_a_worker_that_fails_for_good_says_so(
     worker.stop()
 
 
+class Abort(BaseException):
+    """No `Exception`."""
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), Abort("why")], ids=repr)
+def test_a_handler_that_means_to_end_the_program_ends_its_worker_and_says_so(
+    queue: SyncBackend, caplog: pytest.LogCaptureFixture, error: BaseException, kind: str
+) -> None:
+    """As if it had failed for good: its message is given back, and the connection goes on."""
+
+    def handler(message: SyncMessage) -> None:
+        raise error
+
+    async def async_handler(message: abe.Message) -> None:
+        raise error
+
+    worker = queue.worker(handler if kind == "sync" else async_handler)
+    queue.publish("orders", {"n": 1})
+    assert worker.wait(LONG)
+    assert worker.error is error
+    assert "failed" in repr(worker)
+    assert "worker on backend memory failed" in caplog.text
+    (message,) = queue.take(1, timeout=LONG)
+    assert message.attempt == 1
+
+
 def test_stop_waits_for_the_message_in_flight(queue: SyncBackend) -> None:
     """And then no more are taken."""
     entered, go_on = threading.Event(), threading.Event()
