@@ -119,9 +119,15 @@ class Registry(dict[str, Handler]):
         return stopped
 
     def close(self) -> None:
-        """Stop all."""
-        if self:
+        """Stop all and forget them, also if that is interrupted."""
+        try:
             self.stop(list(self))
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of all, without waiting; the cards follow those that still run."""
+        self.clear()
         _logger.removeFilter(self._filter)
         atexit.unregister(self._hurry)
 

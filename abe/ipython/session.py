@@ -122,12 +122,20 @@ class Session:
         return getattr(self.shell, "kernel", None) is not None
 
     def close(self) -> None:
-        """Stop the handlers and let go of the backend; close it if it is the session's."""
-        self.handlers.close()
+        """Stop the handlers and let go of the backend; close it if it is the session's.
+
+        After an interrupt both go on in the background.
+        """
         backend, self.current = self.current, None
         self._source = None
-        if backend is not None and self._owned:
-            backend.close()
+        try:
+            if backend is not None and self._owned:
+                backend.close()  # which waits for the handlers
+        except KeyboardInterrupt:
+            self.handlers.forget()
+            raise
+        finally:
+            self.handlers.close()
 
     def end(self) -> None:
         """Close the backend and leave nothing behind in the shell."""
@@ -138,7 +146,7 @@ class Session:
     def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
         old, old_owned = self.current, self._owned
         if old is not backend:
-            self.handlers.close()
+            self.handlers.stop(list(self.handlers))
         self.current = backend
         self._owned = owned or (old is backend and old_owned)
         self._source = None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import queue
 import re
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import abe
 from abe.ipython import registry
+from abe.sync import Worker
 
 Run = Callable[..., Any]
 Seen = queue.Queue[Any]
@@ -160,6 +164,38 @@ def test_what_ends_a_handler(run: Run, q: abe.SyncBackend, seen: Seen, end: str)
     assert worker.wait(PATIENCE)
     assert worker.error is None
     assert worker.in_flight == 0
+
+
+def test_an_interrupt_while_unloading(
+    shell: InteractiveShell, run: Run, q: abe.SyncBackend, seen: Seen, monkeypatch: Any
+) -> None:
+    """Everything is gone, and closes in the background; the extension can be loaded again."""
+    finish = threading.Event()
+    shell.user_ns["finish"] = finish
+    run("%%abe_handler -o worker\ndef bill(order):\n    seen.put(1)\n    finish.wait()\n")
+    q.publish("k", {"n": 1})
+    seen.get(timeout=PATIENCE)
+    drain = Worker.drain
+
+    async def interrupting(worker: Worker) -> None:
+        _thread.interrupt_main()
+        await drain(worker)
+
+    monkeypatch.setattr(Worker, "drain", interrupting)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("%unload_ext abe")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    worker = run("worker")
+    assert worker.running
+    run("%load_ext abe")
+    assert run("%abe_handlers") == []
+    finish.set()
+    assert worker.wait(PATIENCE)
+    q.close()
+    assert (worker.processed, q.closed) == (1, True)
 
 
 @pytest.mark.parametrize(
