@@ -52,8 +52,9 @@ def run_contract(
         on_row: Called with each row as soon as there is one.
 
     Raises:
-        AbeError: If the named backend cannot be loaded.
-        ConfigurationError: If ``select`` matches no case.
+        AbeError: If the named backend cannot be loaded, or its broker does not answer.
+        ConfigurationError: If ``select`` matches no case, or if nothing keeps the cases apart from
+            messages that a durable backend has.
         TypeError: If ``target`` is nothing that can be tested.
     """
     contracts, harness, name = _resolve(target, env)
@@ -117,7 +118,8 @@ def _run(case: Case, contract: ContractBase, harness: Harness) -> ContractRow:
 def _reason(error: BaseException) -> str:
     text = str(error)
     if not isinstance(error, AssertionError):
-        text = f"{type(error).__name__}: {error}{_place(error)}"
+        place = _place(error)
+        text = f"{type(error).__name__}: {str(error).rstrip('.') if place else error}{place}"
     return "\n".join([text, *getattr(error, "__notes__", ())])
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from abe.backends.message_queue.base import capabilities_of
 from abe.backends.message_queue.loader import list_backends, load_backend, load_backend_class
-from abe.errors import ConfigurationError
+from abe.errors import ConfigurationError, ConnectionLostError
 from abe.testing.harness import Harness
 from abe.testing.process import kill_consumer, kill_publisher
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol
@@ -34,6 +37,10 @@ class FactoryHarness(Harness):
     Args:
         factory: Called with the namespace if it takes an argument; else it makes a backend whose
             messages are its own, and each namespace gets one.
+
+    Raises:
+        ConfigurationError: If it takes no argument and makes a durable backend: that would be
+            tested, and purged, on whatever messages it has.
     """
 
     quiet = 0.1
@@ -41,6 +48,10 @@ class FactoryHarness(Harness):
     def __init__(self, factory: Callable[..., Any]) -> None:
         self._factory = factory
         self._by_namespace = _takes_an_argument(factory)
+        if not self._by_namespace and _is_durable(factory):
+            raise _not_apart(
+                "the backend", "test a function that takes the namespace, or a Harness"
+            )
         self.reopen = self._by_namespace
         self._made: dict[str, Any] = {}
 
@@ -68,6 +79,7 @@ class InstalledHarness(Harness):
     Raises:
         ConfigurationError: If nothing keeps the namespaces of a durable backend apart: it would be
             tested, and purged, on whatever messages it has.
+        ConnectionLostError: If it has ``ping()``, and its broker does not answer.
         AbeError: If the backend cannot be loaded.
     """
 
@@ -84,12 +96,11 @@ class InstalledHarness(Harness):
         self.reopen = any("{namespace}" in value for value in self._env.values())
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._shared: dict[str, MessageQueueBackendProtocol] = {}
-        if not self.reopen and capabilities_of(self._load("probe")).durable:
+        try:
+            self._probe()
+        except BaseException:
             self.close()
-            raise ConfigurationError(
-                f"backend {name!r} is durable, and nothing keeps the namespaces of its cases apart;"
-                " give a variable that does, e.g. ABE_X_PREFIX={namespace}"
-            )
+            raise
 
     def env(self, namespace: str) -> dict[str, str]:
         """Return the variables for ``namespace``."""
@@ -109,6 +120,15 @@ class InstalledHarness(Harness):
         if namespace not in self._shared:
             self._shared[namespace] = self._load(namespace)
         return self._shared[namespace]
+
+    def _probe(self) -> None:
+        """Fail once, and soon: each case would wait for a broker that is not there."""
+        backend = self._load("probe")
+        if not self.reopen and capabilities_of(backend).durable:
+            remedy = "give a variable that does, e.g. ABE_X_PREFIX={namespace}"
+            raise _not_apart(f"backend {self.name!r}", remedy)
+        with ThreadPoolExecutor(1) as thread:  # an event loop may be running here
+            thread.submit(asyncio.run, _ping(backend)).result()
 
     def _load(self, namespace: str) -> MessageQueueBackendProtocol:
         with warnings.catch_warnings():
@@ -152,7 +172,8 @@ def harness_for(target: object, env: Mapping[str, str] | None = None) -> tuple[H
         installed = _installed_as(target)
         if installed is not None:
             return InstalledHarness(installed), installed
-        return FactoryHarness(make), target.__name__
+        # No namespace for from_env(): an argument that it may have means something else.
+        return FactoryHarness(lambda: make()), target.__name__
     if isinstance(target, type) and not hasattr(target, "consume"):
         raise TypeError(f"cannot test {target!r}: it has no consume()")
     if isinstance(target, type) or (callable(target) and not hasattr(target, "consume")):
@@ -168,8 +189,25 @@ def imported(path: str) -> object:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{path!r} cannot be imported: {error}") from error
+    except Exception as error:  # importing runs the author's code
+        known = isinstance(error, ImportError | AttributeError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"{path!r} cannot be imported: {text}") from error
+
+
+def _is_durable(make: Callable[[], Any]) -> bool:
+    if inspect.iscoroutinefunction(make):
+        return False  # it belongs to an event loop that does not run yet
+    try:
+        return capabilities_of(make()).durable
+    except Exception:  # that it cannot be made is what every case will say, and where
+        return False
+
+
+def _not_apart(what: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what} is durable, and nothing keeps the namespaces of its cases apart; {remedy}"
+    )
 
 
 def _installed_as(backend_class: type) -> str | None:
@@ -182,6 +220,20 @@ def _installed_as(backend_class: type) -> str | None:
         ):
             return info.name if info.status not in ("ambiguous", "broken") else None
     return None
+
+
+async def _ping(backend: Any) -> None:
+    """Raise if the broker does not answer; what else may be wrong is for the cases to say."""
+    try:
+        async with asyncio.timeout(Harness.patience):
+            await backend.ping()
+    except ConnectionLostError:
+        raise
+    except Exception:  # noqa: S110
+        pass
+    finally:
+        with suppress(Exception):
+            await backend.aclose()
 
 
 def _takes_an_argument(factory: Callable[..., Any]) -> bool:

@@ -9,12 +9,15 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+import abe
 from abe.backends.message_queue.loader import load_backend_class
+from abe.backends.message_queue.service.sqlite import SQLiteBackend
 from abe.errors import ConfigurationError, UnknownBackendError
 from abe.testing import (
     BackendContract,
@@ -27,18 +30,17 @@ from abe.testing import (
 from abe.testing.broken.claiming import ClaimsStats
 from abe.testing.broken.settling import NackIsAck
 from abe.testing.harness import HOOKS
-from abe.testing.reference import ReferenceBackend, ReferenceHarness
+from abe.testing.reference import FULL, ReferenceBackend, ReferenceHarness
 from abe.testing.variants import PlainBackend
 
 if TYPE_CHECKING:
     from tests.conftest import FakeDistribution
 
 
-class FastHarness(ReferenceHarness):
-    """A harness that gives up soon."""
+class Toy(ReferenceBackend):
+    """Its messages are its own."""
 
-    def __init__(self, backend: type[ReferenceBackend] = ReferenceBackend) -> None:
-        super().__init__(backend, patience=0.5)
+    CAPABILITIES = replace(FULL, durable=False)
 
 
 # -- the specification ---------------------------------------------------------------------
@@ -72,11 +74,11 @@ def test_every_capability_has_a_case() -> None:
         "memory",
         "sqlite",
         load_backend_class("memory"),
-        ReferenceBackend,
-        ReferenceBackend.from_env,
-        lambda: ReferenceBackend(),
-        FastHarness,
-        FastHarness(),
+        Toy,
+        Toy.from_env,
+        lambda: Toy(),
+        ReferenceHarness,
+        ReferenceHarness(),
         PlainBackend,
         "abe.testing.variants:PlainBackend",
     ],
@@ -89,7 +91,7 @@ def test_targets(target: Any) -> None:
 
 
 def test_a_factory_may_take_the_namespace() -> None:
-    harness = FastHarness()
+    harness = ReferenceHarness()
     report = run_contract(harness.make, select=["backends_share_their_data", "namespaces_*"])
     assert [row.outcome for row in report.rows] == ["pass", "pass"]
 
@@ -104,12 +106,12 @@ def test_a_factory_of_lone_backends_skips_what_needs_two() -> None:
 
 def test_a_contract_class_brings_its_own_sizes_and_cases() -> None:
     class Own(BackendContract):
-        harness = FastHarness
+        harness = ReferenceHarness
         stress_messages = 7
 
     sizes: list[int] = []
 
-    class Watching(FastHarness):
+    class Watching(ReferenceHarness):
         def make(self, namespace: str) -> ReferenceBackend:
             backend = super().make(namespace)
             sizes.append(len(backend.store.log))
@@ -131,11 +133,11 @@ def test_unknown_names_and_selections_are_said() -> None:
     with pytest.raises(UnknownBackendError):
         run_contract("nobody")
     with pytest.raises(ConfigurationError, match="matches no case"):
-        run_contract(FastHarness, select="no such case")
+        run_contract(ReferenceHarness, select="no such case")
     with pytest.raises(ConfigurationError, match="cannot be imported"):
         run_contract("abe.testing.variants:Nobody")
     with pytest.raises(ConfigurationError, match="no name"):
-        run_contract(FastHarness, env={"A": "b"})
+        run_contract(ReferenceHarness, env={"A": "b"})
 
 
 STRANGER = """
@@ -178,11 +180,41 @@ def test_a_durable_backend_is_only_tested_apart_from_its_messages() -> None:
         assert [row.outcome for row in report.rows] == ["pass", "pass"], str(report)
 
 
+class Mine(SQLiteBackend):
+    """As somebody writes one in a notebook: it is not installed."""
+
+
+@pytest.mark.parametrize("target", [Mine, lambda: Mine(), Mine.from_env], ids=["class", "f", "m"])
+def test_nothing_is_tested_on_the_messages_of_its_author(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABE_SQLITE_PATH", str(tmp_path / "queue.sqlite3"))
+    with abe.connect(Mine.from_env()) as queue:
+        queue.publish("orders.paid", {"n": 1})
+    with pytest.raises(ConfigurationError, match="test a function that takes the namespace"):
+        run_contract(target, select="purge_selects")
+    with abe.connect(Mine.from_env()) as queue:
+        assert queue.peek() == [{"n": 1}]
+
+
+class Configurable(PlainBackend):
+    """Its from_env() may be given something that is no namespace."""
+
+    @classmethod
+    def from_env(cls, url: str | None = None) -> Self:
+        assert url is None
+        return cls()
+
+
+def test_the_namespace_is_not_given_to_from_env() -> None:
+    assert run_contract(Configurable, select="what_is_published_arrives").ok
+
+
 # -- reports -------------------------------------------------------------------------------
 
 
 def test_a_failure_tells_what_and_which_capability() -> None:
-    report = run_contract(FastHarness(ClaimsStats), select=["stats_*", "resume_acks"])
+    report = run_contract(ReferenceHarness(ClaimsStats), select=["stats_*", "resume_acks"])
     assert not report.ok
     assert report.failed >= 4
     for row in report.failures():
@@ -195,15 +227,15 @@ def test_a_failure_tells_what_and_which_capability() -> None:
 
 
 def test_a_hanging_backend_is_told_what_was_waited_for() -> None:
-    report = run_contract(FastHarness(NackIsAck), select="nack_redelivers")
-    (row,) = report.rows
-    assert "waited 0.5 s for the nacked message to come again" in row.reason
+    harness = ReferenceHarness(NackIsAck, patience=1.5)
+    (row,) = run_contract(harness, select="nack_redelivers").rows
+    assert "waited 1.5 s for the nacked message to come again" in row.reason
     assert "published 1: {'n': 0}" in row.reason
     assert "arrived 1: {'n': 0}" in row.reason
 
 
 def test_reports_are_json() -> None:
-    report = run_contract(FastHarness, select="peek_*")
+    report = run_contract(ReferenceHarness, select="peek_*")
     told = json.loads(json.dumps(report.to_dict()))
     assert told["ok"] is True
     assert told["declared"]["peek"] is True
@@ -213,7 +245,7 @@ def test_reports_are_json() -> None:
 
 def test_rows_are_told_as_they_come() -> None:
     rows: list[ContractRow] = []
-    report = run_contract(FastHarness, select="peek_*", on_row=rows.append)
+    report = run_contract(ReferenceHarness, select="peek_*", on_row=rows.append)
     assert tuple(rows) == report.rows
 
 
@@ -223,7 +255,7 @@ def test_an_empty_report_proves_nothing() -> None:
 
 def test_it_runs_inside_a_running_loop() -> None:
     async def cell() -> ContractReport:
-        return run_contract(FastHarness, select="resume_acks")
+        return run_contract(ReferenceHarness, select="resume_acks")
 
     assert asyncio.run(cell()).ok
 
@@ -318,8 +350,8 @@ def test_ctrl_c_ends_the_run() -> None:
 
     rows: list[ContractRow] = []
     with pytest.raises(KeyboardInterrupt):
-        run_contract(FastHarness, select="peek_*", on_row=interrupt)
-    run_contract(FastHarness, select="peek_*", on_row=rows.append)
+        run_contract(ReferenceHarness, select="peek_*", on_row=interrupt)
+    run_contract(ReferenceHarness, select="peek_*", on_row=rows.append)
     assert rows
 
 
@@ -332,7 +364,7 @@ def test_it_works_without_pytest() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
 
 
-class AsyncHarness(FastHarness):
+class AsyncHarness(ReferenceHarness):
     """Everything in it is a coroutine."""
 
     async def make(self, namespace: str) -> ReferenceBackend:  # type: ignore[override]
