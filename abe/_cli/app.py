@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -21,22 +22,34 @@ __all__ = ["app", "run"]
 INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
 
 
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Turn how a command fails into one line and an exit status."""
+    try:
+        yield
+    except OutputClosed:
+        raise typer.Exit(UNREAD) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except Terminated:
+        raise typer.Exit(TERMINATED) from None
+    except AbeError as error:
+        report(error)
+        raise typer.Exit(1) from None
+
+
 class Commands(TyperGroup):
-    """Turns how a command fails into one line and an exit status."""
+    """All commands end alike, and so does ``--version``, which acts while it is parsed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the command."""
+        with _ended():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        try:
+        with _ended():
             return super().invoke(ctx)
-        except OutputClosed:
-            raise typer.Exit(UNREAD) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
-        except Terminated:
-            raise typer.Exit(TERMINATED) from None
-        except AbeError as error:
-            report(error)
-            raise typer.Exit(1) from None
 
 
 app = typer.Typer(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from abe._cli.output import emit_line, json_line
+from abe._cli.session import search_working_directory
 from abe._text import cell
+from abe.errors import ConfigurationError
 from abe.testing import ContractReport, ContractRow, run_contract
 
 __all__ = ["prove"]
@@ -14,14 +16,19 @@ MEMBERS = ("case", "obligation", "outcome", "reason", "seconds")
 """Members of the JSON object that stands for a case; the names are stable."""
 
 
-def prove(name: str, select: str | None, env: Mapping[str, str], *, as_lines: bool) -> bool:
+def prove(name: str, select: Sequence[str], env: Mapping[str, str], *, as_lines: bool) -> bool:
     """Run the suite, write what becomes of each case, and return whether the backend has passed.
 
     Raises:
-        AbeError: If the backend cannot be loaded, or ``select`` matches no case.
+        AbeError: If the backend cannot be loaded or tested, or ``select`` matches no case.
     """
+    if ":" in name:
+        search_working_directory()
     show = _as_json if as_lines else _as_text
-    report = run_contract(name, select=select, env=env or None, on_row=show)
+    try:
+        report = run_contract(name, select=select or None, env=env or None, on_row=show)
+    except TypeError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
     if not as_lines:
         _summarise(report)
     return report.ok

@@ -73,6 +73,8 @@ def examine(target: Target, timeout: float) -> Diagnosis:
         found.answer = with_backend(target, lambda backend: _ping(backend, timeout))
     except AbeError as error:
         found.problems.append(clean(str(error)))
+    except Exception as error:  # what a backend raises that is not abe's
+        found.problems.append(clean(f"{type(error).__name__}: {error}"))
     return found
 
 

@@ -113,7 +113,7 @@ StatsGroup = Annotated[
 Keys = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEYS]...",
+        metavar="KEYS",
         help="Only these keys; * stands for one segment, a final ** for one or more.",
         show_default="all keys",
     ),
@@ -186,7 +186,7 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="The routing key.")]
 Payload = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[PAYLOAD]",
+        metavar="PAYLOAD",
         help="A JSON object, or a list of objects; without it standard input is read.",
         show_default=False,
     ),

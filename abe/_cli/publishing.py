@@ -123,7 +123,8 @@ def document(text: str | bytes) -> list[dict[str, Any]]:
 
 def _parse(text: str | bytes) -> Any:
     try:
-        whole = text.decode() if isinstance(text, bytes) else text
+        # Programs of Windows put a byte order mark at the beginning.
+        whole = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     except UnicodeDecodeError as error:
         raise PayloadError(f"not UTF-8: byte {error.start + 1}") from None
     try:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from abe._cli.report import warn
 from abe.backends.message_queue.client import AsyncBackend, aconnect
 
-__all__ = ["Target", "Terminated", "open_backend", "run", "with_backend"]
+__all__ = [
+    "Target",
+    "Terminated",
+    "open_backend",
+    "run",
+    "search_working_directory",
+    "with_backend",
+]
 
 T = TypeVar("T")
 
@@ -33,6 +42,14 @@ class Target:
 
     name: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+
+
+def search_working_directory() -> str:
+    """Have modules found in the working directory, before others, and return it."""
+    where = str(Path.cwd())
+    if where not in sys.path:
+        sys.path.insert(0, where)
+    return where
 
 
 def open_backend(target: Target) -> AsyncBackend:

@@ -107,7 +107,7 @@ def run(
     def make(q: AsyncBackend) -> AsyncLoopConsumer:
         return AsyncLoopConsumer(
             q.backend,
-            group,
+            group or None,
             keys=keys or None,
             concurrency=concurrency,
             retry=RetryPolicy(max_attempts=max_attempts),
@@ -136,14 +136,19 @@ def _set_up_logging(level: str, json_logs: bool, handler: str) -> None:
 
 
 def contract(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An installed backend.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="An installed backend, or MODULE:ATTRIBUTE, a class or a harness."
+        ),
+    ],
     select: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--select",
-            "-k",
-            metavar="TEXT",
-            help="Only cases whose name contains TEXT or matches it as a pattern.",
+            "-s",
+            metavar="PATTERN",
+            help="Only cases whose name contains PATTERN or matches it. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -152,15 +157,16 @@ def contract(
 ) -> None:
     """Run the contract suite on a backend.
 
-    It shows whether the backend does what its capabilities say. In the values of --env {namespace}
-    stands for what keeps the cases apart, {folder} for a temporary folder.
+    It shows whether the backend does what its capabilities say. The working directory is searched
+    for MODULE. In the values of --env {namespace} stands for what keeps the cases apart, {folder}
+    for a temporary folder.
 
     Exit status: 0 if no case failed, 1 otherwise. In JSON each line is an object with case,
     obligation, outcome, reason and seconds.
     """
     from abe._cli.contract import prove
 
-    if not prove(name, select, target(name, env).env, as_lines=json):
+    if not prove(name, select or (), target(name, env).env, as_lines=json):
         raise typer.Exit(1)
 
 

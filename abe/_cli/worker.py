@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -22,7 +21,7 @@ from types import FrameType
 from typing import Any, cast
 
 from abe._cli.report import report
-from abe._cli.session import Target, open_backend
+from abe._cli.session import Target, open_backend, search_working_directory
 from abe.backends.message_queue.base.handlers import check_handler
 from abe.backends.message_queue.base.stream import MAX_HOLD
 from abe.backends.message_queue.client import AsyncBackend
@@ -59,9 +58,7 @@ def load_handler(name: str) -> EventHandlerFunc:
     module_name, colon, path = name.partition(":")
     if not (colon and module_name and path):
         raise HandlerError(f"{name!r} must look like MODULE:HANDLER, e.g. shop.orders:handle")
-    where = str(Path.cwd())
-    if where not in sys.path:
-        sys.path.insert(0, where)
+    where = search_working_directory()
     found = _attribute(_module(module_name, where), path, name)
     try:
         check_handler(found, name)

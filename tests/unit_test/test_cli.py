@@ -31,6 +31,7 @@ from abe.errors import ConfigurationError, ConnectionLostError, PayloadError, Pu
 from abe.ipython import backends as magic_backends
 from abe.ipython import cleaning, grammar, looking
 from abe.ipython import consuming as magic_consuming
+from abe.ipython import contract as magic_contract
 from abe.ipython import publishing as magic_publishing
 
 if TYPE_CHECKING:
@@ -110,6 +111,11 @@ class TestPublish:
     def test_other_ways_to_lines(self, cli: Abe, arguments: list[str]) -> None:
         cli.ok("publish", "o", *arguments, input='{"id": 1}\n{"id": 2}\n')
         assert cli.payloads() == [{"id": 1}, {"id": 2}]
+
+    @pytest.mark.parametrize("format", ["json", "jsonl"])
+    def test_byte_order_mark(self, cli: Abe, format: str) -> None:
+        cli.ok("publish", "o", "-f", format, input=b'\xef\xbb\xbf{"id": 1}\n')
+        assert cli.payloads() == [{"id": 1}]
 
     def test_document(self, cli: Abe) -> None:
         cli.ok("publish", "o", "-f", "json", input='[\n {"id": 1},\n {"id": 2}\n]\n')
@@ -641,6 +647,13 @@ class TestDoctor:
         fake_distribution("plain", {"plain": "plain:Backend"}, {"plain.py": source})
         assert "unknown: the backend has no ping()" in cli.ok("doctor", "-b", "plain").out
 
+    def test_foreign_error(self, cli: Abe, fake_distribution: FakeDistribution) -> None:
+        source = UNREACHABLE.replace("abe.ConnectionLostError", "OSError")
+        fake_distribution("odd", {"odd": "odd:Backend"}, {"odd.py": source})
+        done = cli("doctor", "-b", "odd")
+        assert done.status == 1
+        assert "OSError: gone does not answer at redis://***@host" in done.out
+
 
 @pytest.mark.usefixtures("no_providers")
 def test_choice_of_memory_is_warned_of(cli: Abe) -> None:
@@ -720,6 +733,18 @@ class TestApplication:
         for parameter in self.COMMANDS[name].params:
             assert parameter.name == "help" or parameter.help
 
+    def test_nobody_reads_the_version(self, cli: Abe, monkeypatch: pytest.MonkeyPatch) -> None:
+        def closed(text: str) -> None:
+            raise output.OutputClosed
+
+        monkeypatch.setattr("abe._cli.app.emit_line", closed)
+        done = cli("--version")
+        assert (done.status, done.out, done.err) == (141, "", "")
+
+    def test_usage_is_readable(self, cli: Abe) -> None:
+        for name in self.COMMANDS:
+            assert "[[" not in cli.ok(name, "-h").out
+
     def test_unknown_command(self, cli: Abe) -> None:
         done = cli("publishh")
         assert done.status == 2
@@ -736,6 +761,7 @@ class TestApplication:
             ("purge", cleaning.PURGE),
             ("backends", magic_backends.BACKENDS),
             ("doctor", magic_backends.CONNECT),
+            ("contract", magic_contract.CONTRACT),
         ],
     )
     def test_options_are_those_of_the_magic(self, command: str, syntax: grammar.Syntax) -> None:
@@ -754,7 +780,7 @@ class TestContract:
     """abe contract."""
 
     def test_passes(self, cli: Abe) -> None:
-        done = cli.ok("contract", "memory", "-k", "*payload*")
+        done = cli.ok("contract", "memory", "-s", "*payload*")
         *rows, _, summary = done.out.splitlines()
         assert rows
         assert all(row.startswith(("pass  ", "skip  ")) for row in rows)
@@ -762,22 +788,49 @@ class TestContract:
         assert "0 failed" in summary
 
     def test_json(self, cli: Abe) -> None:
-        found = cli.ok("contract", "memory", "-k", "*payload*", "--json").records
-        assert set(found[0]) == {"case", "obligation", "outcome", "reason", "seconds"}
+        found = cli.ok("contract", "memory", "-s", "nack_red", "--select", "break_*", "--json")
+        members = {"case", "obligation", "outcome", "reason", "seconds"}
+        assert [set(it) for it in found.records] == [members, members]
+        assert {it["case"] for it in found.records} == {"nack_redelivers", "break_redelivers"}
 
     def test_fails(self, cli: Abe, fake_distribution: FakeDistribution) -> None:
         source = UNREACHABLE.replace("raise AssertionError\n        yield", "yield")
-        source = source.replace("raise AssertionError", "pass")
+        source = source.replace("raise AssertionError", "pass").partition("    async def ping")[0]
         fake_distribution("lossy", {"lossy": "lossy:Backend"}, {"lossy.py": source})
-        done = cli("contract", "lossy", "-k", "payloads_arrive_exactly")
+        done = cli("contract", "lossy", "-s", "payloads_arrive_exactly")
         assert done.status == 1
         assert "1 failed" in done.out
 
     def test_unknown(self, cli: Abe) -> None:
         assert cli("contract", "nope").status == 1
-        done = cli("contract", "memory", "-k", "no such case")
+        done = cli("contract", "memory", "-s", "no such case")
         assert done.status == 1
         assert "matches no case" in done.err
+
+    def test_silent_broker(self, cli: Abe, fake_distribution: FakeDistribution) -> None:
+        fake_distribution("gone", {"gone": "gone:Backend"}, {"gone.py": UNREACHABLE})
+        done = cli("contract", "gone")
+        assert (done.status, done.out) == (1, "")
+        assert done.err == "abe: gone does not answer at redis://***@host\n"
+
+    def test_module_of_the_working_directory(
+        self, cli: Abe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = "from abe.testing.variants import PlainBackend\nnumber = 3\n"
+        (tmp_path / "shop_contract.py").write_text(text)
+        (tmp_path / "shop_faulty.py").write_text("1 / 0\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [it for it in sys.path if it not in ("", str(tmp_path))])
+        monkeypatch.delitem(sys.modules, "shop_contract", raising=False)
+        cli.ok("contract", "shop_contract:PlainBackend", "-s", "what_is_published")
+        for name, problem in (
+            ("shop_contract:number", "shop_contract:number: cannot test 3: give a backend's name"),
+            ("shop_contract:nothing", "module 'shop_contract' has no attribute 'nothing'"),
+            ("shop_faulty:x", "'shop_faulty:x' cannot be imported: ZeroDivisionError: division"),
+        ):
+            done = cli("contract", name)
+            assert (done.status, done.out) == (1, "")
+            assert problem in done.err
 
 
 HANDLERS = """
@@ -866,6 +919,7 @@ class TestHandler:
             (["--health-file", "nowhere/file"], 1, "there is no folder nowhere"),
             (["--dead-letter-key", "a b"], 1, "abe: key 'a b' contains ' '"),
             (["-k", "a b"], 1, "abe: key filter 'a b' is malformed"),
+            (["-g", "", "-k", "a b"], 1, "abe: key filter 'a b' is malformed"),
             (["-b", "nope"], 1, "abe: no backend named 'nope' is installed"),
         ],
     )

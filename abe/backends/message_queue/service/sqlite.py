@@ -79,7 +79,12 @@ class SQLiteBackend(BaseBackend):
                 f"ABE_SQLITE_PATH is {str(path)!r}; it must be the path of a file. The backend"
                 " 'memory' is the one that keeps messages in memory"
             )
-        self.path = Path(path).expanduser().absolute()
+        try:
+            self.path = Path(path).expanduser().absolute()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"ABE_SQLITE_PATH is {str(path)!r}; there is no such home directory"
+            ) from None
         self.capabilities = Capabilities(
             durable=True,
             groups=True,
