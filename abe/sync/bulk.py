@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from abe.backends.message_queue.base import Capabilities, encode_payload, validate_key
-from abe.errors import AbeError, PayloadError, PublishError
+from abe.backends.message_queue.base.payload import split_pair
+from abe.errors import AbeError, PublishError
 
 __all__ = ["check_all", "first_chunk", "publish_in_chunks"]
 
@@ -34,6 +35,8 @@ def check_all(items: Sequence[Any], key: str | None) -> None:
         InvalidKeyError: If a key is malformed.
         PayloadError: If a payload is not JSON, or an item is no pair where it must be.
     """
+    if key is not None:
+        validate_key(key)
     for position, item in enumerate(items):
         _check(position, item, key)
 
@@ -121,15 +124,7 @@ class _Tally:
 
 
 def _check(position: int, item: Any, key: str | None) -> None:
-    if key is None:
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise PayloadError(
-                f"item {position} is not a (key, payload) pair; "
-                "pass key=… to publish plain payloads under one key"
-            )
-        item_key, payload = item
-    else:
-        item_key, payload = key, item
+    item_key, payload = split_pair(position, item) if key is None else (key, item)
     try:
         validate_key(item_key)
         encode_payload(payload)

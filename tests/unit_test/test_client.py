@@ -418,18 +418,23 @@ def test_the_caller_may_change_a_payload_even_if_the_backend_keeps_it() -> None:
         ([("k", {}), {"a": 1}], None, PayloadError, "item 1 is not a (key, payload) pair; pass"),
         ([("k", {}), ("k", {}, 3)], None, PayloadError, "item 1 is not a (key, payload) pair"),
         ([("k", {}), "ab"], None, PayloadError, "item 1 is not a (key, payload) pair"),
-        ([{}], "a b", InvalidKeyError, "item 0: key 'a b' contains ' '"),
+        ([{"a": 1, "b": 2}], None, PayloadError, "item 0 is not a (key, payload) pair; pass key"),
+        ([{}], "a b", InvalidKeyError, "key 'a b' contains ' '"),
+        ([], "a b", InvalidKeyError, "key 'a b' contains ' '"),
     ],
 )
 def test_everything_is_checked_before_anything_is_sent(
     items: list[Any], key: str | None, error: type[Exception], text: str
 ) -> None:
     async def main() -> None:
-        backend = Plain()
-        with pytest.raises(error) as caught:
-            await aconnect(backend).publish_many(items, key=key)
-        assert str(caught.value).startswith(text)
-        assert backend.published == []
+        plain, native = Plain(), memory()
+        backend: Any
+        for backend in plain, native:
+            with pytest.raises(error) as caught:
+                await aconnect(backend).publish_many(items, key=key)
+            assert str(caught.value).startswith(text)
+        assert plain.published == []
+        assert (await native.stats()).entries == ()
 
     asyncio.run(main())
 

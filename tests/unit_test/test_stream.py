@@ -1878,6 +1878,28 @@ def test_each_outage_is_logged(
     assert len(warned(caplog, "cannot be reached")) == 3
 
 
+@pytest.mark.parametrize("method", ["settle", "extend"])
+def test_an_outage_is_over_once_any_call_has_succeeded(
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """Also while the read of the new connection still waits."""
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        broker.publish(1)
+        async with broker.stream() as stream:
+            message = await anext(stream)
+            broker.fault(method, error=RESET)
+            if method == "settle":
+                await message.ack()
+            await asyncio.sleep(19.0)
+            assert [r.getMessage() for r in caplog.records if r.levelno == logging.INFO] == [
+                "reconnected to backend scripted"
+            ]
+
+    run(main())
+
+
 def test_a_broker_that_is_down_at_first_is_waited_for(run: VirtualRun, broker: Broker) -> None:
     """An unreachable broker is not an error of ``consume``."""
 

@@ -91,6 +91,8 @@ def test_pairs_are_checked_and_published_with_progress_too() -> None:
     with abe.connect("memory", env={"ABE_MEMORY_NAME": "bulk-pairs"}) as queue:
         with pytest.raises(abe.PayloadError, match="item 300 is not a"):
             queue.publish_many([*pairs, {"n": 1}], progress=told.append)
+        with pytest.raises(abe.InvalidKeyError, match=r"^key 'a b' contains"):
+            queue.publish_many([], key="a b", progress=told.append)
         assert told == []
         assert queue.publish_many(pairs, progress=told.append) == 300
         assert told[-1] == 300

@@ -18,9 +18,10 @@ from abe.backends.message_queue.base import (
     validate_key,
 )
 from abe.backends.message_queue.base.capabilities import unsupported
+from abe.backends.message_queue.base.payload import split_pair
 from abe.backends.message_queue.base.plain import backend_name, check_backend
 from abe.backends.message_queue.loader import load_backend
-from abe.errors import BackendClosedError, ConfigurationError, PayloadError, PublishError
+from abe.errors import BackendClosedError, ConfigurationError, PublishError
 from abe.types import (
     ConsumerGroup,
     MessageQueueBackendProtocol,
@@ -161,6 +162,8 @@ class AsyncBackend:
         if self.capabilities.publish_many:
             count: int = await self.backend.publish_many(items, key=key)
             return count
+        if key is not None:
+            validate_key(key)
         pairs = [self._pair(n, item, key) for n, item in enumerate(items)]
         for n, pair in enumerate(pairs):
             try:
@@ -363,14 +366,8 @@ class AsyncBackend:
     def _pair(
         self, position: int, item: Any, key: MessageQueueKey | None
     ) -> tuple[MessageQueueKey, MessageQueuePayload]:
-        if key is not None:
-            item = (key, item)
-        elif not isinstance(item, tuple | list) or len(item) != 2:
-            raise PayloadError(
-                f"item {position} is not a (key, payload) pair; "
-                "pass key=… to publish plain payloads under one key"
-            )
+        pair = split_pair(position, item) if key is None else (key, item)
         try:
-            return self._check(*item)
+            return self._check(*pair)
         except ValueError as error:
             raise type(error)(f"item {position}: {error}") from None

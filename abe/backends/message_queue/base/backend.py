@@ -14,7 +14,11 @@ from abe.backends.message_queue.base.capabilities import Capabilities, unsupport
 from abe.backends.message_queue.base.engine import StreamEngine
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.pace import MAX_PREFETCH
-from abe.backends.message_queue.base.payload import check_headers, encode_payload
+from abe.backends.message_queue.base.payload import (
+    check_headers,
+    encode_payload,
+    split_pair,
+)
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.backends.message_queue.base.stream import MessageStream
 from abe.errors import BackendClosedError, ConfigurationError, LoopError, PayloadError
@@ -279,13 +283,7 @@ class BaseBackend(ABC):
         return _outgoing((validate_key(key), self._encode(payload), checked, delay))
 
     def _check_pair(self, position: int, item: Any) -> Outgoing:
-        try:
-            key, payload = item
-        except (TypeError, ValueError):
-            raise PayloadError(
-                f"item {position} is not a (key, payload) pair; "
-                "pass key=… to publish plain payloads under one key"
-            ) from None
+        key, payload = split_pair(position, item)
         try:
             return self._check(key, payload, None, 0.0)
         except ValueError as error:
