@@ -257,7 +257,11 @@ def address(link: Any) -> str:
 
 
 def test_pages_change_without_loading_anew(page: Page, site: Site) -> None:
-    page.goto(site.url)
+    # Which links are pages of the site is known from its map; before that, a click loads anew.
+    with page.expect_response("**/sitemap.xml") as map_of_site:
+        page.goto(site.url)
+    map_of_site.value.finished()
+    page.wait_for_load_state("networkidle")
     page.evaluate("window.kept = 1")
     page.get_by_role("navigation", name="Tabs").get_by_role("link", name="Explanation").click()
     page.wait_for_url("**/explanation/")
