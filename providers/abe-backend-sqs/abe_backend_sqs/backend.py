@@ -16,6 +16,7 @@ from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
     Outgoing,
+    env_flag,
     env_number,
     validate_group,
 )
@@ -45,7 +46,6 @@ LONGEST_NACK = 39_600.0
 """SQS hides a message for 12 h after its receipt at most; one of them may be spent holding it."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 EVERY_KEY = "*"
-_FALSE = ("", "0", "false", "no", "off")
 
 
 class SqsBackend(BaseBackend):
@@ -149,7 +149,7 @@ class SqsBackend(BaseBackend):
             group_queue=env("GROUP_QUEUE"),
             endpoint=env("ENDPOINT"),
             access=Access.from_env(region),
-            dead_letters=(env("DEAD_LETTERS") or "").lower() not in _FALSE,
+            dead_letters=env_flag("ABE_SQS_DEAD_LETTERS"),
             lease=env_number("ABE_SQS_LEASE", 30.0, minimum=1.0),
             wait=env_number("ABE_SQS_WAIT", 5.0, minimum=1.0),
             timeout=env_number("ABE_SQS_TIMEOUT", 10.0, minimum=0.01),

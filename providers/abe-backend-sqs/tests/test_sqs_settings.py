@@ -75,6 +75,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LEASE", "soon"),
         ("LEASE", "0"),
         ("LEASE", "3600"),
+        ("DEAD_LETTERS", "flase"),
         ("WAIT", "21"),
         ("WAIT", "0"),
         ("ENDPOINT", "localhost:4566"),

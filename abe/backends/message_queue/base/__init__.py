@@ -6,7 +6,7 @@ from abe.backends.message_queue.base.backend import BaseBackend, Outgoing
 from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
 from abe.backends.message_queue.base.consumer import EventConsumer
 from abe.backends.message_queue.base.dead import dead_headers
-from abe.backends.message_queue.base.env import env_number
+from abe.backends.message_queue.base.env import env_flag, env_number
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
 from abe.backends.message_queue.base.payload import (
@@ -49,6 +49,7 @@ __all__ = [
     "dead_headers",
     "decode_payload",
     "encode_payload",
+    "env_flag",
     "env_number",
     "open_stream",
     "validate_group",

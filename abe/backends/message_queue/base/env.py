@@ -1,4 +1,4 @@
-"""Numbers from environment variables."""
+"""Numbers and switches from environment variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ import os
 
 from abe.errors import ConfigurationError
 
-__all__ = ["env_number"]
+__all__ = ["env_flag", "env_number"]
+
+_OFF, _ON = ("", "0", "false", "no", "off"), ("1", "true", "yes", "on")
+
+
+def env_flag(variable: str) -> bool:
+    """Return whether ``variable`` is switched on; unset and empty are off.
+
+    Args:
+        variable: Name of the environment variable.
+
+    Raises:
+        ConfigurationError: If it is none of 1, true, yes, on, 0, false, no and off, in any case.
+    """
+    text = os.environ.get(variable, "")
+    if text.lower() not in (*_OFF, *_ON):
+        raise ConfigurationError(f"{variable} is {text!r}; it must be 1 or 0")
+    return text.lower() in _ON
 
 
 def env_number(variable: str, default: float, *, minimum: float = 0.0) -> float:
