@@ -15,6 +15,7 @@ from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
     Outgoing,
+    env_flag,
     env_number,
     validate_group,
 )
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_PREFIX = "abe"
 YEAR = 365 * 86_400.0
-_FALSE = ("", "0", "false", "no", "off")
 
 
 class RedisBackend(BaseBackend):
@@ -104,7 +104,7 @@ class RedisBackend(BaseBackend):
         self._base = f"{{{prefix}}}:"
         self._control = self._link()
         self._publisher = Publisher(self._link(), limits, publish_timeout, prefix)
-        self._inspection = Inspection(self._control, self._base)
+        self._inspection = Inspection(self._control, self._base, limits.keep)
         if limits.drop:
             logger.warning(
                 "backend redis, prefix %s: retention may drop messages that a group has not "
@@ -138,7 +138,7 @@ class RedisBackend(BaseBackend):
                 backlog=int(env_number("ABE_REDIS_MAX_BACKLOG", 0)),
                 length=int(env_number("ABE_REDIS_RETAIN_LENGTH", 0)),
                 age=env_number("ABE_REDIS_RETAIN_AGE", 0),
-                drop=(env("ABE_REDIS_DROP_UNSETTLED") or "").lower() not in _FALSE,
+                drop=env_flag("ABE_REDIS_DROP_UNSETTLED"),
             ),
         )
 
@@ -165,7 +165,7 @@ class RedisBackend(BaseBackend):
 
     async def _disconnect(self) -> None:
         await self._publisher.aclose()
-        await self._control.aclose()
+        await self._control.aclose(for_good=True)
 
     async def ping(self, timeout: float = 5.0) -> None:
         """Return once the broker has answered.

@@ -7,7 +7,7 @@ from redis import exceptions as driver
 from abe.backends.message_queue.base import Secrets
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["GroupMissingError", "RefusedError", "Translator", "passes"]
+__all__ = ["GroupMissingError", "RefusedError", "Translator", "UnreachedError", "passes"]
 
 _REFUSED = (
     driver.AuthenticationError,
@@ -21,6 +21,8 @@ _ELSEWHERE = (
     driver.ClusterDownError,
     driver.MasterDownError,
     driver.TryAgainError,
+    driver.BusyLoadingError,
+    driver.OutOfMemoryError,
 )
 """This server is not, or not yet, the one to talk to: connect anew."""
 _PASSING = (
@@ -45,6 +47,10 @@ class GroupMissingError(Exception):
     """The consumer group does not exist: it was deleted, or lost with the data."""
 
 
+class UnreachedError(ConnectionLostError):
+    """Redis has done nothing: there was no connection, or it answered that it cannot do it now."""
+
+
 class RefusedError(ConfigurationError):
     """Redis answered a command with an error that trying again does not cure."""
 
@@ -52,12 +58,13 @@ class RefusedError(ConfigurationError):
 class Translator(Secrets):
     """Turns the driver's exceptions into abe's."""
 
-    def translate(self, error: BaseException, where: str) -> Exception:
+    def translate(self, error: BaseException, where: str, *, sent: bool = True) -> Exception:
         """Return what to raise ``from error``.
 
         Args:
             error: What the driver raised.
             where: The server, for the text.
+            sent: Whether there was a connection that a command may have been sent on.
         """
         self.clean(error)
         text = self.hide(str(error)) or type(error).__name__
@@ -67,9 +74,13 @@ class Translator(Secrets):
                 f"ABE_REDIS_PASSWORD): {text}"
             )
         if isinstance(error, _ELSEWHERE) or passes(text):
-            return ConnectionLostError(f"Redis at {where} cannot serve this now: {text}")
+            return UnreachedError(f"Redis at {where} cannot serve this now: {text}")
         if isinstance(error, driver.ResponseError):
             if "NOGROUP" in text:
                 return GroupMissingError(text)
-            return RefusedError(f"Redis at {where} refuses a command: {text}")
-        return ConnectionLostError(f"Redis at {where} cannot be reached: {text}")
+            refused = RefusedError if sent else ConfigurationError
+            return refused(f"Redis at {where} refuses a command: {text}")
+        if type(error) is driver.RedisError:  # a setting that it cannot connect with
+            return ConfigurationError(f"ABE_REDIS_URL: {text}")
+        kind = ConnectionLostError if sent else UnreachedError
+        return kind(f"Redis at {where} cannot be reached: {text}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from contextlib import suppress
 
 from abe.backends.message_queue.base import KeyFilter, Message, decode_payload
 from abe.errors import ConfigurationError
@@ -17,6 +18,7 @@ from abe_backend_redis.codec import (
     read_headers,
     stored_group,
 )
+from abe_backend_redis.failures import GroupMissingError
 from abe_backend_redis.link import Link
 
 __all__ = ["Inspection"]
@@ -31,11 +33,13 @@ class Inspection:
     Args:
         link: The connection to use.
         base: What every Redis key of the namespace begins with.
+        keep: Whether settled messages are kept for later groups.
     """
 
-    def __init__(self, link: Link, base: str) -> None:
+    def __init__(self, link: Link, base: str, keep: bool) -> None:
         self._link = link
         self._base = base
+        self._keep = int(keep)
 
     async def peek(self, group: ConsumerGroup, keys: KeyFilter, limit: int) -> list[Message]:
         """Return what ``group`` could take now."""
@@ -63,15 +67,19 @@ class Inspection:
 
     async def stats(self) -> QueueStats:
         """Count what every group has before it."""
+        names = await self._stored_groups()
+        if not names:
+            return QueueStats(tuple(await self._count(stored_group(None).encode(), b"log")))
         entries: list[KeyStats] = []
-        for name in await self._stored_groups() or [stored_group(None).encode()]:
-            entries += await self._count(name)
+        for name in names:
+            with suppress(GroupMissingError):  # deleted meanwhile
+                entries += await self._count(name, b"ready")
         return QueueStats(tuple(entries))
 
-    async def _count(self, group: bytes) -> list[KeyStats]:
+    async def _count(self, group: bytes, phase: bytes) -> list[KeyStats]:
         numbers: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         oldest: dict[str, float] = {}
-        phase, start = b"ready", b"-"
+        start = b"-"
         while phase != b"end":
             phase, start, flat = await self._link.run(scripts.COUNT, group, phase, start)
             rows = iter(flat)
@@ -129,12 +137,14 @@ class Inspection:
         phase, start = b"later", b"0"
         if not await self._stored_groups():
             phase, start = b"all", b"-"
+        rest: tuple[str | int, ...] = ("purge-0", self._keep, *lua_patterns(keys))
         count = 0
-        while phase != b"end":
-            phase, start, number = await self._link.run(
-                scripts.PURGE, stored_group(group), phase, start, "purge-0", *lua_patterns(keys)
-            )
-            count += number
+        with suppress(GroupMissingError):  # deleted meanwhile
+            while phase != b"end":
+                phase, start, number = await self._link.run(
+                    scripts.PURGE, stored_group(group), phase, start, *rest
+                )
+                count += number
         return count
 
     async def delete_group(self, group: ConsumerGroup) -> None:
@@ -142,7 +152,7 @@ class Inspection:
         if group not in await self.groups():
             raise ConfigurationError(f"there is no group {group!r}")
         await self.purge(group, KeyFilter())
-        while not await self._link.run(scripts.DELETE, stored_group(group)):
+        while not await self._link.run(scripts.DELETE, stored_group(group), self._keep):
             pass
 
 

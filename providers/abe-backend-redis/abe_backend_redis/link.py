@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from abe.errors import ConnectionLostError
+from abe.errors import ConfigurationError, ConnectionLostError
+from abe_backend_redis.failures import UnreachedError
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -59,7 +60,8 @@ class Link:
             wait: Seconds for which the server may hold back the answer.
 
         Raises:
-            ConnectionLostError: If there is no connection or no answer.
+            UnreachedError: If there is no connection, or Redis cannot do it now.
+            ConnectionLostError: If there is no answer.
             AbeError: If Redis answers with an error.
         """
         async with self._lock:
@@ -88,11 +90,6 @@ class Link:
         """Whether there is a connection, as far as is known."""
         return self._connection is not None
 
-    async def connect(self) -> None:
-        """Connect unless there is a connection, and make sure that it is alive."""
-        async with self._lock:
-            await self._ready()
-
     async def aclose(self, *, for_good: bool = False) -> None:
         """Close the connection; the next call opens a new one, or fails if this is for good."""
         self._ended |= for_good
@@ -109,13 +106,13 @@ class Link:
         self._used = now
         if self._connection is None:
             if self._ended:
-                raise ConnectionLostError(f"Redis at {self._server}: the connection was closed")
+                raise UnreachedError(f"Redis at {self._server}: the connection was closed")
             closings = self._closings
             connection = await self._open()
             if closings != self._closings:
                 with suppress(Exception):
                     await connection.disconnect(nowait=True)
-                raise ConnectionLostError(f"Redis at {self._server}: the connection was closed")
+                raise UnreachedError(f"Redis at {self._server}: the connection was closed")
             self._connection = connection
         return self._connection
 
@@ -134,6 +131,8 @@ class Link:
             async with asyncio.timeout(self._timeout):
                 connection = await self._server.connection(self._log, self._timeout)
                 await connection.connect()  # type: ignore[no-untyped-call]
+        except ConfigurationError:
+            raise
         except BaseException as error:
             if connection is not None:
                 with suppress(Exception):
@@ -142,7 +141,8 @@ class Link:
                 raise
             if isinstance(error, TimeoutError) and not str(error):
                 error = TimeoutError(f"no connection within {self._timeout:g} s")
-            raise self._server.translator.translate(error, str(self._server)) from error
+            failure = self._server.translator.translate(error, str(self._server), sent=False)
+            raise failure from error
         self.opened += 1
         return connection
 

@@ -7,12 +7,13 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from abe.backends.message_queue.base import Outgoing
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis import scripts
-from abe_backend_redis.failures import RefusedError, passes
+from abe_backend_redis.failures import RefusedError, UnreachedError, passes
 from abe_backend_redis.link import Link
 
 __all__ = ["Limits", "Publisher"]
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ITEMS = 500
 MAX_BYTES = 1 << 20
-FIRST_PAUSE = 0.05
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
 class Limits(NamedTuple):
@@ -56,7 +57,7 @@ class Publisher:
     Args:
         link: A connection of its own.
         limits: What the broker may hold.
-        timeout: Seconds for which an unreachable broker is tried.
+        timeout: Seconds for which a broker that cannot be reached is tried again.
         prefix: Named in warnings.
     """
 
@@ -72,9 +73,12 @@ class Publisher:
             int(limits.drop),
         )
         self._limits = limits
-        self._busy = False
         self._queue: list[_Waiting] = []
         self._drain: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        """Whether nothing is on its way, nor waits."""
+        self._idle.set()
+        self._closing = asyncio.Event()
 
     async def send(self, items: Sequence[Outgoing]) -> None:
         """Return once all of ``items`` are accepted.
@@ -83,25 +87,25 @@ class Publisher:
             PublishError: If some were not, or may not have been.
             ConnectionLostError: If the broker cannot be reached; nothing was sent.
         """
-        if self._busy:
+        if not self._idle.is_set():
             waiting = _Waiting(items, asyncio.get_running_loop().create_future())
             self._queue.append(waiting)
             await waiting.done
             return
-        self._busy = True
+        self._idle.clear()
         try:
             await self._transmit(items)
         finally:
             if self._queue:
                 self._drain = asyncio.create_task(self._send_waiting(), name="abe-redis-publish")
             else:
-                self._busy = False
+                self._idle.set()
 
     async def aclose(self) -> None:
-        """Send what waits, and disconnect."""
-        if self._drain is not None:
-            await asyncio.wait([self._drain])
-        await self._link.aclose()
+        """Send what waits, but nothing a second time, and disconnect."""
+        self._closing.set()
+        await self._idle.wait()
+        await self._link.aclose(for_good=True)
 
     async def _send_waiting(self) -> None:
         try:
@@ -112,10 +116,10 @@ class Publisher:
                 # Those just woken publish again: let them join the next batch.
                 await asyncio.sleep(0)
         finally:
-            self._busy = False
             for waiting in self._queue:
                 waiting.done.cancel()
             self._queue.clear()
+            self._idle.set()
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -150,12 +154,15 @@ class Publisher:
                 waiting.done.set_exception(error)
 
     async def _transmit(self, items: Sequence[Outgoing]) -> None:
-        await self._reach()
         accepted = 0
         while accepted < len(items):
             chunk, args = _chunk(items, accepted)
             try:
-                answer = await self._link.run(scripts.PUBLISH, *self._head, *args)
+                answer = await self._ask(args)
+            except UnreachedError as error:
+                if not accepted:
+                    raise ConnectionLostError(str(error)) from error
+                raise _error(str(error), accepted, len(items), retryable=True) from error
             except ConnectionLostError as error:
                 text = f"no answer, so it may or may not have been stored: {error}"
                 raise _error(text, accepted, len(items), retryable=True) from error
@@ -170,22 +177,32 @@ class Publisher:
             accepted += number
             self._warn(dropped)
             if number < chunk:
-                self._refuse(problem.decode(errors="replace"), accepted, len(items))
+                self._refuse(_reason(problem), accepted, len(items))
 
-    async def _reach(self) -> None:
-        """Connect, trying again while the broker is unreachable and there is time."""
+    async def _ask(self, args: Sequence[str | int]) -> Any:
+        """Return the script's answer; tries again while Redis has done nothing and there is time.
+
+        Raises:
+            UnreachedError: If that was so until the end.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         pause = FIRST_PAUSE
         while True:
             try:
-                await self._link.connect()
-                return
-            except ConnectionLostError:
-                if loop.time() + pause > deadline:
+                answer = await self._link.run(scripts.PUBLISH, *self._head, *args)
+                if isinstance(answer, int) or b"READONLY" not in answer[1]:
+                    return answer
+                # No master any more: connecting anew finds the one that there is now.
+                await self._link.aclose()
+                raise UnreachedError(f"Redis refuses it: {_reason(answer[1])}")
+            except UnreachedError:
+                if self._closing.is_set() or loop.time() + pause > deadline:
                     raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     def _refuse(self, problem: str, accepted: int, total: int) -> None:
         full = problem == "FULL"
@@ -194,8 +211,6 @@ class Publisher:
                 f"the namespace {self._prefix!r} holds {self._limits.backlog} messages "
                 "(ABE_REDIS_MAX_BACKLOG)"
             )
-        # Redis 6.2 says which line of the script it was.
-        problem = re.sub(r"^@user_script: \d+: -?", "", problem.strip())
         retryable = full or passes(problem)
         raise _error(f"Redis refuses it: {problem}", accepted, total, retryable=retryable)
 
@@ -208,6 +223,11 @@ class Publisher:
                 self._prefix,
                 extra={"backend": "redis"},
             )
+
+
+def _reason(problem: bytes) -> str:
+    # Redis 6.2 says which line of the script it was.
+    return re.sub(r"^@user_script: \d+: -?", "", problem.decode(errors="replace").strip())
 
 
 def _chunk(items: Sequence[Outgoing], start: int) -> tuple[int, list[str | int]]:

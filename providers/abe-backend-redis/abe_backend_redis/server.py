@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -31,6 +34,8 @@ _FORM = (
     "redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port,host:port"
 )
 _PARAMETERS = frozenset({"db", "client_name", "socket_keepalive"})
+_TLS_PARAMETERS = {n for n in inspect.signature(SSLConnection).parameters if n[:4] == "ssl_"}
+_FILES = {"ssl_ca_certs": "CA", "ssl_certfile": "CERT", "ssl_keyfile": "KEY"}
 _DEFAULT_PORTS = {"plain": 6379, "cluster": 6379, "sentinel": 26379}
 
 
@@ -99,6 +104,8 @@ class Server:
             if not service:
                 raise ConfigurationError("the path of a Sentinel URL must name the service")
             path = "/" + "/".join(db)
+        if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*/?", path):
+            raise ConfigurationError(_FORM)
         self.service = service
         found = []
         options: dict[str, Any] = {}
@@ -114,9 +121,13 @@ class Server:
         self._class: type[AbstractConnection] = options.pop("connection_class", Connection)
         self.addresses: Sequence[tuple[str, int]] = found
         self.path = str(options.get("path", ""))
+        known = {*_PARAMETERS, "username", "password", "path"}
+        if self._class is SSLConnection:
+            known |= _TLS_PARAMETERS
         for name in options:
-            if name not in {*_PARAMETERS, "username", "password", "path"} and name[:4] != "ssl_":
-                raise ConfigurationError(f"it has an unknown parameter {name!r}")
+            if name not in known:
+                hint = "; TLS is rediss://" if name in _TLS_PARAMETERS else ""
+                raise ConfigurationError(f"it has an unknown parameter {name!r}{hint}")
         self._options = options
         if self.kind == "cluster" and options.get("db"):
             raise ConfigurationError("a Cluster has only database 0")
@@ -136,7 +147,9 @@ class Server:
 
         Raises:
             redis.RedisError: If Sentinel or Cluster do not tell which that is.
+            ConfigurationError: If a file for TLS is not there.
         """
+        self._check_files()
         options: dict[str, Any] = {
             "client_name": "abe",
             **self._options,
@@ -150,6 +163,14 @@ class Server:
             host, port = await self._address(slot_key, timeout)
             options |= {"host": host, "port": port}
         return self._class(**options)
+
+    def _check_files(self) -> None:
+        for name, end in _FILES.items():
+            if name in self._options and not Path(self._options[name]).is_file():
+                raise ConfigurationError(
+                    f"there is no file {self._options[name]!r} (ABE_REDIS_TLS_{end}, or {name} in "
+                    "ABE_REDIS_URL)"
+                )
 
     async def _address(self, slot_key: str, timeout: float) -> tuple[str, int]:
         if self.kind == "sentinel":

@@ -31,19 +31,24 @@ class SlowServer:
     async def disconnect(self, nowait: bool = False) -> None:
         self.open -= 1
 
+    async def send_packed_command(self, packed: bytes, check_health: bool) -> None: ...
+
+    async def read_response(self, disable_decoding: bool) -> bytes:
+        return b"PONG"
+
 
 def test_closed_while_it_opens() -> None:
     async def main() -> None:
         server = SlowServer()
         link = Link(cast("Server", server), "log", 5.0)
-        connecting = asyncio.create_task(link.connect())
+        connecting = asyncio.create_task(link.call("PING"))
         await server.asked.wait()
         await link.aclose()
         server.may_open.set()
         with pytest.raises(ConnectionLostError, match="closed"):
             await connecting
         assert server.open == 0
-        await link.connect()
+        await link.call("PING")
         assert server.open == 1
 
     asyncio.run(main())
@@ -55,7 +60,7 @@ def test_closed_for_good() -> None:
     async def main() -> None:
         server = SlowServer()
         link = Link(cast("Server", server), "log", 5.0)
-        calls = [asyncio.create_task(link.connect()) for _ in range(2)]
+        calls = [asyncio.create_task(link.call("PING")) for _ in range(2)]
         await server.asked.wait()
         await link.aclose(for_good=True)
         server.may_open.set()

@@ -206,3 +206,58 @@ def test_all_who_wait_learn_that_nobody_is_there(prefix: str) -> None:
             assert [type(result) for result in results] == [ConnectionLostError] * 5
 
     run(main())
+
+
+def test_a_master_that_was_demoted_is_left(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(demoted: RedisServer) -> None:
+        async with RedisBackend(demoted.url, prefix=prefix) as queue, client(demoted) as raw:
+            await queue.publish("a", {"n": 0})
+            await raw.execute_command("REPLICAOF", "127.0.0.1", server.port)
+            left = asyncio.Event()
+            close = queue._publisher._link.aclose
+
+            async def tell(**named: bool) -> None:
+                await close(**named)
+                left.set()
+
+            monkeypatch.setattr(queue._publisher._link, "aclose", tell)
+            publishing = asyncio.create_task(queue.publish("a", {"n": 1}))
+            await left.wait()
+            await raw.execute_command("REPLICAOF", "NO", "ONE")
+            await publishing
+            assert queue._publisher._link.opened > 1
+
+    with RedisServer() as demoted:
+        run(main(demoted))
+
+
+def test_closing_waits_for_what_is_on_its_way(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            await queue.publish("a", {"n": 0})
+            await raw.execute_command("CLIENT", "PAUSE", 200)
+            publishing = [asyncio.create_task(queue.publish("a", {"n": n})) for n in (1, 2)]
+            await asyncio.sleep(0)
+            await queue.aclose()
+            await asyncio.gather(*publishing)
+            assert await raw.xlen(f"{{{prefix}}}:log") == 3
+
+    run(main())
+
+
+def test_closing_ends_waiting_for_a_broker(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        queue = RedisBackend(f"redis://127.0.0.1:{port}", prefix=prefix, publish_timeout=60.0)
+        publishing = [asyncio.create_task(queue.publish("a", {"n": n})) for n in (1, 2)]
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(queue.aclose(), 5)
+        for call in publishing:
+            with pytest.raises(ConnectionLostError, match="cannot be reached"):
+                await call
+
+    run(main())

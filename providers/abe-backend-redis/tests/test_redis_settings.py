@@ -14,7 +14,7 @@ import abe
 from abe.backends.message_queue.base import KeyFilter
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
-from abe_backend_redis.failures import Translator
+from abe_backend_redis.failures import Translator, UnreachedError
 from abe_backend_redis.server import Server
 from abe_backend_redis.testing import RedisServer, broker
 
@@ -79,6 +79,10 @@ def test_urls(url: str, kind: str, shown: str) -> None:
         "http://localhost",
         f"redis://:{QUOTED}@host:port",
         f"redis://:{QUOTED}@host/0?colour=red",
+        f"redis://:{QUOTED}@host/0?ssl_ca_certs=/ca",
+        f"rediss://:{QUOTED}@host/0?ssl_colour=red",
+        f"redis://:{QUOTED}@host/orders",
+        f"redis+sentinel://:{QUOTED}@host/mymaster/orders",
         f"redis+sentinel://:{QUOTED}@host",
         f"redis+cluster://:{QUOTED}@host/1",
         f"{SENTINEL}",
@@ -94,7 +98,14 @@ def test_malformed_urls_are_refused_without_repeating_them(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("LEASE", "soon"), ("LEASE", "0"), ("TIMEOUT", "-1"), ("PREFIX", "{x}"), ("TLS_CA", "/ca")],
+    [
+        ("LEASE", "soon"),
+        ("LEASE", "0"),
+        ("TIMEOUT", "-1"),
+        ("PREFIX", "{x}"),
+        ("TLS_CA", "/ca.pem"),
+        ("DROP_UNSETTLED", "flase"),
+    ],
 )
 def test_malformed_variables_are_named(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +113,29 @@ def test_malformed_variables_are_named(
     monkeypatch.setenv(f"ABE_REDIS_{variable}", value)
     with pytest.raises(ConfigurationError, match="ABE_REDIS_(TLS|" + variable + ")"):
         RedisBackend.from_env()
+
+
+@pytest.mark.parametrize("end", ["CA", "CERT", "KEY"])
+def test_a_file_that_is_not_there_is_named(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABE_REDIS_URL", "rediss://127.0.0.1:1")
+    monkeypatch.setenv(f"ABE_REDIS_TLS_{end}", "/no/such.pem")
+
+    async def main() -> None:
+        async with RedisBackend.from_env() as queue:
+            for call in (queue.publish("a", {}), anext(queue.consume())):
+                with pytest.raises(ConfigurationError, match=rf"/no/such.pem' .*_TLS_{end}"):
+                    await call
+
+    asyncio.run(main())
+
+
+def test_tls_that_makes_no_sense_is_not_tried_again() -> None:
+    async def main() -> None:
+        async with RedisBackend("rediss://127.0.0.1:1?ssl_cert_reqs=maybe") as queue:
+            with pytest.raises(ConfigurationError, match=r"ABE_REDIS_URL.*maybe"):
+                await queue.publish("a", {})
+
+    asyncio.run(main())
 
 
 def test_the_environment_of_a_broker_for_tests_leads_there(server: RedisServer) -> None:
@@ -139,7 +173,9 @@ class TestSecrets:
             (driver.ResponseError(f"odd {SENTINEL}"), ConfigurationError),
             (driver.ConnectionError(f"redis://:{QUOTED}@h"), ConnectionLostError),
             (driver.TimeoutError(SENTINEL.encode()), ConnectionLostError),
-            (driver.ReadOnlyError(f"READONLY {SENTINEL}"), ConnectionLostError),
+            (driver.ReadOnlyError(f"READONLY {SENTINEL}"), UnreachedError),
+            (driver.BusyLoadingError(f"{SENTINEL}"), UnreachedError),
+            (driver.OutOfMemoryError(f"{SENTINEL}"), UnreachedError),
             (OSError(1, f"no way to {SENTINEL}"), ConnectionLostError),
         ],
     )

@@ -10,19 +10,20 @@ for i = 3, #ARGV, 7 do
   if not p or p[4] ~= attempt then
     lost[#lost + 1] = (i - 3) / 7
   else
-    call('XACK', LOG, G, id)
     if outcome == 'reject' then
+      call('HDEL', PARKED, id) -- a first write, as in put_back
       local entry, body = entry_of(id), body_of(key, id)
       if body then
         call('XADD', DEAD, '*', 'i', entry and entry.o or id, 'k', key, 'n', attempt,
           'p', body.p, 'h', body.h or '', 'd', ARGV[i + 6])
       end
+      call('XACK', LOG, G, id)
       add(by_key, key, id)
       buried = buried + 1
     else
       back = true
       local earlier = outcome == 'nack' and attempt or attempt - 1
-      if delay > 0 then postpone(id, earlier, now + delay) else park(id, key, earlier) end
+      put_back(id, key, earlier, delay > 0 and now + delay or nil)
     end
   end
 end

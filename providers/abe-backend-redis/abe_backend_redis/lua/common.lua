@@ -1,6 +1,9 @@
 -- Shared by every script. KEYS[1] is the namespace's index; all other keys are derived from it and
 -- lie in its slot, because they begin with the same hash tag. '#' occurs in no key or group name.
 --
+-- Redis undoes nothing when a script fails half-way, as for a right that its user lacks. So what
+-- moves a message first puts it where it goes, and only then takes it from where it was.
+--
 --   log                 index: one entry per message (k key, d delayed, g only for this group,
 --                       o id it was first published under); the consumer groups are on it
 --   stream:KEY          what was published under KEY (p payload, h headers), same id as in the log
@@ -11,8 +14,9 @@
 --   keys:G              the keys K for which ready:G#K exists
 --   later:G             of those, the ones that wait: id scored by its time
 --   sweep:G             when a lease may next lapse
---   epoch:G             grows whenever a lease of the group has lapsed: while it is the same, every
---                       message handed over still belongs to whom it was handed to
+--   epoch:G             begins with the time at which the group was made, and grows whenever a lease
+--                       has lapsed: while it is the same, every message handed over still belongs
+--                       to whom it was handed to
 --   dead:G              dead letters
 --   wake:G              gets an entry when waiting consumers should look again
 --   kept                settled messages have been kept, so the log's beginning may hold some
@@ -147,10 +151,30 @@ local function tidy(limit)
   return #keys
 end
 
+-- With the last message and the last group everything goes. New ids are larger than all old ones,
+-- because this millisecond has had none.
+local function tidy_up()
+  if call('EXISTS', LOG) == 0 or call('XLEN', LOG) > 0 or #all_groups() > 0 then return end
+  for _, key in ipairs(call('SMEMBERS', DIRTY)) do call('DEL', B .. 'stream:' .. key) end
+  call('DEL', DIRTY)
+  local last = fields(call('XINFO', 'STREAM', LOG))['last-generated-id']
+  if clock() > parse(last) then call('DEL', LOG, KEPT, DUE) end
+end
+
+-- Of messages that had to wait, forgets how long once they are gone.
+local function forget_due(ids)
+  for _, id in ipairs(ids) do
+    if not entry_of(id) then call('ZREM', DUE, id) end
+  end
+end
+
 -- Group G is done with these; they go unless another group, or retention, wants them.
 local function done(by_key, keep, total)
-  if keep then call('SET', KEPT, 1) end
-  if keep or not next(by_key) then return end
+  if not next(by_key) then return end
+  if keep then
+    call('SET', KEPT, 1)
+    return
+  end
   local groups, others = all_groups(), {}
   for _, g in ipairs(groups) do
     if g.name ~= G then others[#others + 1] = g end
@@ -201,17 +225,28 @@ local function park(id, key, attempts)
   put_ready(id, key)
 end
 
-local function unpark(id, key)
-  call('HDEL', PARKED, id)
-  call('ZREM', READY, id)
-  local own = READY .. '#' .. key
+-- The message leaves what group g has parked and can take.
+local function unpark(g, id, key)
+  local ready = B .. 'ready:' .. g
+  local own = ready .. '#' .. key
+  call('ZREM', ready, id)
   call('ZREM', own, id)
-  if call('EXISTS', own) == 0 then call('SREM', KEYS_READY, key) end
+  if call('EXISTS', own) == 0 then call('SREM', B .. 'keys:' .. g, key) end
+  call('HDEL', B .. 'parked:' .. g, id)
 end
 
 local function postpone(id, attempts, due)
   call('HSET', PARKED, id, attempts)
   call('ZADD', LATER, due, id)
+end
+
+-- A delivery ends, and the message waits to be taken again: until due, if that is given.
+local function put_back(id, key, attempts, due)
+  -- A message in hand is not parked: this changes nothing, but after a first write Redis refuses a
+  -- script nothing for lack of memory, and consumers must go on then.
+  call('HDEL', PARKED, id)
+  if due then postpone(id, attempts, due) else park(id, key, attempts) end
+  call('XACK', LOG, G, id)
 end
 
 local function notify()
@@ -225,12 +260,12 @@ end
 -- Messages whose delay is over become ready.
 local function ripen(now)
   local ripe = call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, 500)
+  if #ripe > 0 then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
   for _, id in ipairs(ripe) do
-    call('ZREM', LATER, id)
     local entry = entry_of(id)
     if entry then put_ready(id, entry.k) else call('HDEL', PARKED, id) end
+    call('ZREM', LATER, id)
   end
-  if #ripe > 0 then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
   return #ripe
 end
 
@@ -249,10 +284,9 @@ local function reclaim(now)
       if left > 0 then
         next = math.min(next or left, left)
       else
-        call('XACK', LOG, G, p[1])
         freed = freed + 1
         local entry = entry_of(p[1])
-        if entry then park(p[1], entry.k, p[4]) end
+        if entry then put_back(p[1], entry.k, p[4]) else call('XACK', LOG, G, p[1]) end
       end
     end
     if #pending < 500 then break end

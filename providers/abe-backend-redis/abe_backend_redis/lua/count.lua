@@ -1,5 +1,6 @@
--- ARGV: group, phase, where to begin. One page of the group's numbers: returns the next phase,
--- where it begins, and key, column, number, oldest id for each key and column found.
+-- ARGV: group, phase, where to begin. One page of the group's numbers, or of what is retained for a
+-- group to come if the first phase is 'log': returns the next phase, where it begins, and key,
+-- column, number, oldest id for each key and column found.
 local phase, start = ARGV[2], ARGV[3]
 local now = clock()
 local PAGE = 1000
@@ -24,7 +25,7 @@ end
 
 if phase == 'ready' then
   local group = group_named(G)
-  if not group then return answer('log', '-') end
+  if not group then return answer('end', '') end
   advance(now)
   for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
     local own = READY .. '#' .. key
@@ -56,7 +57,8 @@ if phase == 'dead' then
   for _, e in ipairs(page) do count(fields(e[2]).k, 'dead', '') end
   if #page == PAGE then return answer('dead', '(' .. page[#page][1]) end
   local group = group_named(G)
-  return answer('log', group and '(' .. group['last-delivered-id'] or '-')
+  if not group then return answer('end', '') end
+  return answer('log', '(' .. group['last-delivered-id'])
 end
 local page = call('XRANGE', LOG, start, '+', 'COUNT', PAGE)
 for _, e in ipairs(page) do

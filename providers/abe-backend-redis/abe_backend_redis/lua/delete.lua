@@ -1,13 +1,16 @@
--- ARGV: group. After a purge: drops what is in flight or has come since, then the group and its
--- keys. Returns 1 once done, 0 if there is more to drop.
+-- ARGV: group, whether to keep settled ones. After a purge: drops what is in flight or has come
+-- since, then the group and its keys. Returns 1 once done, 0 if there is more to drop.
 if not group_named(G) then return 1 end
 call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', 250, 'STREAMS', LOG, '>')
-local by_key, total = {}, 0
+local by_key, delayed, total = {}, {}, 0
 
 local function drop(id)
   total = total + 1
   local entry = entry_of(id)
-  if entry then add(by_key, entry.k, id) end
+  if entry then
+    add(by_key, entry.k, id)
+    if entry.d then delayed[#delayed + 1] = id end
+  end
   return entry
 end
 
@@ -19,14 +22,15 @@ for i, id in ipairs(call('HKEYS', PARKED)) do
   if i > 500 then break end
   local entry = drop(id)
   call('ZREM', LATER, id)
-  if entry then unpark(id, entry.k) else call('HDEL', PARKED, id) end
+  if entry then unpark(G, id, entry.k) else call('HDEL', PARKED, id) end
 end
-done(by_key, false, total)
+done(by_key, ARGV[2] == '1', total)
+forget_due(delayed)
 if total > 0 then return 0 end
 for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do call('DEL', READY .. '#' .. key) end
-call('DEL', PARKED, READY, KEYS_READY, LATER, SWEEP, DEAD)
+call('DEL', PARKED, READY, KEYS_READY, LATER, SWEEP, DEAD, EPOCH)
 call('XGROUP', 'DESTROY', LOG, G)
-call('INCR', EPOCH)
+tidy_up()
 call('SET', GONE, 1, 'EX', 3600)
 notify()
 call('EXPIRE', WAKE, 60)

@@ -1,7 +1,7 @@
 -- Makes the group, which then sees everything that is retained, and tidies up after dead consumers.
-local made = redis.pcall('XGROUP', 'CREATE', LOG, G, '0', 'MKSTREAM')
-if type(made) == 'table' and made.err and not string.find(made.err, 'BUSYGROUP') then
-  return made
+if not group_named(G) then
+  call('XGROUP', 'CREATE', LOG, G, '0', 'MKSTREAM')
+  call('SET', EPOCH, clock())
 end
 call('DEL', GONE)
 for _, c in ipairs(call('XINFO', 'CONSUMERS', LOG, G)) do

@@ -5,7 +5,7 @@ local now = clock()
 local room = math.huge
 if limit > 0 then room = limit - call('XLEN', LOG) end
 local accepted, problem = 0, ''
-local touched = {}
+local touched, delayed = {}, false
 
 for i = 6, #ARGV, 4 do
   local key, payload, headers, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
@@ -23,21 +23,29 @@ for i = 6, #ARGV, 4 do
     problem = id.err
     break
   end
-  local stored
-  if headers == '' then
-    stored = redis.pcall('XADD', B .. 'stream:' .. key, id, 'p', payload)
-  else
-    stored = redis.pcall('XADD', B .. 'stream:' .. key, id, 'p', payload, 'h', headers)
+  local stored = id
+  if delay > 0 then
+    stored = redis.pcall('ZADD', DUE, now + delay, id)
+  end
+  if type(stored) ~= 'table' then
+    if headers == '' then
+      stored = redis.pcall('XADD', B .. 'stream:' .. key, id, 'p', payload)
+    else
+      stored = redis.pcall('XADD', B .. 'stream:' .. key, id, 'p', payload, 'h', headers)
+    end
   end
   if type(stored) == 'table' then
     call('XDEL', LOG, id)
     problem = stored.err
     break
   end
-  if delay > 0 then call('ZADD', DUE, now + delay, id) end
   accepted = accepted + 1
   touched[key] = true
+  delayed = delayed or delay > 0
 end
+
+-- Of those that nobody read before they were due, nobody has forgotten when that was.
+if delayed then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
 
 if length == 0 and age == 0 then
   if problem == '' then return accepted end
@@ -48,41 +56,48 @@ end
 local drop = ARGV[5] == '1'
 local dropped = 0
 local groups = all_groups()
+local most = accepted + 200 -- a bound, for those of the oldest that have to stay
 
 local function forget(id, key)
-  local wanted = needed(id, groups)
-  if wanted and not drop then return false end
-  if wanted then
+  if needed(id, groups) then
+    if not drop then return end
     dropped = dropped + 1
     for _, g in ipairs(groups) do
       call('XACK', LOG, g.name, id)
-      local parked = B .. 'parked:' .. g.name
-      if call('HDEL', parked, id) == 1 then
-        local ready = B .. 'ready:' .. g.name
+      if call('HEXISTS', B .. 'parked:' .. g.name, id) == 1 then
         call('ZREM', B .. 'later:' .. g.name, id)
-        call('ZREM', ready, id)
-        call('ZREM', ready .. '#' .. key, id)
+        unpark(g.name, id, key)
       end
     end
   end
   remove(key, {id})
-  return true
+  call('ZREM', DUE, id)
+end
+
+-- Whether a group has yet to read this one, and so all after it.
+local function unread(id)
+  for _, g in ipairs(groups) do
+    if after(id, g['last-delivered-id']) then return true end
+  end
+  return false
 end
 
 if length > 0 then
   for key in pairs(touched) do
     local stream = B .. 'stream:' .. key
-    local excess = math.min(call('XLEN', stream) - length, 1000)
+    local excess = call('XLEN', stream) - length
     if excess > 0 then
-      for _, e in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', excess)) do
-        if not forget(e[1], key) then break end
+      for _, e in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, most))) do
+        if unread(e[1]) and not drop then break end
+        forget(e[1], key)
       end
     end
   end
 end
 if age > 0 then
-  for _, e in ipairs(call('XRANGE', LOG, '-', now - age, 'COUNT', accepted + 100)) do
-    if not forget(e[1], e[2][2]) then break end
+  for _, e in ipairs(call('XRANGE', LOG, '-', now - age, 'COUNT', most)) do
+    if unread(e[1]) and not drop then break end
+    forget(e[1], e[2][2])
   end
 end
 return {accepted, problem, dropped}

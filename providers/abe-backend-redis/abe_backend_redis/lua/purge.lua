@@ -1,18 +1,19 @@
--- ARGV: group, phase, where to begin, consumer, patterns. Drops one page of what waits for the
+-- ARGV: group, phase, where to begin, consumer, whether to keep settled ones, patterns. Drops one page of what waits for the
 -- group and matches; returns the next phase, where it begins, and how many were dropped.
 local phase, start, me = ARGV[2], ARGV[3], ARGV[4]
-local filtered, matches = ARGV[5] ~= nil, matcher(5)
+local keep, filtered, matches = ARGV[5] == '1', ARGV[6] ~= nil, matcher(6)
 local PAGE = 500
-local by_key, total, dropped = {}, 0, 0
+local by_key, delayed, total, dropped = {}, {}, 0, 0
 
-local function drop(id, key)
+local function drop(id, entry)
   dropped, total = dropped + 1, total + 1
-  add(by_key, key, id)
-  call('ZREM', DUE, id)
+  add(by_key, entry.k, id)
+  if entry.d then delayed[#delayed + 1] = id end
 end
 
 local function answer(next, from)
-  done(by_key, false, total)
+  done(by_key, keep, total)
+  forget_due(delayed)
   return {next, from, dropped}
 end
 
@@ -28,7 +29,7 @@ if phase == 'later' then
     else
       call('ZREM', LATER, id)
       call('HDEL', PARKED, id)
-      if entry then drop(id, entry.k) end
+      if entry then drop(id, entry) end
     end
   end
   if #page == PAGE then return answer('later', tostring(from)) end
@@ -39,8 +40,8 @@ if phase == 'ready' then
   for i = 1, math.min(#ids, PAGE) do
     local entry = entry_of(ids[i])
     if entry then
-      unpark(ids[i], entry.k)
-      drop(ids[i], entry.k)
+      unpark(G, ids[i], entry.k)
+      drop(ids[i], entry)
     else
       call('HDEL', PARKED, ids[i])
       call('ZREM', READY, ids[i])
@@ -61,7 +62,7 @@ if phase == 'log' then
       add(by_key, entry.k, id)
       total = total + 1
     elseif matches(entry.k) and not after(id, start) then
-      drop(id, entry.k)
+      drop(id, entry)
     else
       local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
       if due and due > now then postpone(id, 0, due) else park(id, entry.k, 0) end
@@ -84,4 +85,5 @@ for _, e in ipairs(page) do
   end
 end
 if #page == PAGE then return answer('all', '(' .. page[#page][1]) end
+tidy_up()
 return answer('end', '')

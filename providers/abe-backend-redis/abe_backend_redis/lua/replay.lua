@@ -11,7 +11,7 @@ local count = 0
 if not group_named(G) then return {'', 0} end
 local page = call('XRANGE', DEAD, start, '+', 'COUNT', PAGE)
 for _, e in ipairs(page) do
-  if count >= limit then return {'', count} end
+  if count >= limit then break end
   local letter = fields(e[2])
   if not wanted or wanted[letter.i] then
     local id = call('XADD', LOG, '*', 'k', letter.k, 'g', G, 'o', letter.i)
@@ -24,5 +24,6 @@ for _, e in ipairs(page) do
     count = count + 1
   end
 end
-if #page < PAGE then return {'', count} end
+drop_empty(DEAD)
+if count >= limit or #page < PAGE then return {'', count} end
 return {'(' .. page[#page][1], count}

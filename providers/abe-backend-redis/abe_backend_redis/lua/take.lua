@@ -14,8 +14,8 @@ for _, id in ipairs(ready_ids(count, filtered, matches)) do
   local entry = entry_of(id)
   local body = entry and body_of(entry.k, id)
   if body then
-    unpark(id, entry.k)
     call('XCLAIM', LOG, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
+    unpark(G, id, entry.k)
     append(out, extras, id, entry.k, attempt, body, entry.o)
     got = got + 1
     alone = attempt >= 3
@@ -143,7 +143,7 @@ end
 if tidy(200) == 200 then more = true end
 local wait = sweep and sweep - now or -1
 local later = call('ZRANGE', LATER, 0, 0, 'WITHSCORES')[2]
-if later and (wait < 0 or later - now < wait) then wait = later - now end
+if later and (wait < 0 or later - now < wait) then wait = math.max(later - now, 0) end
 if more then wait = 0 end
 local last = fields(call('XINFO', 'STREAM', LOG))['last-generated-id']
 local woken = call('XREVRANGE', WAKE, '+', '-', 'COUNT', 1)[1]

@@ -1,0 +1,213 @@
+"""What the Lua scripts promise: nothing half done, no delay cut short, nobody waiting in vain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from abe.backends.message_queue.base import KeyFilter, Outcome, Settlement
+from abe.errors import ConfigurationError
+from abe_backend_redis.backend import RedisBackend
+from abe_backend_redis.testing import RedisServer
+
+
+@asynccontextmanager
+async def client(server: RedisServer) -> AsyncIterator[Any]:
+    opened = redis.asyncio.Redis.from_url(server.url)
+    try:
+        yield opened
+    finally:
+        await opened.aclose()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 30))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "missing"),
+    [
+        (Outcome.RELEASE, "hset"),
+        (Outcome.RELEASE, "zadd"),
+        (Outcome.RELEASE, "sadd"),
+        (Outcome.NACK, "hset"),
+        (Outcome.NACK, "zadd"),
+        (Outcome.REJECT, "xadd"),
+    ],
+)
+def test_a_script_that_is_stopped_half_way_loses_nothing(
+    server: RedisServer, old_server: RedisServer, prefix: str, outcome: Outcome, missing: str
+) -> None:
+    async def main(server: RedisServer) -> None:
+        async with (
+            RedisBackend(server.url, prefix=prefix) as queue,
+            client(server) as raw,
+            RedisBackend(
+                f"redis://{missing}:pw@127.0.0.1:{server.port}", prefix=prefix, lease=0.2
+            ) as restricted,
+        ):
+            rights = ("on", ">pw", "~*", "+@all", f"-{missing}")
+            await raw.execute_command("ACL", "SETUSER", missing, "reset", *rights)
+            await queue.publish("a", {"n": 1})
+            async with queue.consume(group="g"):
+                pass
+            receiver = restricted._receiver("g", KeyFilter())
+            (delivery,) = await receiver.receive(1, 5.0)
+            delay = 60.0 if outcome is Outcome.NACK else 0.0
+            with pytest.raises(ConfigurationError, match=r"permissions|can't run"):
+                await receiver.settle([Settlement(delivery, outcome, delay)])
+            await receiver.aclose()
+            async with queue.consume(group="g") as stream:
+                assert await stream.take(1, timeout=10) == [{"n": 1}]
+
+    run(main(server))
+    run(main(old_server))
+
+
+def test_memory_that_is_full_stops_no_consumer(
+    server: RedisServer, old_server: RedisServer, prefix: str
+) -> None:
+    async def main(server: RedisServer) -> None:
+        async with (
+            RedisBackend(server.url, prefix=prefix) as queue,
+            RedisBackend(server.url, prefix=prefix, lease=0.5) as hasty,
+        ):
+            await queue.publish_many([("a", {"n": n}) for n in range(4)])
+            first = hasty._receiver(None, KeyFilter())
+            await first.open()
+            held = await first.receive(4, 5.0)
+            outcomes = (Outcome.ACK, Outcome.RELEASE, Outcome.REJECT)
+            ends = [Settlement(*pair) for pair in zip(held[:3], outcomes, strict=True)]
+            async with client(server) as raw:
+                await raw.config_set("maxmemory", 1)
+                try:
+                    assert await first.settle(ends) == ()
+                    await first.aclose()
+                    second = queue._receiver(None, KeyFilter())
+                    await second.open()
+                    # One was released, of the other the lease lapses.
+                    taken = [*await second.receive(1, 5.0), *await second.receive(1, 5.0)]
+                    assert sorted((d.message["n"], d.message.attempt) for d in taken) == [
+                        (1, 1),
+                        (3, 2),
+                    ]
+                    await second.aclose()
+                finally:
+                    await raw.config_set("maxmemory", 0)
+            assert (await queue.stats()).total("dead") == 1
+
+    run(main(server))
+    run(main(old_server))
+
+
+class TestDelays:
+    def test_purging_one_group_cuts_no_delay_of_another_short(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            async with (
+                RedisBackend(server.url, prefix=prefix) as queue,
+                client(server) as raw,
+                queue.consume(group="a"),
+                queue.consume(group="b") as other,
+            ):
+                await queue.publish("k", {}, delay=60)
+                assert await queue.purge(group="a") == 1
+                assert await other.take(1, timeout=0.2) == []
+                assert (await queue.stats()).total("delayed", group="b") == 1
+                assert await queue.purge(group="b") == 1
+                assert not await raw.exists(f"{{{prefix}}}:due")
+
+        run(main())
+
+    def test_delays_that_nobody_waited_for_are_forgotten(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                for _ in range(5):
+                    await queue.publish("k", {}, delay=0.001)
+                await asyncio.sleep(0.01)
+                await queue.publish("k", {}, delay=60)
+                assert await raw.zcard(f"{{{prefix}}}:due") == 1
+
+        run(main())
+
+    def test_many_that_are_due_at_once_hold_up_no_filter(
+        self, server: RedisServer, prefix: str
+    ) -> None:
+        async def main() -> None:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+                for n in range(1001):
+                    key = "mine" if n == 1000 else "other"
+                    await queue.publish(key, {"n": n}, delay=60)
+                receiver = queue._receiver(None, KeyFilter(["mine"]))
+                await receiver.open()
+                assert await receiver.receive(1, 0.2) == ()
+                for name in ("due", "later:$default"):
+                    for id_ in await raw.zrange(f"{{{prefix}}}:{name}", 0, -1):
+                        await raw.zincrby(f"{{{prefix}}}:{name}", -60_000, id_)
+                started = asyncio.get_running_loop().time()
+                (found,) = await receiver.receive(1, 20.0)
+                assert found.message == {"n": 1000}
+                assert asyncio.get_running_loop().time() - started < 5.0
+                await receiver.aclose()
+
+        run(main())
+
+
+def test_a_group_of_the_same_name_is_another(server: RedisServer, prefix: str) -> None:
+    """What a deleted group had in hand does not settle anything of its successor."""
+
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue:
+            async with queue.consume(group="other"):
+                pass
+            await queue.publish("k", {"n": 0})
+            receivers = [queue._receiver("g", KeyFilter()) for _ in range(2)]
+            await receivers[0].open()
+            (stale,) = await receivers[0].receive(1, 5.0)
+            await queue.delete_group("g")
+            await receivers[1].open()
+            (held,) = await receivers[1].receive(1, 5.0)
+            assert stale.message.id == held.message.id
+            (failure,) = await receivers[0].settle([Settlement(stale, Outcome.ACK)])
+            assert failure.error is None
+            assert await receivers[1].settle([Settlement(held, Outcome.RELEASE)]) == ()
+            for receiver in receivers:
+                await receiver.aclose()
+
+    run(main())
+
+
+def test_numbers_and_purges_of_a_group_that_is_deleted_meanwhile(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue:
+            run_script = queue._control.run
+
+            async def then_delete(*args: Any) -> Any:
+                answer = await run_script(*args)
+                async with RedisBackend(server.url, prefix=prefix) as other:
+                    if "g" in await other.groups():
+                        await other.delete_group("g")
+                return answer
+
+            async with queue.consume(group="left"):
+                pass
+            for call in (queue.stats, lambda: queue.purge(group="g")):
+                async with queue.consume(group="g"):
+                    pass
+                await queue.publish("k", {})
+                with monkeypatch.context() as patch:
+                    patch.setattr(queue._control, "run", then_delete)
+                    await call()
+            assert {entry.group for entry in (await queue.stats()).entries} == {"left"}
+
+    run(main())
