@@ -44,12 +44,13 @@ class HandlerMagics(Settings):
             async def note(payment):
                 await q.aio.publish("ledger.entries", {"amount": payment["amount"]})
 
-        The cell runs as usual; the last function it defines is called with each message. When it
-        returns, the message is acknowledged. When it raises, the message comes again later, and
-        after the last attempt it becomes a dead letter (see %abe_dead). raise abe.Reject("why")
-        gives up at once, raise abe.Retry(delay=5) asks for another try. What the function prints
-        appears below this cell, beside a card with its counters. Running the cell again replaces
-        the handler; %abe_stop, another %abe_connect, %unload_ext and the end of the kernel stop it.
+        The cell runs as usual, except that it cannot await outside of functions; the last function
+        it defines is called with each message. When it returns, the message is acknowledged. When
+        it raises, the message comes again later, and after the last attempt it becomes a dead
+        letter (see %abe_dead). raise abe.Reject("why") gives up at once, raise abe.Retry(delay=5)
+        asks for another try. What the function prints appears below this cell, beside a card with
+        its counters. A handler of the same name is replaced, so the cell can be run again;
+        %abe_stop, another %abe_connect, %unload_ext and the end of the kernel stop it.
 
         A sync function runs in a thread of its own. An async function shares one event loop with
         everything else of abe: it must not block, and awaits q.aio instead of calling q.

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from abe.backends.message_queue.base.keys import KeyFilter, validate_group
 from abe.backends.message_queue.consumer import RetryPolicy
 from abe.ipython.card import COLUMNS, NUMERIC, numbers, problem, where
 from abe.ipython.grammar import Option, Syntax, count, identifier, parse
@@ -70,12 +71,16 @@ def handler(call: Call, body: str) -> Any:
     arguments = parse(HANDLER, call.line, call.evaluate)
     options, keys = arguments.options, arguments.words or None
     session = call.session
+    KeyFilter(keys)
+    group = validate_group(call.group(options["group"]))
     function = _define(session.shell, body)
     backend = session.backend()
-    group = call.group(options["group"])
     name = options["name"] or function.__name__
     attempts = options["max_attempts"]
     made = Handler(name, where(backend.name, group, keys), session.settings.refresh)
+    old = session.handlers.get(name)
+    if old is not None and old.where != made.where:
+        say(f"this replaces handler {cell(name, 60)} {old.where}; with --name N both would run")
     session.handlers.start(
         made,
         lambda: backend.worker(

@@ -76,12 +76,26 @@ def test_running_it_again_replaces_it(run: Run, q: abe.SyncBackend, seen: Seen) 
     assert [h.name for h in run("%abe_handlers")] == ["bill", "other"]
 
 
+def test_replacing_one_that_listens_elsewhere_is_said(
+    run: Run, q: abe.SyncBackend, seen: Seen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(f"%%abe_handler orders.* -g billing\n{SYNC}")
+    run(f"%%abe_handler orders.* -g billing\n{SYNC}")
+    assert "replaces" not in capsys.readouterr().out
+    run(f"%%abe_handler payments.* -g paying\n{SYNC}")
+    said = "this replaces handler bill on memory, group billing, orders.*; with --name N both"
+    assert said in capsys.readouterr().out
+    assert len(run("%abe_handlers")) == 1
+
+
 def test_a_cell_that_is_wrong_leaves_the_old_one_alone(
     run: Run, q: abe.SyncBackend, seen: Seen
 ) -> None:
     run(f"%%abe_handler\n{SYNC}")
     for cell, error in [
         ("%%abe_handler --conc 0\n" + SYNC, UsageError),
+        ("%%abe_handler a..b\n" + SYNC, abe.InvalidKeyError),
+        ('%%abe_handler -g "a b"\n' + SYNC, abe.InvalidKeyError),
         ("%%abe_handler\nx = 1\n", UsageError),
         ("%%abe_handler\ndef bill(order, more):\n    pass\n", UsageError),
         ("%%abe_handler\ndef bill():\n    pass\n", UsageError),
