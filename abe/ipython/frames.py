@@ -15,15 +15,15 @@ _SIMPLE = (str, int, float, bool, type(None))
 
 
 def is_frame(value: object) -> bool:
-    """Whether ``value`` is a DataFrame."""
-    return _library(value) != "" and type(value).__name__ == "DataFrame"
+    """Whether ``value`` is a DataFrame, or of a class derived from one."""
+    return _library(value) != ""
 
 
 def _library(value: object) -> str:
     for base in type(value).__mro__:
-        name = base.__module__.partition(".")[0]
-        if name in ("pandas", "polars"):
-            return name
+        library = base.__module__.partition(".")[0]
+        if base.__name__ == "DataFrame" and library in ("pandas", "polars"):
+            return library
     return ""
 
 

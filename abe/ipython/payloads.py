@@ -47,6 +47,7 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
     Raises:
         PayloadError: If it is not ``format``, or a payload is not exactly representable as JSON.
     """
+    text = text.removeprefix("\ufeff")
     if format == "json":
         return _read_json(text, evaluate, command)
     if format == "jsonl":
@@ -74,7 +75,7 @@ def read_file(path: str, format: str | None) -> Payloads:
             f"the format of {name} cannot be told from its name; give --format {'|'.join(FORMATS)}"
         )
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_bytes().decode()  # not as text: line ends in quotes belong to the values
     except UnicodeDecodeError as error:
         raise PayloadError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
     except OSError as error:

@@ -156,8 +156,8 @@ def test_what_is_a_frame() -> None:
     class Mine(pd.DataFrame):
         pass
 
-    Mine.__name__ = "DataFrame"
-    assert is_frame(Mine())
+    assert payloads_of(Mine({"n": [1]}), "df") == [{"n": 1}]
+    assert not is_frame(pl.LazyFrame())
     assert not is_frame(type("DataFrame", (), {})())
     assert rows_of(pd.DataFrame(index=[0, 1]), "df") == [{}, {}]
     with pytest.raises(abe.PayloadError, match="payload must be a dict"):
@@ -189,6 +189,11 @@ def test_there_and_back(shell: InteractiveShell, run: Run, q: abe.SyncBackend) -
     ("name", "text", "expected"),
     [
         ("a.csv", "\ufeffn,s\n1,é\n2,\n", [{"n": "1", "s": "é"}, {"n": "2", "s": ""}]),
+        (
+            "b.csv",
+            'n,s\r\n1,"a\r\nb"\r\n\r\n2,\r\n',
+            [{"n": "1", "s": "a\r\nb"}, {"n": "2", "s": ""}],
+        ),
         ("a.jsonl", '{"n": 1}\n\n{"n": 2}\n', [{"n": 1}, {"n": 2}]),
         ("a.NDJSON", '{"n": 1}', [{"n": 1}]),
         ("a.json", '[{"n": 1}, {"s": "{{n}}"}]', [{"n": 1}, {"s": "{{n}}"}]),
@@ -200,7 +205,7 @@ def test_files(
     run: Run, q: abe.SyncBackend, tmp_path: Path, name: str, text: str, expected: list[Any]
 ) -> None:
     file, _, more = name.partition(" --")
-    (tmp_path / file).write_text(text, encoding="utf-8")
+    (tmp_path / file).write_text(text, encoding="utf-8", newline="")
     more = f"--{more}" if more else ""
     assert run(f'%abe_publish k --file "{tmp_path / file}" {more}') == len(expected)
     assert q.take(len(expected)) == expected

@@ -124,6 +124,7 @@ def test_formats() -> None:
     assert read('{"a": 1}\n\n{"a": 2}\r\n', "jsonl") == [{"a": 1}, {"a": 2}]
     assert read('{"a": "\u2028\x85"}\n', "jsonl") == [{"a": "\u2028\x85"}]
     assert read("- a: 1\n- a: [x, 2.5, null]", "yaml") == [{"a": 1}, {"a": ["x", 2.5, None]}]
+    assert read("\ufeffa\n1", "csv") == [{"a": "1"}]
     assert read('a,b\n1,"x, ""y""\nz"\n\n2,', "csv") == [
         {"a": "1", "b": 'x, "y"\nz'},
         {"a": "2", "b": ""},
