@@ -259,6 +259,11 @@ class TestUnknown:
         assert "hunter2" not in str(caught.value)
         assert "no backend named 'redis…'" in str(caught.value)
 
+    @pytest.mark.parametrize(("wrong", "kind"), [(Path, "type"), (b"memory", "bytes"), (1, "int")])
+    def test_is_a_str(self, wrong: Any, kind: str) -> None:
+        with pytest.raises(TypeError, match=f"^the name of a backend must be a str, not {kind}$"):
+            load_backend(wrong)
+
     def test_is_a_lookup_error_and_a_runtime_error(self) -> None:
         with pytest.raises(LookupError):
             load_backend("xyzzy")

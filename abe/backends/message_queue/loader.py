@@ -143,6 +143,7 @@ def load_backend(
         BackendLoadError: If it is installed, but importing or instantiating it fails.
         ConfigurationError: If ``env`` holds what cannot be an environment variable, or if
             ``from_env()`` says so; every other `AbeError` of ``from_env()`` passes as well.
+        TypeError: If ``name`` is no string.
 
     Warns:
         FutureWarning: If the class is deprecated (PEP 702), with its text.
@@ -309,6 +310,8 @@ def _normalized(distribution: str) -> str:
 
 def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, _Candidate]:
     """Apply the order of selection."""
+    if not isinstance(name, str | None):
+        raise TypeError(f"the name of a backend must be a str, not {type(name).__name__}")
     found = _scan()
     reason = "named by the caller"
     if name is None:
