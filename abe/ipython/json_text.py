@@ -19,6 +19,8 @@ __all__ = ["Template", "parse_json"]
 # Possessive, so that a long string costs neither stack nor backtracking.
 _STRING_OR_BRACES = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\{\{', re.DOTALL)
 
+_MORE = "Extra data"
+"""What `json` says if the text goes on behind a complete value."""
 _SLIP_LENGTH = 2000
 """Longest text that is examined for a slip."""
 
@@ -59,7 +61,8 @@ def parse_json(text: str, command: str) -> Template:
 
     Args:
         text: JSON with ``{{expr}}`` outside its strings.
-        command: What the user wrote up to the payload, for errors that show the right spelling.
+        command: What the user wrote up to the payload, for errors that show the right spelling;
+            empty where that is not what would have to be changed.
 
     Raises:
         PayloadError: If it is not JSON, or says the same name twice in one object.
@@ -151,21 +154,25 @@ def _fill_name(name: str, values: dict[str, object]) -> str:
 
 
 def _explain(text: str, position: int, problem: str, command: str) -> str:
-    if hint := _slip(text, position, command):
+    if command and (hint := _slip(text, position, problem, command)):
         return hint
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
     where = f"line {line}, column {column}" if "\n" in text else f"column {column}"
     rest = text[position : position + 60]
     near = f" at {cell(rest.strip(), 30)}" if rest.strip() else ", where the payload ends"
-    quotes = "; JSON strings stand in double quotes" if rest.lstrip(" {,[").startswith("'") else ""
-    return f"the payload is not JSON: {problem} ({where}){near}{quotes}"
+    hint = ""
+    if rest.lstrip(" {,[").startswith("'"):
+        hint = "; JSON strings stand in double quotes"
+    elif problem == _MORE and text[:position].rstrip(" ").endswith("\n"):
+        hint = "; if each line is an object, give --format jsonl"
+    return f"the payload is not JSON: {problem} ({where}){near}{hint}"
 
 
-def _slip(text: str, position: int, command: str) -> str:
+def _slip(text: str, position: int, problem: str, command: str) -> str:
     """Return the right spelling of what was meant, if that can be told."""
     before, behind = text[:position].strip(), text[position:].strip()
-    if before and behind.startswith("-") and len(text) <= _SLIP_LENGTH:
+    if problem == _MORE and behind.startswith("-") and len(text) <= _SLIP_LENGTH:
         option, payload = cell(behind, 60), cell(before)
         return f"options stand before the payload: write {command} {option} {payload}"
     if len(text) > _SLIP_LENGTH or "{{" in text:
@@ -174,6 +181,8 @@ def _slip(text: str, position: int, command: str) -> str:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
+    if isinstance(tree, ast.Dict) and any(isinstance(name, ast.Name) for name in tree.keys):
+        return ""  # names without quotes, as in JavaScript
     shown = cell(text, 80)
     if isinstance(tree, ast.Name) and not keyword.iskeyword(text):
         return (

@@ -42,7 +42,8 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
         text: What follows KEY, or the body of the cell.
         format: One of `FORMATS`.
         evaluate: Runs expressions.
-        command: What the user wrote up to the payload, for errors that show the right spelling.
+        command: What the user wrote up to the payload, for errors that show the right spelling;
+            empty for a file.
 
     Raises:
         PayloadError: If it is not ``format``, or a payload is not exactly representable as JSON.
@@ -51,7 +52,7 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
     if format == "json":
         return _read_json(text, evaluate, command)
     if format == "jsonl":
-        return _read_json_lines(text, evaluate, command)
+        return _read_json_lines(text, evaluate)
     read = {"yaml": _yaml, "csv": _csv, "python": _python}[format]
     return payloads_of(read(text), f"the {format} payload")
 
@@ -81,7 +82,7 @@ def read_file(path: str, format: str | None) -> Payloads:
     except OSError as error:
         raise short(error) from None
     try:
-        return read_payloads(text, found, _refuse, f"%abe_publish --file {name} KEY")
+        return read_payloads(text, found, _refuse, "")
     except PayloadError as error:
         raise PayloadError(f"{name}: {error}") from None
 
@@ -130,13 +131,13 @@ def _read_json(text: str, evaluate: Evaluate, command: str) -> Payloads:
     return payloads_of(parse_json(text, command).value(evaluate), "the payload")
 
 
-def _read_json_lines(text: str, evaluate: Evaluate, command: str) -> Payloads:
+def _read_json_lines(text: str, evaluate: Evaluate) -> Payloads:
     templates: list[tuple[int, Template]] = []
     # JSON strings may hold other characters that str.splitlines takes for line ends.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                templates.append((number, parse_json(line.strip(), command)))
+                templates.append((number, parse_json(line.strip(), "")))
             except PayloadError as error:
                 raise PayloadError(f"line {number}: {error}") from None
     items: Payloads = []
@@ -157,9 +158,10 @@ def _python(text: str) -> object:
         where = f" (line {error.lineno})" if error.lineno else ""
         raise PayloadError(f"the payload is not a Python literal: {error.msg}{where}") from None
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        # Behind the colon is the address of an object.
+        problem = cell(str(error).partition(":")[0], 80)
         raise PayloadError(
-            f"the payload is not a Python literal: {cell(str(error), 80)};"
-            " names and calls are not evaluated"
+            f"the payload is not a Python literal: {problem}; names and calls are not evaluated"
         ) from None
 
 

@@ -169,6 +169,13 @@ def test_formats() -> None:
         ('{"a":' * 900 + "{{x}}" + "}" * 900, "nested"),
         ('{"a": ' + "1" * 5000 + "}", "the payload is not JSON: Exceeds the limit"),
         ('{"a": "x\ny"}', "Invalid control character"),
+        ("{a: 1}", "Expecting property name enclosed in double quotes (column 2) at a: 1}"),
+        ('{"a": -}', "not JSON: Expecting value (column 7) at -}"),
+        (
+            '{"a": 1}\n{"a": 2}',
+            '(line 2, column 1) at {"a": 2}; if each line is an object, give --',
+        ),
+        ("[] []", "not JSON: Extra data (column 4) at []"),
     ],
 )
 def test_payloads_that_are_refused(text: str, problem: str) -> None:
@@ -200,6 +207,7 @@ def test_common_slips_are_answered_with_the_right_spelling(text: str, answer: st
     ("format", "text", "problem"),
     [
         ("jsonl", '{"a": 1}\n{"a" 1}', "line 2: the payload is not JSON"),
+        ("jsonl", '{"a": 1}\n{"a": None}', "line 2: the payload is not JSON: Expecting value (col"),
         ("jsonl", '{"a": 1}\n[]', "line 2: payload must be a dict (a JSON object), not list"),
         ("jsonl", '{"a": 1}\n\n{"a": {{nan}}}', 'line 3: payload["a"]: nan is not JSON'),
         ("yaml", "a: [1", "not YAML: while parsing a flow sequence, expected ',' or ']'"),
@@ -215,7 +223,7 @@ def test_common_slips_are_answered_with_the_right_spelling(text: str, answer: st
         ("csv", "a,a\n1,2", "must name each column, once"),
         ("csv", "a,\n1,2", "must name each column, once"),
         ("csv", 'a\n"x', "line 2 is not CSV: unexpected end of data"),
-        ("python", "{'a': x}", "names and calls are not evaluated"),
+        ("python", "\n{'a': x}", "malformed node or string on line 1; names and calls are not ev"),
         ("python", "__import__('os')", "names and calls are not evaluated"),
         ("python", "{'a': 1", "not a Python literal: '{' was never closed (line 1)"),
         ("python", "{{1}}", "not a Python literal"),
