@@ -1163,6 +1163,30 @@ def test_in_process_retries_end_like_all_others(tools: type[Toolbox]) -> None:
     broker.check()
 
 
+def test_a_message_whose_lease_is_lost_while_a_retry_waits_is_left_to_its_next_delivery(
+    tools: type[Toolbox],
+) -> None:
+    broker = tools.broker(nack_delay=0.0)
+
+    async def main() -> None:
+        (record,) = broker.publish()
+        retry = RetryPolicy(base=100.0, max_delay=100.0, jitter=False)
+        consumer = AsyncLoopConsumer(Scripted(broker), retry=retry)
+        handler = Recorder(ValueError())
+        task = asyncio.create_task(consumer.run(handler))
+        await until(lambda: consumer.failed)
+        broker.expire(record)
+        await until(lambda: consumer.processed, 1.0)
+        await consumer.shutdown()
+        await task
+        assert handler.attempts == [1, 2]
+        assert handler.messages[0] is not handler.messages[1]
+        assert handler.messages[0].outcome is Outcome.LOST
+
+    tools.run(main())
+    broker.check()
+
+
 @pytest.mark.parametrize("how", ["shutdown", "cancel"])
 def test_stopping_while_a_retry_waits_releases_at_once(how: str, tools: type[Toolbox]) -> None:
     broker = tools.broker(nack_delay=0.0)

@@ -429,7 +429,7 @@ class _Run:
             await _release(message)
             return False
         message.attempt += 1
-        return True
+        return message.outcome is None  # else its lease was lost, and it comes again
 
     async def _stopped_within(self, delay: float) -> bool:
         """Wait ``delay`` seconds, while the stream keeps leases; True if told to stop."""
