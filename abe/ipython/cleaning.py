@@ -70,7 +70,7 @@ def purge(call: Call) -> Any:
     where = f"for {whose(group)} on {cell(backend.name)}"
     if not arguments.options["yes"]:
         raise PURGE.error(
-            f"this drops {_how_many(call, keys, group)} that wait {where}, for good;"
+            f"this drops {_how_many(call, keys, group)} waiting {where}, for good;"
             " if that is what you want, repeat it with --yes"
         )
     call.session.note(groups=[group])

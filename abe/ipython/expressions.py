@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import warnings
 from collections.abc import Callable
 from types import CodeType
@@ -112,7 +111,7 @@ def _problem(source: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # shown once, when it is evaluated
-            ast.parse(f"({source}\n)", mode="eval")
+            _compile(source)
     except SyntaxError as error:
         return error.msg
     except (ValueError, RecursionError, MemoryError) as error:

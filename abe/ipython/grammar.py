@@ -8,6 +8,7 @@ and option values is evaluated once, as ``str``.
 from __future__ import annotations
 
 import difflib
+import keyword
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +182,9 @@ def _split_option(syntax: Syntax, names: dict[str, Option], word: str) -> tuple[
     if short is not None and not word.startswith("--") and short.metavar:
         return short, word[2:]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
+    if name in ("-h", "--help"):
+        hint = f"{syntax.magic}? shows the help"
+    elif near:
         hint = f"did you mean {near[0]}?"
     else:
         hint = f"there are {', '.join(o.label for o in names_once(names))}" if names else ""
@@ -291,11 +294,8 @@ def identifier(text: str) -> str:
     Raises:
         ValueError: If it is none.
     """
-    if not text.isidentifier():
-        raise ValueError(
-            f"must be the name of a variable, not {_shown(text)!r};"
-            " for an expression write {{…}} as the payload"
-        )
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise ValueError(f"must be the name of a variable, not {_shown(text)!r}")
     return text
 
 

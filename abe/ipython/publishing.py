@@ -23,6 +23,14 @@ from abe.ipython.session import Call, say
 
 __all__ = ["LINE", "CELL", "publish"]
 
+
+def _variable(text: str) -> str:
+    try:
+        return identifier(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; for an expression write {{{{…}}}} as the payload") from None
+
+
 _COMMON = (
     Option("--header", "-H", "K=V", assignment, repeat=True),
     Option("--delay", "-d", "S", seconds, default=0.0),
@@ -33,7 +41,7 @@ _COMMON = (
 LINE = Syntax(
     "%abe_publish",
     "[--header K=V]… [--delay S] KEY PAYLOAD, or KEY -i VAR, or KEY --file PATH",
-    (*_COMMON, Option("--in", "-i", "VAR", identifier), Option("--file", "-F", "PATH")),
+    (*_COMMON, Option("--in", "-i", "VAR", _variable), Option("--file", "-F", "PATH")),
     payload=True,
 )
 CELL = Syntax(

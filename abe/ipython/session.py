@@ -106,6 +106,8 @@ class Session:
         if isinstance(value, str):
             raise UsageError(f"{variable} is a str; write %abe_connect {{{{{variable}}}}}")
         if isinstance(value, SyncBackend):
+            if value.closed:
+                raise UsageError(f"{variable} is closed; %abe_connect NAME opens another")
             self._replace(value, owned=False)
             return value
         try:

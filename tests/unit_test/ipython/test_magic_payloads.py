@@ -161,6 +161,7 @@ def test_formats() -> None:
         ('{"a": {{x}} "b": 2}', '(column 13) at "b": 2}'),
         ('{"a": {{x}},\n"b" 2}', "(line 2, column 5) at 2}"),
         ('{"a": {{x}', "{{x} does not begin a Python expression in {{…}}: it has no closing }}"),
+        ("{{await x}}", "{{await x}} does not begin a Python expression in {{…}}: 'await' outside"),
         ("{{}}", "does not begin a Python expression in {{…}}: it is empty"),
         ("", "where the payload ends"),
         ("[" * 100_000, "the payload is nested too deeply"),

@@ -212,6 +212,15 @@ def test_a_backend_of_the_user_stays_open(shell: InteractiveShell, run: Run) -> 
         assert mine.take(1) == [{"a": 1}]
 
 
+def test_a_closed_backend_is_refused(shell: InteractiveShell, run: Run, q: abe.SyncBackend) -> None:
+    with abe.connect("memory", env={"ABE_MEMORY_NAME": uuid4().hex}) as closed:
+        shell.user_ns["closed"] = closed
+    with pytest.raises(UsageError, match="closed is closed; %abe_connect NAME opens another"):
+        run("%abe_connect -i closed")
+    assert run("%abe_publish k {}") == 1
+    assert q.take(1) == [{}]
+
+
 def test_a_backend_object(shell: InteractiveShell, run: Run) -> None:
     shell.user_ns["plain"] = plain = Plain()
     q = run("%abe_connect -i plain")

@@ -179,7 +179,7 @@ def test_purge(run: Run, q: abe.SyncBackend) -> None:
     q.publish_many([("a.x", {}), ("a.y", {}), ("b", {})])
     with pytest.raises(UsageError) as caught:
         run("%abe_purge a.*")
-    assert "this drops 2 messages that wait for the default group on memory, for good" in str(
+    assert "this drops 2 messages waiting for the default group on memory, for good" in str(
         caught.value
     )
     dropped = run("%abe_purge a.* --yes -o kept")
