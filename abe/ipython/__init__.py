@@ -58,5 +58,6 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         # IPython would take the extension for loaded, and refuse to load it again.
         say(f"abe: closing the backend of this session failed: {cell(str(error), MAX_LINE)}")
     except KeyboardInterrupt:
-        shell.extension_manager.loaded.difference_update(("abe", __name__))
+        if shell.extension_manager is not None:
+            shell.extension_manager.loaded.difference_update(("abe", __name__))
         raise
