@@ -15,6 +15,7 @@ from abe.backends.message_queue.base import (
     Outgoing,
     Receiver,
 )
+from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import LoopError, UnsupportedError
 
 
@@ -93,3 +94,16 @@ def test_it_belongs_to_the_event_loop_that_used_it_first() -> None:
     with pytest.raises(LoopError, match="backend 'minimal' is in use on another event loop"):
         asyncio.run(backend.publish("k", {"n": 2}))
     assert [item.body for item in backend.sent] == ['{"n":1}']
+
+
+def test_a_closed_stream_is_forgotten() -> None:
+    """A service opens streams for years; what a backend holds must not grow with them."""
+
+    async def main() -> None:
+        async with MemoryBackend("forgets") as backend:
+            for _ in range(3):
+                async with backend.consume():
+                    assert len(backend._engines) == 1
+                assert backend._engines == set()
+
+    asyncio.run(main())

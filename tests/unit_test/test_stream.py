@@ -18,6 +18,7 @@ import pytest
 
 from abe.backends.message_queue.base import (
     BaseBackend,
+    EndOfStream,
     KeyFilter,
     Message,
     MessageStream,
@@ -2599,6 +2600,38 @@ def test_stop_ends_the_wait_for_a_first_connection(run: VirtualRun, broker: Brok
         stream.stop()
         await breathe()
         assert await task == []
+
+    run(main())
+
+
+def test_a_connection_that_comes_after_stop_is_no_failure(run: VirtualRun, broker: Broker) -> None:
+    """A consumer told to stop just before the broker answers stops quietly."""
+    broker.latency = 2.0
+
+    async def consume(stream: MessageStream) -> list[Message]:
+        async with stream:
+            return [message async for message in stream]
+
+    async def main() -> None:
+        stream = broker.stream()
+        task = asyncio.create_task(consume(stream))
+        await asyncio.sleep(1)
+        stream.stop()
+        assert await task == []
+
+    run(main())
+    broker.check()
+
+
+def test_a_source_that_ends_before_it_begins_ends_the_stream(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """Who waits until the group exists is not left waiting."""
+    broker.fault("open", error=EndOfStream())
+
+    async def main() -> None:
+        async with broker.stream() as stream:
+            assert [message async for message in stream] == []
 
     run(main())
 
