@@ -201,7 +201,7 @@ class SqsBackend(BaseBackend):
             try:
                 return await call()
             except ConnectionLostError:
-                if loop.time() + pause > deadline:
+                if self._link.closed or loop.time() + pause > deadline:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -12,7 +12,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.loaders import create_loader
 
-from abe_backend_sqs.failures import DRIVER_ERRORS, Translator
+from abe_backend_sqs.failures import DRIVER_ERRORS, Translator, UnreachedError
 
 __all__ = ["Access", "Link"]
 
@@ -76,6 +76,10 @@ class Link:
         self._clients: dict[str, Any] = {}
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.closed = False
         self.translator = Translator(access.secret, access.token)
 
     def where(self, service: str = "sqs") -> str:
@@ -101,6 +105,10 @@ class Link:
             ConnectionLostError: If there is no answer, or none that says anything.
             ConfigurationError: If the credentials or the call are refused.
         """
+        if self.closed:
+            raise UnreachedError(f"{self.where(service)}: the connection was closed")
+        self._calls += 1
+        self._idle.clear()
         try:
             async with asyncio.timeout(self._timeout + wait):
                 client = self._clients.get(service) or await self._open(service)
@@ -110,6 +118,10 @@ class Link:
             if isinstance(error, TimeoutError) and not str(error):
                 error = TimeoutError(f"no answer within {self._timeout + wait:g} s")
             raise self.translator.translate(error, self.where(service)) from error
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
     async def _open(self, service: str) -> Any:
         async with self._lock:
@@ -148,6 +160,7 @@ class Link:
             self.translator.add(frozen.secret_key, frozen.token)
 
     async def aclose(self) -> None:
-        """Close the clients."""
-        self._clients.clear()
+        """Close the clients for good, once the calls on their way have ended."""
+        self.closed = True
+        await self._idle.wait()
         await self._stack.aclose()

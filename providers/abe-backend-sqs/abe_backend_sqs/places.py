@@ -248,6 +248,7 @@ class Places:
         if subscription is None:
             raise ConfigurationError(f"there is no group {group!a}: its queue is not subscribed")
         await self._link.call("sns", "unsubscribe", SubscriptionArn=subscription)
+        self._subscribed_at = -math.inf
         if queue.dead_arn:
             dead = await self.dead_of(queue)
             answer = await self._link.sqs("list_dead_letter_source_queues", QueueUrl=dead.url)

@@ -406,9 +406,13 @@ class TestTopic:
                 assert await q.groups() == ["b"]
                 with pytest.raises(ConfigurationError, match="-a"):
                     await q.delete_group("a")
+                assert Raw(server, f"{queue}-b-dead").url
+                await q.publish("k", {})
+                await q.delete_group("b")
+                with pytest.raises(PublishError, match="no queue is subscribed"):
+                    await q.publish("k", {})
 
         run(main())
-        assert Raw(server, f"{queue}-b-dead").url
         with pytest.raises(ClientError, match="NonExistentQueue"):
             Raw(server, f"{queue}-a-dead")
 

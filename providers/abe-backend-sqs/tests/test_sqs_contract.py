@@ -99,9 +99,9 @@ class TopicHarness(SqsHarness):
 
     def make(self, namespace: str, **options: Any) -> SqsBackend:
         backend = self._backend(
-            f"{namespace}-main",
-            topic=self._server.create_topic(namespace),
-            group_queue=f"{namespace}-g-{{group}}",
+            f"{namespace}-main{self.suffix}",
+            topic=self._server.create_topic(f"{namespace}{self.suffix}"),
+            group_queue=f"{namespace}-g-{{group}}{self.suffix}",
             **options,
         )
         if namespace not in self._made:
@@ -109,20 +109,24 @@ class TopicHarness(SqsHarness):
             names = [backend._places.configured(group) for group in self.groups]
             for name in names:
                 self._server.create_queue(name)
-            self._server.create_topic(namespace, names)
+            self._server.create_topic(f"{namespace}{self.suffix}", names)
         return backend
 
     def make_without_groups(self, namespace: str) -> SqsBackend:
-        topic = self._server.create_topic(f"{namespace}-deserted")
-        return self._backend(None, topic=topic, group_queue="nowhere-{group}")
+        topic = self._server.create_topic(f"{namespace}-deserted{self.suffix}")
+        return self._backend(None, topic=topic, group_queue=f"nowhere-{{group}}{self.suffix}")
 
     def _env(self, namespace: str) -> dict[str, str]:
         return {
             **super()._env(namespace),
-            "ABE_SQS_TOPIC": self._server.create_topic(namespace),
-            "ABE_SQS_QUEUE": f"{namespace}-main",
-            "ABE_SQS_GROUP_QUEUE": f"{namespace}-g-{{group}}",
+            "ABE_SQS_TOPIC": self._server.create_topic(f"{namespace}{self.suffix}"),
+            "ABE_SQS_QUEUE": f"{namespace}-main{self.suffix}",
+            "ABE_SQS_GROUP_QUEUE": f"{namespace}-g-{{group}}{self.suffix}",
         }
+
+
+class FifoTopicHarness(TopicHarness):
+    suffix = ".fifo"
 
 
 class _OnStandard:
@@ -174,6 +178,18 @@ class TestTopic(_OnTopic, BackendContract): ...
 
 
 class TestTopicConsumer(_OnTopic, ConsumerContract): ...
+
+
+class _OnFifoTopic(_OnTopic):
+    @pytest.fixture(autouse=True)
+    def _serve(self, server: SqsServer) -> None:
+        self._harness = FifoTopicHarness(server)
+
+
+class TestFifoTopic(_OnFifoTopic, BackendContract): ...
+
+
+class TestFifoTopicConsumer(_OnFifoTopic, ConsumerContract): ...
 
 
 class OtherHarness(SqsHarness):

@@ -312,6 +312,41 @@ class TestBroker:
 
         run(main())
 
+    def test_closing_ends_waiting_for_a_broker(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        stub = Aws()
+
+        async def main() -> None:
+            q = backend(f"http://127.0.0.1:{port}", publish_timeout=60.0)
+            publishing = asyncio.create_task(q.publish("k", {"n": 0}))
+            await asyncio.sleep(0.1)
+            await q.aclose()
+            async with aws(stub, port):
+                with pytest.raises(ConnectionLostError, match=r"closed|cannot be reached"):
+                    await asyncio.wait_for(publishing, 10)
+
+        run(main())
+        assert not stub.sent
+
+    def test_closing_waits_for_calls_on_their_way(self) -> None:
+        """Or what they open would be left behind, which is a warning and so an error."""
+
+        async def main() -> None:
+            async with aws(Aws()) as endpoint:
+                q = backend(endpoint)
+                publishing = asyncio.create_task(q.publish("k", {"n": 0}))
+                pinging = asyncio.create_task(q.ping())
+                await asyncio.sleep(0)
+                await q.aclose()
+                assert q._link.closed
+                done, late = await asyncio.wait({publishing, pinging}, timeout=10)
+                assert not late
+                assert all(isinstance(it.exception(), ConnectionLostError | None) for it in done)
+
+        run(main())
+
     def test_an_answer_that_never_comes(self) -> None:
         stub = Aws(*[break_off] * 50)
 
