@@ -115,13 +115,23 @@ def payloads_of(value: object, name: str) -> Payloads:
     items: Payloads = []
     # What makes items on demand may hand out one dict again and again, changed in between.
     stable = isinstance(value, list | tuple)
-    for index, item in enumerate(value):
-        try:
-            text = encode_payload(item)
-        except PayloadError as error:
-            raise PayloadError(f"item {index}: {error}") from None
-        items.append(item if stable else decode_payload(text))
+    try:
+        for item in value:
+            text = _encode(item, len(items))
+            items.append(item if stable else decode_payload(text))
+    except PayloadError:
+        raise
+    except Exception as error:  # of the user's generator
+        error.add_note(f"{name} failed at item {len(items)}; nothing is published")
+        raise
     return items
+
+
+def _encode(item: Any, index: int) -> str:
+    try:
+        return encode_payload(item)
+    except PayloadError as error:
+        raise PayloadError(f"item {index}: {error}") from None
 
 
 def _read_json(text: str, evaluate: Evaluate, command: str) -> Payloads:

@@ -38,11 +38,8 @@ def send(
     Raises:
         PublishError: If not all were accepted; ``published`` and ``failed`` say which.
     """
-    if len(payloads) == 1:
-        backend.publish(key, payloads[0], **extras)
-        return
     total = len(payloads)
-    if extras:
+    if extras or total == 1:
         first = 1
         publish: Callable[[Sequence[Any]], Coroutine[Any, Any, int]] = partial(
             _one_by_one, partial(backend.aio.publish, key, **extras)

@@ -77,7 +77,7 @@ def publish_in_chunks(
             speed = CHUNK_SECONDS / max(time.monotonic() - began, 0.001)
             size = max(1, min(int(size * min(speed, 4.0)), LARGEST))
     except AbeError as error:
-        if not (tally.published or isinstance(error, PublishError)):
+        if len(items) == 1 or not (tally.published or isinstance(error, PublishError)):
             raise
         raise _shifted(error, start, len(items)) from error
     except Exception:

@@ -304,6 +304,32 @@ def test_an_interrupt_leaves_an_exact_count(
     assert [item["n"] for item in plain.sent] == list(range(len(plain.sent)))
 
 
+def test_an_interrupt_of_a_single_message_says_what_became_of_it(
+    shell: InteractiveShell, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.user_ns["plain"] = plain = Interrupting()
+    plain.sent = [{}] * 50
+    run("%abe_connect -i plain")
+    with pytest.raises(KeyboardInterrupt):
+        run('%abe_publish k {"n": 1}')
+    assert len(plain.sent) == 51
+    assert "interrupted: 1 of 1 are published\n" in capsys.readouterr().out
+
+
+def test_a_generator_that_fails(
+    shell: InteractiveShell, run: Run, q: abe.SyncBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def orders() -> Iterator[dict[str, int]]:
+        yield {"n": 1}
+        raise OSError("the database went away")
+
+    shell.user_ns["orders"] = orders()
+    with pytest.raises(OSError, match="the database went away") as caught:
+        run("%abe_publish k -i orders")
+    assert caught.value.__notes__ == ["orders failed at item 1; nothing is published"]
+    assert q.take(1, timeout=0) == []
+
+
 def test_an_interrupt_while_everything_is_checked(
     shell: InteractiveShell, run: Run, q: abe.SyncBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
