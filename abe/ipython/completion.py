@@ -71,6 +71,9 @@ def _complete(session: Session, context: CompletionContext) -> tuple[list[str], 
 
 def _candidates(session: Session, syntax: Syntax, before: list[str], token: str) -> list[str]:
     names = {name: o for o in syntax.options for name in (o.long, o.short) if name}
+    words = _positional(names, before)
+    if syntax.payload and len(words) > 1:
+        return []  # the payload has begun
     option = names.get(before[-1]) if before else None
     if option is not None and option.metavar:
         return _starting(token, _values(session, option))
@@ -81,7 +84,7 @@ def _candidates(session: Session, syntax: Syntax, before: list[str], token: str)
         given = set(before)
         unused = [o.long for o in syntax.options if o.repeat or not given & {o.long, o.short}]
         return _starting(token, unused)
-    return _starting(token, _words(session, syntax, _positional(names, before)))
+    return _starting(token, _words(session, syntax, words))
 
 
 def _positional(names: dict[str, Option], before: list[str]) -> list[str]:
