@@ -55,3 +55,11 @@ def test_what_holds_no_secret_stays_as_it_is() -> None:
     Secrets("1").clean(error)
     assert error.args == (b"plain", ["plain"], 1)
     assert error.args[1] is part
+
+
+def test_errors_of_the_system_keep_their_words() -> None:
+    """One that was made of a text alone shows its number instead once it is told it has none."""
+    for error in (TimeoutError("no answer to pass"), OSError(2, "no file"), OSError(2, "no", "x")):
+        text = str(error)
+        Secrets("pass").clean(error)
+        assert str(error) == text.replace("pass", "***")

@@ -52,9 +52,10 @@ class Secrets:
             for name, value in list(vars(current).items()):
                 if isinstance(value, str | bytes | dict):
                     setattr(current, name, self._hidden(value))
-            if isinstance(current, OSError):  # shows these, not its args
-                current.strerror = self._hidden(current.strerror)
-                current.filename = self._hidden(current.filename)
+            if isinstance(current, OSError):  # shows these, not its args, once they are set
+                for name in ("strerror", "filename"):
+                    if (value := getattr(current, name)) is not None:
+                        setattr(current, name, self._hidden(value))
             todo += [current.__cause__, current.__context__]
 
     def _hidden(self, value: Any) -> Any:
