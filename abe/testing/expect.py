@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["check", "exactly", "refused", "same", "shown"]
+__all__ = ["check", "exactly", "only", "refused", "same", "shown"]
+
+T = TypeVar("T")
 
 
 def check(condition: object, text: str) -> None:
@@ -82,6 +84,13 @@ def exactly(
             f"{what}: {'; '.join(texts)}\n  published ({len(sent)}): {_listed(sent)}"
             f"\n  arrived ({len(came)}):   {_listed(came)}"
         )
+
+
+def only(found: Sequence[T], what: str) -> T:
+    """Return the one item of ``found``; fail unless there is exactly one."""
+    __tracebackhide__ = True
+    check(len(found) == 1, f"{what} should return one message, but returned {shown(list(found))}")
+    return found[0]
 
 
 def _text(payload: Mapping[str, Any]) -> str:

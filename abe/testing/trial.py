@@ -217,9 +217,11 @@ class Trial:
         """Leave the stream to the scenario: it is not closed at the end."""
         self._streams = [s for s in self._streams if s is not stream]
 
-    async def next(self, stream: MessageStream, what: str = "the next message") -> Message:
+    async def next(
+        self, stream: MessageStream, what: str = "the next message", seconds: float | None = None
+    ) -> Message:
         """Return the next message of ``stream``, acking the one before as iteration does."""
-        message = await self.within(anext(stream), what)
+        message = await self.within(anext(stream), what, seconds)
         self._arrived.append(message)
         return message
 
@@ -333,6 +335,11 @@ class Trial:
     async def lapse(self) -> None:
         """Let every lease lapse at once."""
         await self.hook("advance_time", (self.can.lease or 0.0) * 1.05 + 0.1)
+
+    @property
+    def after_cut(self) -> float:
+        """Seconds within which what a cut connection had received must have come back."""
+        return self.harness.patience + (self.can.lease or 0.0)
 
     async def let_unsettled_return(self) -> None:
         """Where a closed stream cannot release what it held, wait until its lease has lapsed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abe.testing import BackendContract, ConsumerContract
+from abe.testing import BackendContract, ConsumerContract, run_contract
 from abe.testing.reference import ReferenceHarness
 from abe.testing.variants import (
     Bare,
@@ -12,6 +12,16 @@ from abe.testing.variants import (
     PlainHarness,
     UpperBound,
 )
+
+
+def test_a_lease_may_be_longer_than_the_harness_is_patient() -> None:
+    """What a cut connection had received comes back only when its lease has lapsed."""
+    lease = Modest.CAPABILITIES.lease
+    assert lease is not None
+    harness = ReferenceHarness(Modest, patience=0.6 * lease)
+    cases = ["consumer_outlives_cut", "unsettled_survives_cut", "load_through_cuts"]
+    report = run_contract(harness, select=cases)
+    assert (report.ok, report.passed) == (True, 3), str(report)
 
 
 class Both(BackendContract, ConsumerContract):

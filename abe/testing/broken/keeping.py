@@ -166,6 +166,15 @@ class NoReason(ReferenceBackend):
             super().reject(group, place, "")
 
 
+@broken("only_rejected_are_dead", says="more often than published")
+class AcksAreBuried(ReferenceBackend):
+    """What was acked is kept among the dead letters."""
+
+    class STORE(Store):
+        def ack(self, group: Group, place: Place) -> None:
+            self.reject(group, place, "done")
+
+
 @broken("dead_letters_are_only_listed", says="never arrived")
 class ListingTakes(ReferenceBackend):
     """Listing dead letters takes them."""
@@ -206,6 +215,21 @@ class ReplayKeepsDeadHeaders(ReferenceBackend):
             headers = {**stored.item.headers, "abe-dead-reason": "once"}
             again = replace(stored, item=stored.item._replace(headers=headers))
             super().revive(group, again)
+
+
+@broken("replayed_is_delivered_anew", says="waited")
+class ReplayWakesNobody(ReferenceBackend):
+    """A consumer that waits is not told of what is replayed."""
+
+    class STORE(Store):
+        def replay(
+            self, name: ConsumerGroup, wanted: Callable[[str], bool], limit: int | None
+        ) -> int:
+            waiting, self.listeners = self.listeners, set()
+            try:
+                return super().replay(name, wanted, limit)
+            finally:
+                self.listeners = waiting
 
 
 @broken("replay_reaches_its_group_only", says="not of b")
@@ -268,6 +292,17 @@ class PeekIgnoresKeys(ReferenceBackend):
         return await super().peek(None, **options)
 
 
+@broken("peek_before_any_group", says="never arrived")
+class PeekNeedsAGroup(ReferenceBackend):
+    """peek() shows nothing until somebody has consumed."""
+
+    class STORE(Store):
+        def peek(
+            self, name: ConsumerGroup, keys: KeyFilter, limit: int
+        ) -> list[tuple[Stored, int]]:
+            return super().peek(name, keys, limit) if name in self.groups else []
+
+
 @broken("peek_is_per_group", says="wait for group 'a'")
 class PeekIgnoresGroups(ReferenceBackend):
     """peek() shows what is retained, whoever asks."""
@@ -316,7 +351,16 @@ class CountsInFlightAsReady(ReferenceBackend):
             return replace(entry, ready=ready, in_flight=0)
 
 
-@broken("stats_count_delayed", says="in_flight should be 0")
+@broken("stats_before_any_group", says="ready should be 2, but is 0")
+class CountsGroupsOnly(ReferenceBackend):
+    """Nothing is counted until somebody has consumed."""
+
+    class STORE(Store):
+        def stats(self) -> QueueStats:
+            return super().stats() if self.groups else QueueStats()
+
+
+@broken("stats_count_delayed", "stats_count_failed", says="in_flight should be 0")
 class CountsDelayedAsInFlight(ReferenceBackend):
     """What waits for its delay is counted as in flight."""
 
@@ -403,6 +447,15 @@ class PurgesEveryKey(ReferenceBackend):
     async def purge(self, keys: Any = None, *, group: ConsumerGroup = None) -> int:
         """Drop all."""
         return await super().purge(None, group=group)
+
+
+@broken("purge_before_any_group", says="returned 0")
+class PurgeNeedsAGroup(ReferenceBackend):
+    """purge() drops nothing until somebody has consumed."""
+
+    class STORE(Store):
+        def purge(self, name: ConsumerGroup, keys: KeyFilter) -> int:
+            return super().purge(name, keys) if self.groups else 0
 
 
 @broken("purge_is_per_group", says="in the other group")

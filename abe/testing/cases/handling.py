@@ -13,7 +13,7 @@ from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.errors import Reject, Retry
 from abe.testing.base import ContractBase
 from abe.testing.case import case
-from abe.testing.expect import check, exactly, same
+from abe.testing.expect import check, exactly, only, same
 from abe.testing.trial import Trial
 from abe.types import ConsumerGroup
 
@@ -275,8 +275,8 @@ class HandlingCases(ContractBase):
 
         async with Worker(trial, reject) as worker:
             await worker.until(lambda: worker.consumer.dead == 1, "one message given up")
-        (dead,) = await trial.within(trial.backend.dead_letters(), "dead_letters()")
-        reason = dead.headers.get("abe-dead-reason")
+        listed = await trial.within(trial.backend.dead_letters(), "dead_letters()")
+        reason = only(listed, "dead_letters()").headers.get("abe-dead-reason")
         check(reason == "no such customer", f"the reason is {reason!r}")
 
     @case("reject", "dead_letters", "redelivery")
@@ -291,7 +291,8 @@ class HandlingCases(ContractBase):
             await worker.until(lambda: worker.consumer.dead == 1, "one message given up")
         if trial.can.attempts != "upper":
             check(len(worker.seen) == 4, f"max_attempts=4, but {len(worker.seen)} calls")
-        (dead,) = await trial.within(trial.backend.dead_letters(), "dead_letters()")
+        listed = await trial.within(trial.backend.dead_letters(), "dead_letters()")
+        dead = only(listed, "dead_letters()")
         same(dead, sent[0], "payload of the dead letter")
         reason = dead.headers.get("abe-dead-reason", "")
         check(reason == "ZeroDivisionError: by nothing", f"the reason is {reason!r}")

@@ -7,7 +7,7 @@ from typing import Any
 from abe.errors import UnsupportedError
 from abe.testing.base import ContractBase
 from abe.testing.case import case
-from abe.testing.expect import check, exactly, refused, same
+from abe.testing.expect import check, exactly, only, refused, same
 from abe.testing.trial import Trial
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 
@@ -71,18 +71,26 @@ class InspectionCases(ContractBase):
         async with trial.stream():
             pass
         await trial.send(1, "orders.eu")
-        (seen,) = await trial.within(trial.backend.peek(), "peek()")
+        seen = only(await trial.within(trial.backend.peek(), "peek()"), "peek()")
         check(seen.key == "orders.eu", f"its key is {seen.key!r}")
         with refused("ack() of a message from peek()", UnsupportedError):
             await seen.ack()
         (message,) = await trial.collect([{"n": 0}])
         check(message.id == seen.id, f"peek() told id {seen.id!r}, consume() {message.id!r}")
 
+    @case("peek", "backlog")
+    async def test_peek_before_any_group(self, trial: Trial) -> None:
+        """While no group exists, peek() shows what the first one will receive."""
+        sent = await trial.send(2)
+        seen = await trial.within(trial.backend.peek(), "peek()")
+        exactly(seen, sent, "peek() while no group exists")
+        await trial.collect(sent, what="what peek() has shown")
+
     # -- stats -----------------------------------------------------------------------------
 
     @case("stats", "redelivery")
     async def test_stats_add_up(self, trial: Trial) -> None:
-        """stats() counts what is ready, in flight, delayed and dead, of each key."""
+        """stats() counts what is ready and what is in flight, of each key."""
         async with trial.stream(prefetch=1) as stream:
             await trial.send(5)
             await trial.send(2, "other", start=5)
@@ -107,6 +115,15 @@ class InspectionCases(ContractBase):
         async with trial.stream():
             pass
         await trial.publish({"n": 0}, delay=min(60.0, trial.can.delay))
+        _compare(trial, await _stats(trial), "orders", ready=0, in_flight=0, delayed=1)
+
+    @case("stats", "nack_delay", "redelivery")
+    async def test_stats_count_failed(self, trial: Trial) -> None:
+        """stats() counts a failed message that waits for its nack delay as delayed."""
+        async with trial.stream() as stream:
+            await trial.send(1)
+            await (await trial.next(stream)).nack(delay=min(60.0, trial.can.nack_delay))
+            await trial.flush(stream)
         _compare(trial, await _stats(trial), "orders", ready=0, in_flight=0, delayed=1)
 
     @case("stats", "reject", "dead_letters")
@@ -140,6 +157,12 @@ class InspectionCases(ContractBase):
             age is None or 0 <= age < 60,
             f"a message published just now is said to be {age} s old",
         )
+
+    @case("stats", "backlog")
+    async def test_stats_before_any_group(self, trial: Trial) -> None:
+        """While no group exists, stats() counts what is retained, for the default group."""
+        await trial.send(2)
+        _compare(trial, await _stats(trial), "orders", ready=2, in_flight=0)
 
     # -- admin -----------------------------------------------------------------------------
 
@@ -199,6 +222,15 @@ class InspectionCases(ContractBase):
         count = await trial.within(trial.backend.purge("b"), "purge('b')")
         check(count == 3, f"3 messages of key b waited, but purge('b') returned {count}")
         await trial.collect([{"n": n} for n in (0, 2, 4)], what="what was not purged")
+
+    @case("admin", "backlog")
+    async def test_purge_before_any_group(self, trial: Trial) -> None:
+        """While no group exists, purge() drops what is retained."""
+        await trial.send(2)
+        await trial.publish({"n": 2}, "other")
+        count = await trial.within(trial.backend.purge("orders"), "purge('orders')")
+        check(count == 2, f"2 messages of key orders were retained, but purge() returned {count}")
+        await trial.collect([{"n": 2}], what="what was not purged")
 
     @case("admin", "groups")
     async def test_purge_is_per_group(self, trial: Trial) -> None:

@@ -182,7 +182,8 @@ class LifecycleCases(ContractBase):
                 await trial.publish_until_accepted(payload)
             while len(arrived) < len(sent):
                 missing = sorted(set(range(len(sent))) - arrived)
-                message = await trial.next(stream, f"messages {missing} after the cut")
+                what = f"messages {missing} after the cut"
+                message = await trial.next(stream, what, trial.after_cut)
                 arrived.add(message["n"])
 
     @case("redelivery", hooks=["cut_connections"], limit=8.0)
@@ -193,7 +194,8 @@ class LifecycleCases(ContractBase):
             held = await trial.next(stream)
             await trial.hook("cut_connections")
             await held.nack()
-            again = await trial.next(stream, "the message that was nacked after the cut")
+            what = "the message that was nacked after the cut"
+            again = await trial.next(stream, what, trial.after_cut)
             check(again.id == held.id, f"{again!r} came instead of {held!r}")
 
     @case("declared", hooks=["cut_connections"])

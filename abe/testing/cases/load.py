@@ -92,7 +92,8 @@ class LoadCases(ContractBase):
         await publish_more()
         async with trial.stream() as stream:
             while missing:
-                message = await trial.next(stream, f"{len(missing)} more messages")
+                what = f"{len(missing)} more messages"
+                message = await trial.next(stream, what, trial.after_cut)
                 if dice.random() < 0.2:
                     await message.nack()
                     continue
