@@ -2119,6 +2119,27 @@ def test_a_read_that_fails_for_good_surfaces_once(run: VirtualRun, broker: Broke
     run(main())
 
 
+def test_what_a_failing_take_had_collected_is_given_back_and_not_handed_over(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """Others have it by then."""
+
+    async def main() -> None:
+        broker.publish(2)
+        stream = broker.stream()
+        task = asyncio.create_task(stream.take(5))
+        await asyncio.sleep(1)
+        broker.fault("receive", error=PermissionError("revoked"))
+        broker.receivers[0].wake()
+        with pytest.raises(PermissionError):
+            await task
+        assert [record.outcomes for record in broker.records] == [["release"]] * 2
+        assert stream.closed
+        assert await anext(stream, None) is None
+
+    run(main())
+
+
 def test_a_failure_nobody_has_seen_is_raised_by_aclose(
     run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -347,7 +347,6 @@ class StreamEngine:
         Raises:
             Exception: What ended the stream, if it failed for good.
         """
-        self.start()
         self.pace.asked()
         while not self.buffer:
             if not self.closing:  # else it is for who closes
@@ -400,7 +399,6 @@ class StreamEngine:
             self.buffer.appendleft(delivery)
             if delivery.message.attempt >= SUSPECT_ATTEMPT:
                 self.pace.careful = True
-        self._wake_caller()
 
     def _wake_caller(self) -> None:
         if self._waiter is not None and not self._waiter.done():
