@@ -10,7 +10,7 @@ help: ## show this list
 
 demo: ## execute the quickstart notebook and show what it consumed
 	@sh scripts/setup_venv.sh demo
-	@$(RUN) scripts/demo.py
+	@$(RUN) -m scripts.demo
 
 test: ## run all tests
 	@sh scripts/setup_venv.sh test

@@ -151,4 +151,4 @@ def bench(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """The quickstart notebook in a real kernel."""
     prepare(session, "demo")
-    run(session, "scripts/demo.py")
+    run(session, "-m", "scripts.demo")

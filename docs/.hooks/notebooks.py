@@ -22,7 +22,7 @@ from mkdocs.exceptions import PluginError
 __all__ = ["jobs", "notebooks", "page"]
 
 FOLDER = ROOT / "notebooks"
-HERE = Path(__file__).parent
+PROGRAM = ROOT / "scripts" / "execute.py"
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07)")
 
 Json = Mapping[str, Any]
@@ -40,11 +40,10 @@ def jobs() -> list[Job]:
 
 def job(path: Path) -> Job:
     """Return what executes a notebook."""
-    program = HERE / "execute.py"
-    files = [path, program]
+    files = [path, PROGRAM]
     if "redis" in path.stem:
         files += source_files(ROOT / "providers" / "abe-backend-redis" / "abe_backend_redis")
-    return Job(f"notebook-{path.stem}", [str(program), str(path), "{result}"], files)
+    return Job(f"notebook-{path.stem}", ["-m", "scripts.execute", str(path), "{result}"], files)
 
 
 def lacking(path: Path) -> str:

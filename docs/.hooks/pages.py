@@ -30,6 +30,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "commands": reference.command_options,
     "magics": reference.magics,
     "matrix": matrix.matrix,
+    "settings": reference.settings,
 }
 """What ``<!-- generated: NAME -->`` on a line of its own stands for."""
 
@@ -72,7 +73,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Keep the text of a page for language models, and the text of diagrams from the search."""
+    """Keep the text of a page for machines, and the text of diagrams from the search."""
     llms.keep(page, html)
     return html.replace('<pre class="mermaid">', '<pre class="mermaid" data-search-exclude>')
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["cases", "code", "command_options", "literal", "magics", "table"]
+__all__ = ["cases", "code", "command_options", "literal", "magics", "settings", "table"]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -96,6 +96,18 @@ def _options(lines: list[str]) -> Iterator[tuple[str, str]]:
         elif line.strip():
             found[-1][1] += " " + line.strip()
     return ((code(option), literal(does.strip())) for option, does in found)
+
+
+def settings() -> str:
+    """Return what ``%config AbeMagics`` shows and sets, as a table."""
+    from abe.ipython.settings import Settings
+
+    traits = Settings.class_own_traits(config=True)
+    rows = (
+        (code(f"AbeMagics.{name}"), literal(it.help), code(repr(it.default_value)))
+        for name, it in traits.items()
+    )
+    return table(["setting", "means", "default"], rows)
 
 
 # --- Command line ---------------------------------------------------------------------------------

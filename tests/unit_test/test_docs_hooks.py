@@ -17,8 +17,9 @@ from abe import list_backends
 from abe.testing import list_cases
 from abe.testing.case import unmet
 
-HOOKS = Path(__file__).resolve().parents[2] / "docs" / ".hooks"
-NAMES = ("jobs", "matrix", "notebooks", "reference")
+ROOT = Path(__file__).resolve().parents[2]
+HOOKS = ROOT / "docs" / ".hooks"
+NAMES = ("jobs", "llms", "matrix", "notebooks", "reference")
 RENEW = "docs/results is out of date: run nox -s matrix"
 
 
@@ -102,8 +103,10 @@ class TestNotebooks:
         source.write_text(
             json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
         )
-        command = [sys.executable, str(HOOKS / "execute.py"), str(source), str(tmp_path / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+        command = [sys.executable, "-m", "scripts.execute", str(source), str(tmp_path / "out")]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+        )
         assert done.returncode == 1
         told = done.stderr.splitlines()[-1]
         assert told == "broken.ipynb: cell 2 (1 / x) raised ZeroDivisionError: division by zero"
@@ -138,6 +141,36 @@ def test_tables_hold_any_text(hooks: dict[str, ModuleType]) -> None:
     reference = hooks["reference"]
     row = [reference.code("a|`b`"), reference.literal("<c>_d_")]
     assert reference.table(["x"], [row]).splitlines()[-1] == "| `` a\\|`b` `` | \\<c\\>\\_d\\_ |"
+
+
+class TestLanguageModels:
+    @pytest.fixture
+    def llms(self, hooks: dict[str, ModuleType]) -> ModuleType:
+        return hooks["llms"]
+
+    def test_a_page_is_described_by_its_first_sentence(self, llms: ModuleType) -> None:
+        page = "<h1>T</h1>\n<p><code>abe</code> has\n<a href='x'>a &lt;b&gt;</a>: c. M.</p>"
+        assert llms.describe(page) == "abe has a <b>: c."
+        assert llms.describe("<h1>T</h1>") == ""
+
+    @pytest.mark.parametrize("site", ["", "https://example.org/docs/"])
+    def test_links_are_those_of_the_site(self, llms: ModuleType, site: str) -> None:
+        page = '<a class="x" href="../../api/#abe">a</a> <a href="#b">b</a> <a href="../..">c</a>'
+        text = llms.as_markdown(page, f"{site}how-to/redis/")
+        assert text == f"[a]({site}api/#abe) [b]({site}how-to/redis/#b) [c]({site or './'})"
+
+    def test_code_keeps_its_language_and_headings_lose_their_mark(self, llms: ModuleType) -> None:
+        page = (
+            '<h2>T <a href="#t" class="headerlink" title="Link">&para;</a></h2>'
+            '<div class="language-python highlight"><pre><code>x = 1\n</code></pre></div>'
+        )
+        assert llms.as_markdown(page, "x/") == "## T\n\n```python\nx = 1\n```"
+
+
+def test_every_setting_of_the_magics_is_listed(hooks: dict[str, ModuleType]) -> None:
+    table = hooks["reference"].settings()
+    assert "| `AbeMagics.limit` | Most messages" in table
+    assert "| `10` |" in table
 
 
 class TestMatrix:

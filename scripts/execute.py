@@ -1,4 +1,4 @@
-"""Execute one notebook in a fresh kernel: ``execute.py NOTEBOOK RESULT``."""
+"""Execute one notebook in a fresh kernel: ``python -m scripts.execute NOTEBOOK RESULT``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,31 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-KERNEL = "abe-docs"
+__all__ = ["execute"]
+
+KERNEL = "abe-notebook"
 LIMIT = 60
 """Seconds for one cell."""
+
+
+def execute(source: Path) -> tuple[NotebookNode, str]:
+    """Run every cell, in a folder of its own, and keep out what else is installed.
+
+    Args:
+        source: The notebook; it is not changed.
+
+    Returns:
+        The notebook with its outputs, and what went wrong, "" if nothing.
+    """
+    notebook = nbformat.read(source, as_version=4)
+    with tempfile.TemporaryDirectory(prefix="abe-notebook-") as name:
+        folder = Path(name).resolve()
+        isolate(folder)
+        wrong = problem(notebook, folder)
+    text = nbformat.writes(notebook)
+    for place, shown in (("tmp", "/tmp"), ("work", "/home/you/notebooks")):  # noqa: S108
+        text = text.replace(str(folder / place), shown)
+    return nbformat.reads(text, as_version=4), wrong
 
 
 def isolate(folder: Path) -> None:
@@ -38,6 +60,8 @@ def isolate(folder: Path) -> None:
         NO_COLOR="1",
         TMPDIR=str(folder / "tmp"),
     )
+    for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"):
+        os.environ.pop(name, None)
     tempfile.tempdir = None
 
 
@@ -76,18 +100,11 @@ def failed_cell(notebook: NotebookNode) -> str:
 def main() -> int:
     """Execute, write the notebook with its outputs, and return the exit status."""
     source, result = map(Path, sys.argv[1:])
-    notebook = nbformat.read(source, as_version=4)
-    with tempfile.TemporaryDirectory(prefix="abe-docs-") as name:
-        folder = Path(name).resolve()
-        isolate(folder)
-        wrong = problem(notebook, folder)
+    notebook, wrong = execute(source)
     if wrong:
-        print(f"{source.name}: {wrong}", file=sys.stderr)  # noqa: T201
+        print(f"{source.name}: {wrong}", file=sys.stderr)
         return 1
-    text = nbformat.writes(notebook)
-    for place, shown in (("tmp", "/tmp"), ("work", "/home/you/notebooks")):  # noqa: S108
-        text = text.replace(str(folder / place), shown)
-    result.write_text(text, encoding="utf-8")
+    nbformat.write(notebook, result)
     return 0
 
 
