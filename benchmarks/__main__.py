@@ -15,7 +15,8 @@ BENCHMARKS = ("core", "notebook", "sqlite", "redis_streams", "sqs")
 HEAD = """# Benchmarks
 
 Peers side by side, in one run, on the machine named in each section: only the ratios mean
-something elsewhere. Repeat them with `make bench`.
+something elsewhere. In a table they are of the medians; the sentence below it tells the median of
+the ratios in each round, which can differ a little. Repeat them with `make bench`.
 """
 
 

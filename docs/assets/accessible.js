@@ -5,3 +5,7 @@ document$.subscribe(() => {
   }
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
 });
+// The button of each code block comes in a landmark without a name, once the block has been drawn.
+new MutationObserver(() => {
+  for (const part of document.querySelectorAll("nav.md-code__nav")) part.role = "none";
+}).observe(document.body, { childList: true, subtree: true });

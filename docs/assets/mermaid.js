@@ -6,6 +6,13 @@
     .sectionTitle { fill: var(--md-mermaid-sequence-loop-fg-color); stroke: none }
     [id$="-arrowhead"] path { fill: var(--md-mermaid-sequence-message-line-color) }
     [id$="-crosshead"] path { stroke: var(--md-mermaid-sequence-message-line-color) }`;
+  // Diagrams shrink with the window, but not until their text cannot be read: then they scroll.
+  const legible = (drawn) => {
+    const width = Math.min(640, 0.75 * drawn.svg.match(/max-width: ([\d.]+)px/)?.[1] || 0);
+    const scrolls = width > document.querySelector("article").clientWidth;
+    const svg = drawn.svg.replace("max-width:", `min-width: ${width}px; max-width:`);
+    return { ...drawn, svg: `<div style="overflow-x: auto"${scrolls ? " tabindex=0" : ""}>${svg}</div>` };
+  };
   let settings = {};
   let loading;
   const load = () => (loading ??= import(address).then(({ default: mermaid }) => {
@@ -14,6 +21,6 @@
   }));
   window.mermaid = {
     initialize: (given) => { settings = given; },
-    render: async (...what) => (await load()).render(...what),
+    render: async (...what) => legible(await (await load()).render(...what)),
   };
 })();

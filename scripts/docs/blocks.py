@@ -48,7 +48,7 @@ LONGEST = 60.0
 """Seconds that a command of a block may take."""
 
 _FENCE = re.compile(
-    r"(?P<notes>(?:^ *<!-- .+? -->\n)*)"
+    r"(?P<notes>(?:^ *<!-- [^\n]+? -->\n)*)"
     r"^(?P<indent> *)(?P<fence>`{3,}) ?(?P<language>[\w-]*)(?P<options>[^\n`]*)\n"
     r"(?P<code>.*?)^(?P=indent)(?P=fence) *$",
     re.MULTILINE | re.DOTALL,

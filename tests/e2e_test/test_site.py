@@ -162,6 +162,28 @@ def test_every_page_has_one_title(site: Site) -> None:
     assert {path for path, number in titles.items() if number != 1} == set()
 
 
+def test_pages_can_be_told_apart_in_lists(site: Site) -> None:
+    """Those of a browser's tabs, of a search, of whoever shows a shared address."""
+    pages = (path for path in site.html() if path.name != "404.html")
+    heads = [path.read_text(encoding="utf-8").partition("<body")[0] for path in pages]
+    for pattern in (
+        r"<title>(.+?)</title>",
+        r'<meta name="description" content="([^"]{15,})">',
+        r'<meta property="og:title" content="([^"]+)">',
+        r'<meta property="og:url" content="([^"]+)">',
+    ):
+        found = [match[1] for head in heads if (match := re.search(pattern, head))]
+        assert len(found) == len(heads), pattern
+        assert {it for it in found if found.count(it) > 1} == set()
+
+
+def test_a_wrong_address_leads_on(site: Site, pages: dict[str, Page]) -> None:
+    sections = {"tutorials/", "how-to/", "explanation/", "reference/"}
+    assert {urljoin(site.url, it) for it in sections} <= {
+        urljoin(site.url, link) for link in pages["404.html"].links
+    }
+
+
 def test_the_pages_name_no_place_on_this_machine(site: Site) -> None:
     for path in site.html():
         assert str(site.root) not in path.read_text(encoding="utf-8"), path
@@ -198,5 +220,8 @@ def test_language_models_find_every_page(site: Site) -> None:
     for section in ("Tutorials", "How-to guides", "Explanation", "Reference", "Project"):
         assert f"\n## {section}\n" in contents
     everything = (site.folder / "llms-full.txt").read_text(encoding="utf-8")
+    assert f"]({site.url}llms-full.txt)" in contents
     assert "abe.connect" in everything
-    assert "headerlink" not in everything
+    assert "¶" not in everything
+    assert "```python\n" in everything
+    assert "](../" not in everything

@@ -214,6 +214,19 @@ def test_no_diagram_has_a_syntax_error(page: Page, site: Site) -> None:
             assert "Syntax error" not in svg, f"{name}: {source}"
 
 
+def test_diagrams_can_be_read_on_a_phone(page: Page, site: Site) -> None:
+    heights = {}
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"{site.url}explanation/runtime-flow/")
+        page.wait_for_function("!document.querySelector('pre.mermaid')")
+        drawn = page.locator("div.mermaid").all()
+        heights[width] = [box["height"] for it in drawn if (box := it.bounding_box())]
+    assert len(heights[1280]) > 5
+    assert heights[390] == pytest.approx(heights[1280], rel=0.2)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_the_path_of_a_newcomer(page: Page, site: Site) -> None:
     """From the home page to a provider of one's own, by clicking."""
     page.goto(site.url)
