@@ -221,10 +221,10 @@ def test_braces_without_an_expression(text: str) -> None:
 
 
 def test_unmatched_braces_are_refused_quickly() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(ExpressionError):
         find_expression("{{" + "}} (" * 1_000_000, 0)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def test_expand() -> None:

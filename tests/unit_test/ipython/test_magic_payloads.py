@@ -259,9 +259,9 @@ def test_a_generator_may_reuse_its_dict() -> None:
     ids=["escapes", "unclosed", "braces"],
 )
 def test_large_payloads_are_read_quickly(text: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
         read(text)
     except PayloadError as error:
         assert len(str(error)) < 300  # noqa: PT017 - whether it is refused is not the point
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
