@@ -1273,6 +1273,22 @@ def test_a_lease_lost_while_buffered_is_not_handed_over(
     run(main())
 
 
+def test_watching_over_leases_does_not_disturb_a_read(run: VirtualRun, broker: Broker) -> None:
+    """A read waits as long as it may while an earlier message is held, instead of polling."""
+
+    async def main() -> None:
+        broker.publish(1)
+        async with broker.stream() as stream:
+            message = await anext(stream)
+            message.detach()
+            asked = len(broker.called("receive"))
+            assert await stream.take(1, timeout=LEASE / 2) == []
+            assert len(broker.called("receive")) == asked + 1
+            await message.ack()
+
+    run(main())
+
+
 def test_extension_stops_once_everything_is_settled(run: VirtualRun, broker: Broker) -> None:
     """An idle stream sends nothing and leaves no timer but that of its read."""
 
@@ -2235,6 +2251,7 @@ def test_closing_before_use_connects_to_nothing(run: VirtualRun, broker: Broker)
 
     async def main() -> None:
         stream = broker.stream()
+        await stream.flush()
         await stream.aclose()
         await stream.aclose()
         with pytest.raises(StopAsyncIteration):
