@@ -7,7 +7,7 @@ from redis import exceptions as driver
 from abe.backends.message_queue.base import Secrets
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["GroupMissingError", "RefusedError", "Translator", "UnreachedError", "passes"]
+__all__ = ["GroupMissingError", "RefusedError", "Translator", "UnreachedError", "moving", "passes"]
 
 _REFUSED = (
     driver.AuthenticationError,
@@ -31,16 +31,22 @@ _PASSING = (
     "OOM ",
     "MISCONF",
     "NOREPLICAS",
-    "READONLY",
     "UNBLOCKED",
     "MASTERDOWN",
 )
+_MOVING = ("READONLY", "non local key")
+"""A script says so of a server that is no master any more, or whose slot is moving to another."""
 _CREDENTIALS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password", "without any password")
 
 
 def passes(text: str) -> bool:
     """Return whether what Redis says is about its state, and trying again may help."""
-    return any(sign in text for sign in _PASSING)
+    return moving(text) or any(sign in text for sign in _PASSING)
+
+
+def moving(text: str) -> bool:
+    """Return whether Redis says that another server is, or will be, the one to talk to."""
+    return any(sign in text for sign in _MOVING)
 
 
 class GroupMissingError(Exception):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from abe.backends.message_queue.base import Outgoing
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis import scripts
-from abe_backend_redis.failures import RefusedError, UnreachedError, passes
+from abe_backend_redis.failures import RefusedError, UnreachedError, moving, passes
 from abe_backend_redis.link import Link
 
 __all__ = ["Limits", "Publisher"]
@@ -176,7 +176,7 @@ class Publisher:
             number, problem, dropped = answer
             accepted += number
             self._warn(dropped)
-            if number < chunk:
+            if number < chunk and not moving(_reason(problem)):
                 self._refuse(_reason(problem), accepted, len(items))
 
     async def _ask(self, args: Sequence[str | int]) -> Any:
@@ -191,10 +191,9 @@ class Publisher:
         while True:
             try:
                 answer = await self._link.run(scripts.PUBLISH, *self._head, *args)
-                if isinstance(answer, int) or b"READONLY" not in answer[1]:
+                if isinstance(answer, int) or answer[0] or not moving(_reason(answer[1])):
                     return answer
-                # No master any more: connecting anew finds the one that there is now.
-                await self._link.aclose()
+                await self._link.aclose()  # connecting anew finds the server that it is now
                 raise UnreachedError(f"Redis refuses it: {_reason(answer[1])}")
             except UnreachedError:
                 if self._closing.is_set() or loop.time() + pause > deadline:

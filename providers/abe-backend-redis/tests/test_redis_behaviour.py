@@ -336,7 +336,7 @@ class TestBroker:
             listener = await asyncio.start_server(silent, "127.0.0.1", 0)
             url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
             async with RedisBackend(url, prefix=prefix, timeout=0.2, publish_timeout=0.3) as queue:
-                with pytest.raises(ConnectionLostError, match="cannot be reached"):
+                with pytest.raises(ConnectionLostError, match=r"no connection within 0\.2 s"):
                     await queue.publish("a", {})
                 with pytest.raises(ConnectionLostError):
                     await queue.ping(0.1)
