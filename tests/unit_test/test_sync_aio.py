@@ -267,7 +267,7 @@ def test_a_cancelled_stream_does_not_swallow_what_arrives_later(
         for step in (anext(stream), stream.take(3)):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(step, 0.01)
-            while queue._home.feeds:
+            while queue._home.feeds:  # noqa: ASYNC110 - the portal tells nobody
                 await asyncio.sleep(0.01)
             await queue.aio.publish("orders", {"n": 1})
             assert queue.take(timeout=LONG) == [{"n": 1}]
