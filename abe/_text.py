@@ -45,7 +45,10 @@ _CONFIDENTIAL = (
 )
 _SECRET_FIELD = re.compile(rf"(?:.*[_.-])?(?:{_CONFIDENTIAL})", re.IGNORECASE | re.DOTALL)
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_URL_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]{0,30}://)[^\s/?#\"'<>]*@")
+# But for the form that errors show.
+_URL_CREDENTIALS = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.\-]{0,30}://)(?!\[user:password@\])[^\s/?#\"'<>]*@"
+)
 _URL_CUT = re.compile(r"(://)[^\s/?#@\"'<>]*:[^\s/?#@\"'<>]*\Z")
 _URL_QUERY = re.compile(
     rf"([?&](?:[\w.-]*[_.-])?(?:{_CONFIDENTIAL}|sig|signature)=)[^&\s\"'<>#]+", re.IGNORECASE

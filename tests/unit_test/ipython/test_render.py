@@ -86,6 +86,8 @@ def test_text_is_one_short_printable_line(text: str, limit: int) -> None:
         ("https://h/?a=1&access_token=hunter2&b=2", "https://h/?a=1&access_token=***&b=2"),
         ("https://h/?X-Amz-Signature=hunter2#x", "https://h/?X-Amz-Signature=***#x"),
         ("https://host/a@b", "https://host/a@b"),
+        ("redis://[user:password@]host:port/db", "redis://[user:password@]host:port/db"),
+        ("redis://[user:password@host", "redis://***@host"),
         ("me@example.org", "me@example.org"),
         ("a://b c@d", "a://b c@d"),
     ],
