@@ -45,6 +45,8 @@ def check_name(name: str) -> str:
     spelled = name.replace("_", "-")
     if keyword.iskeyword(spelled):
         raise ConfigurationError(f"{name!r} is a word of Python's own; choose another name")
+    if spelled.startswith("test"):
+        raise ConfigurationError(f"{name!r} is reserved: pytest would take its class for tests")
     if spelled in _RESERVED:
         raise ConfigurationError(f"{name!r} is reserved: {_RESERVED[spelled]}")
     for info in list_backends():

@@ -1041,6 +1041,7 @@ class TestNames:
             ("class", "a word of Python's own"),
             ("redis", "is reserved: it is the name of a first-party provider"),
             ("base", "is reserved"),
+            ("testbus", "is reserved: pytest would take its class for tests"),
             ("memory", "is taken: abstract-backend is installed"),
             ("sqlite", "is taken"),
             ("abe-backend-nats", "give the name alone: 'nats'"),
