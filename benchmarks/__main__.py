@@ -12,11 +12,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "reference" / "benchmarks.md"
 BENCHMARKS = ("core", "notebook", "sqlite", "redis_streams", "sqs")
-HEAD = """# Benchmarks
+HEAD = """---
+search: { boost: 0.3 }
+---
 
-Peers side by side, in one run, on the machine named in each section: only the ratios mean
-something elsewhere. In a table they are of the medians; the sentence below it tells the median of
-the ratios in each round, which can differ a little. Repeat them with `make bench`.
+# Benchmarks
+
+Performance of peers side by side, in one run, on the machine named in each section: only the ratios
+mean something elsewhere. In a table they are of the medians; the sentence below it tells the median
+of the ratios in each round, which can differ a little. Repeat them with `make bench`.
 """
 
 
