@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from abe.errors import UnsupportedError
+from abe.ipython.errors import short
 from abe.ipython.grammar import Option, Syntax, assignment, identifier, parse
 from abe.ipython.progress import Progress
 from abe.ipython.render import Table, cell, limits
@@ -115,12 +116,15 @@ def contract(call: Call) -> Any:
     name = arguments.words[0]
     target: Any = call.variable(name) if _is_variable(call, name) else name
     with Progress(None, "cases run:", live=call.session.in_notebook) as progress:
-        report = run_contract(
-            target,
-            select=options["select"] or None,
-            env=dict(options["env"]) or None,
-            on_row=lambda row: progress(progress.count + 1),
-        )
+        try:
+            report = run_contract(
+                target,
+                select=options["select"] or None,
+                env=dict(options["env"]) or None,
+                on_row=lambda row: progress(progress.count + 1),
+            )
+        except TypeError as error:
+            raise short(error) from error.__cause__
     return call.result(Contract(report), options["out"])
 
 

@@ -216,3 +216,15 @@ def test_the_contract_of_nothing(run: Run) -> None:
         run("%abe_contract memroy")
     with pytest.raises(abe.ConfigurationError):
         run("%abe_contract memory -s zzzz")
+
+
+def test_the_contract_of_what_is_no_backend(
+    shell: InteractiveShell, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.user_ns["df"] = ["x" * 10_000]
+    with pytest.raises(TypeError, match="cannot test"):
+        run("%abe_contract df")
+    shown = capsys.readouterr().out
+    assert shown.startswith("TypeError: cannot test ['xxx")
+    assert "Traceback" not in shown
+    assert len(shown) < 2100
