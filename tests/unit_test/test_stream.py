@@ -1895,6 +1895,33 @@ def test_each_outage_is_logged(
     assert len(warned(caplog, "cannot be reached")) == 3
 
 
+@pytest.mark.parametrize("method", ["open", "receive", "settle", "extend", "aclose"])
+def test_a_call_that_the_driver_cancels_is_a_lost_connection(
+    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """Drivers cancel what waits on a connection that is gone; the stream must not end of it."""
+    broker.cancellable = True
+
+    async def main() -> None:
+        broker.fault(method, error=asyncio.CancelledError())
+        async with broker.stream() as stream:
+            broker.publish(1)
+            await asyncio.sleep(1)
+            await anext(stream)
+            await asyncio.sleep(LEASE)
+            if method == "aclose":
+                broker.cut()
+            broker.publish(1)
+            assert await anext(stream) == {"n": 1}
+            await stream.flush()
+            assert broker.acked() == [0]
+
+    run(main())
+    text = "connection reset" if method == "aclose" else "the driver cancelled the call"
+    assert len(warned(caplog, text)) == 1
+    assert broker.violations == []
+
+
 @pytest.mark.parametrize("method", ["settle", "extend"])
 def test_an_outage_is_over_once_any_call_has_succeeded(
     run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture, method: str

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.errors import ConnectionLostError
 
-__all__ = ["TRANSIENT", "Connection"]
+__all__ = ["TRANSIENT", "Connection", "ask"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,22 @@ FIRST_DELAY = 0.1
 MAX_DELAY = 10.0
 CLOSE_TIMEOUT = 5.0
 """Seconds that a receiver may take to close."""
+
+
+async def ask(call: Awaitable[T]) -> T:
+    """Await what a method of a receiver returned.
+
+    Raises:
+        ConnectionLostError: If it was cancelled and nobody had asked for that: drivers do so to
+            what waits on a connection that is gone.
+    """
+    try:
+        return await call
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionLostError("the driver cancelled the call") from error
 
 
 class Connection:
@@ -88,7 +107,7 @@ class Connection:
     async def _dispose(self, receiver: Receiver) -> None:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await receiver.aclose()
+                await ask(receiver.aclose())
         except Exception:  # closed as well as can be; only a cancellation is worth another try
             self._unclosed.pop(id(receiver), None)
             raise
@@ -107,7 +126,7 @@ class Connection:
             try:
                 receiver = self._factory()
                 self._unclosed[id(receiver)] = receiver
-                await receiver.open()
+                await ask(receiver.open())
             except BaseException as failure:
                 if receiver is not None:
                     with suppress(Exception):

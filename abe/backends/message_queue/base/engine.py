@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 from abe.backends.message_queue.base.capabilities import Capabilities, check_settlement
-from abe.backends.message_queue.base.connection import TRANSIENT, Connection
+from abe.backends.message_queue.base.connection import TRANSIENT, Connection, ask
 from abe.backends.message_queue.base.leases import Leases
 from abe.backends.message_queue.base.log import log_message
 from abe.backends.message_queue.base.message import Message, Outcome
@@ -273,7 +273,7 @@ class StreamEngine:
             await self._demand.wait()
             return
         try:
-            deliveries = await receiver.receive(room, RECEIVE_TIMEOUT)
+            deliveries = await ask(receiver.receive(room, RECEIVE_TIMEOUT))
         except TRANSIENT as error:
             await self._connection.recover(receiver, error)
             return

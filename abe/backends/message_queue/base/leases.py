@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from abe.backends.message_queue.base.connection import TRANSIENT, Connection
+from abe.backends.message_queue.base.connection import TRANSIENT, Connection, ask
 from abe.backends.message_queue.base.receiver import Delivery, Receiver, checked
 
 __all__ = ["Leases"]
@@ -121,7 +121,7 @@ class Leases:
             return  # replaced before this task began
         lease = self.seconds
         ends = asyncio.get_running_loop().time() + lease
-        lost = checked(await receiver.extend(due, lease), receiver, "extend")
+        lost = checked(await ask(receiver.extend(due, lease)), receiver, "extend")
         self._connection.confirm()
         for delivery in due:
             delivery.deadline = ends

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from abe.backends.message_queue.base.connection import TRANSIENT, Connection
+from abe.backends.message_queue.base.connection import TRANSIENT, Connection, ask
 from abe.backends.message_queue.base.message import Outcome
 from abe.backends.message_queue.base.receiver import (
     Delivery,
@@ -129,7 +129,7 @@ class Outbox:
         try:
             receiver = await self._connection.open()
             try:
-                failures = checked(await receiver.settle(batch), receiver, "settle")
+                failures = checked(await ask(receiver.settle(batch)), receiver, "settle")
             except TRANSIENT as error:
                 await self._connection.recover(receiver, error)
                 return batch
