@@ -34,7 +34,7 @@ class TestMine(BackendContract):
 """
     )
     result = run(pytester, "-k", "peek or suspect or attempts_unclaimed")
-    result.assert_outcomes(passed=5, skipped=2)
+    result.assert_outcomes(passed=6, skipped=2)
     assert result.ret == 0
 
 
@@ -169,7 +169,7 @@ def test_the_report_tells_of_every_capability(pytester: pytest.Pytester) -> None
     pytester.makepyfile(HARNESS + "class TestMine(BackendContract): harness = ReferenceHarness")
     result = run(pytester, "--abe-report", "-k", "peek or killed")
     result.stdout.fnmatch_lines(
-        ["*abe contract*", "*TestMine: 6 pass, 0 fail, 1 skip", "  PASS  durable", "  PASS  peek"]
+        ["*abe contract*", "*TestMine: 7 pass, 0 fail, 1 skip", "  PASS  durable", "  PASS  peek"]
     )
 
 
@@ -266,21 +266,20 @@ def test_applications_get_a_private_backend(pytester: pytest.Pytester) -> None:
         import asyncio
         import abe
 
-        async def exchange(backend):
-            await backend.publish("orders", {"n": 1})
-            async with abe.load_backend().consume() as stream:
-                return [dict(m) for m in await stream.take(5, timeout=0.1)]
+        async def exchange(backend, n):
+            await backend.publish("orders", {"n": n})
+            return [dict(m) for m in await abe.load_backend().peek()]
 
         def test_first(abe_backend):
-            assert asyncio.run(exchange(abe_backend)) == [{"n": 1}]
+            assert asyncio.run(exchange(abe_backend, 1)) == [{"n": 1}]
 
         def test_second(abe_backend):
-            assert asyncio.run(exchange(abe_backend)) == [{"n": 1}]
+            assert asyncio.run(exchange(abe_backend, 2)) == [{"n": 2}]
 
         def test_sync(abe_backend):
             with abe.connect() as queue:
-                queue.publish("orders", {"n": 2})
-                assert [dict(m) for m in queue.take(5, timeout=0.1)] == [{"n": 2}]
+                queue.publish("orders", {"n": 3})
+                assert queue.peek() == [{"n": 3}]
         """
     )
     run(pytester).assert_outcomes(passed=3)

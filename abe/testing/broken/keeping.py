@@ -440,6 +440,32 @@ class PurgesInFlight(ReferenceBackend):
             return super().purge(name, keys)
 
 
+@broken("purge_drops_what_came_back", says="returned 1")
+class PurgeSparesTheFailed(ReferenceBackend):
+    """purge() drops only what was never delivered."""
+
+    class STORE(Store):
+        def purge(self, name: ConsumerGroup, keys: KeyFilter) -> int:
+            group = self.groups[name]
+            failed = {seq: place for seq, place in group.places.items() if place.attempts}
+            group.places = {seq: p for seq, p in group.places.items() if seq not in failed}
+            count = super().purge(name, keys)
+            group.places |= failed
+            return count
+
+
+@broken("purge_selects_delayed", says="never arrived")
+class PurgeDropsEveryDelayed(ReferenceBackend):
+    """purge(keys) forgets the delayed messages of all keys, though it counts right."""
+
+    class STORE(Store):
+        def purge(self, name: ConsumerGroup, keys: KeyFilter) -> int:
+            group, now = self.groups[name], self.now()
+            count = super().purge(name, keys)
+            group.places = {seq: p for seq, p in group.places.items() if p.due <= now}
+            return count
+
+
 @broken("purge_selects", says="returned 6")
 class PurgesEveryKey(ReferenceBackend):
     """purge() does not select."""

@@ -223,6 +223,30 @@ class InspectionCases(ContractBase):
         check(count == 3, f"3 messages of key b waited, but purge('b') returned {count}")
         await trial.collect([{"n": n} for n in (0, 2, 4)], what="what was not purged")
 
+    @case("admin", "redelivery")
+    async def test_purge_drops_what_came_back(self, trial: Trial) -> None:
+        """purge() drops a message that has failed and waits again."""
+        async with trial.stream(prefetch=1) as stream:
+            await trial.send(2)
+            await (await trial.next(stream)).nack()
+            await trial.flush(stream)
+        await trial.let_unsettled_return()
+        count = await trial.within(trial.backend.purge(), "purge()")
+        check(count == 2, f"2 messages waited, one after a failure, but purge() returned {count}")
+        await trial.collect([], what="after all was purged")
+
+    @case("admin", "delay")
+    async def test_purge_selects_delayed(self, trial: Trial) -> None:
+        """purge(keys) drops delayed messages of those keys, and keeps those of others."""
+        async with trial.stream():
+            pass
+        delay = min(trial.harness.short_delay, trial.can.delay)
+        for n, key in enumerate(("a", "b", "a", "b")):
+            await trial.publish({"n": n}, key, delay=delay)
+        count = await trial.within(trial.backend.purge("b"), "purge('b')")
+        check(count == 2, f"2 delayed messages of key b waited, but purge('b') returned {count}")
+        await trial.collect([{"n": 0}, {"n": 2}], what="the delayed messages that were not purged")
+
     @case("admin", "backlog")
     async def test_purge_before_any_group(self, trial: Trial) -> None:
         """While no group exists, purge() drops what is retained."""
