@@ -361,9 +361,18 @@ def test_what_another_connection_commits_is_noticed_soon(tmp_path: Path) -> None
 def test_an_idle_worker_with_listeners_looks_seldom_and_one_without_never(tmp_path: Path) -> None:
     async def main(worker: Worker, other: Worker, ear: Ear) -> None:
         looks: list[str] = []
-        await worker.run(lambda c: c.set_trace_callback(looks.append), mode=Mode.READ)
-        await asyncio.sleep(0.6)
-        assert 5 <= looks.count("PRAGMA data_version") <= 30
+        enough = threading.Event()
+
+        def seen(statement: str) -> None:
+            looks.append(statement)
+            if looks.count("PRAGMA data_version") == 20:
+                enough.set()
+
+        started = time.monotonic()
+        await worker.run(lambda c: c.set_trace_callback(seen), mode=Mode.READ)
+        assert await asyncio.to_thread(enough.wait, 30)
+        # The first nine follow the run closely; then there is one every LAST_LOOK seconds.
+        assert time.monotonic() - started >= 10 * _sqlite_thread.LAST_LOOK
         worker.unlisten(ear)
         await worker.run(rows, mode=Mode.READ)
         looks.clear()

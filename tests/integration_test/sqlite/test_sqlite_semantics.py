@@ -34,7 +34,7 @@ def size_of_log(path: Path) -> int:
 
 async def take(backend: SQLiteBackend, count: int, group: str | None = None) -> list[Any]:
     async with backend.consume(group=group) as stream:
-        return [message["n"] for message in await stream.take(count, 0.3)]
+        return [message["n"] for message in await stream.take(count, 10)]
 
 
 async def fill(backend: SQLiteBackend, number: int, key: str = "k") -> None:
