@@ -182,8 +182,22 @@ def _yaml(text: str) -> object:
         raise UnsupportedError(
             "--format yaml needs PyYAML, which is not installed: run %pip install pyyaml"
         ) from None
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a name that stands twice in one mapping, of which YAML keeps the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names: set[tuple[str, str]] = set()
+            for name, _ in node.value:
+                key = (str(name.tag), str(name.value))
+                if key in names:
+                    problem = f"the name {cell(key[1], 60)} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
+                names.add(key)
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)  # noqa: S506 - a safe one
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""

@@ -124,6 +124,7 @@ def test_formats() -> None:
     assert read('{"a": 1}\n\n{"a": 2}\r\n', "jsonl") == [{"a": 1}, {"a": 2}]
     assert read('{"a": "\u2028\x85"}\n', "jsonl") == [{"a": "\u2028\x85"}]
     assert read("- a: 1\n- a: [x, 2.5, null]", "yaml") == [{"a": 1}, {"a": ["x", 2.5, None]}]
+    assert read("a: &x {n: 1, m: 2}\nb: {<<: *x, n: 3}", "yaml")[0]["b"] == {"n": 3, "m": 2}
     assert read("\ufeffa\n1", "csv") == [{"a": "1"}]
     assert read('a,b\n1,"x, ""y""\nz"\n\n2,', "csv") == [
         {"a": "1", "b": 'x, "y"\nz'},
@@ -215,6 +216,7 @@ def test_common_slips_are_answered_with_the_right_spelling(text: str, answer: st
         ("yaml", "a: 2026-01-01", 'payload["a"]: date is not JSON'),
         ("yaml", "1: x", "payload: key 1 is int, not str"),
         ("yaml", "a: &x [*x]", 'payload["a"][0]: contains itself'),
+        ("yaml", "- a: 1\n- b: 1\n  b: 2", "the name b stands twice (line 3, column 3)"),
         ("yaml", "!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("yaml", "--- {}\n--- {}", "expected a single document"),
         ("yaml", "\0", "the payload is not YAML: unacceptable character"),
