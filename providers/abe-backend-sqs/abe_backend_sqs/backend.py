@@ -54,10 +54,10 @@ class SqsBackend(BaseBackend):
     Queues, topics and subscriptions are used as they are, never created.
 
     Args:
-        queue: Name or URL of the queue; with a topic, of the default group's.
+        queue: Name, URL or ARN of the queue; with a topic, of the default group's.
         topic: ARN of an SNS topic to publish to.
-        groups: With a topic: name or URL of the queue of each group.
-        group_queue: With a topic: name or URL, with ``{group}`` in it, for all other groups.
+        groups: With a topic: those of the queue of each group.
+        group_queue: With a topic: likewise, with ``{group}`` in it, for all other groups.
         endpoint: Where SQS and SNS are, if not at AWS.
         access: Region and credentials; what is left out is found the usual AWS way.
         dead_letters: Whether rejected messages go to the dead-letter queue that the redrive

@@ -70,10 +70,10 @@ class Places:
 
     Args:
         link: Calls the services.
-        queue: Name or URL of the default group's queue.
+        queue: Name, URL or ARN of the default group's queue.
         topic: ARN of the topic before all queues.
-        groups: Names or URLs of the queues of named groups.
-        template: Name or URL, with ``{group}`` in it, for all other groups.
+        groups: Those of the queues of named groups.
+        template: Likewise, with ``{group}`` in it, for all other groups.
 
     Raises:
         ConfigurationError: If that does not fit together.
@@ -91,7 +91,7 @@ class Places:
         if topic is None:
             if not queue:
                 raise ConfigurationError(
-                    "ABE_SQS_QUEUE is not set; it must be the name or URL of a queue"
+                    "ABE_SQS_QUEUE is not set; it must be the name, URL or ARN of a queue"
                 )
             if groups or template:
                 raise ConfigurationError(
@@ -112,6 +112,11 @@ class Places:
                 "characters of a queue's name to the group"
             )
         places = [place for place in (topic, queue, template, *groups.values()) if place]
+        if any("@" in place for place in places):
+            raise ConfigurationError(
+                "ABE_SQS_QUEUE, ABE_SQS_GROUPS or ABE_SQS_GROUP_QUEUE has a user or a password in "
+                "a URL; credentials are set as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         self.fifo = places[0].endswith(".fifo")
         if any(place.endswith(".fifo") != self.fifo for place in places):
             raise ConfigurationError(
@@ -128,7 +133,7 @@ class Places:
         self._subscribed_at = -math.inf
 
     def configured(self, group: ConsumerGroup) -> str:
-        """Return the name or URL of the queue of ``group``.
+        """Return the name, URL or ARN of the queue of ``group``.
 
         Raises:
             ConfigurationError: If it has none.
@@ -172,21 +177,14 @@ class Places:
             return self._known[place]
 
     async def _describe(self, place: str) -> Queue:
-        if place.startswith("arn:"):
-            *_, account, name = place.split(":")
-            found = await self._link.sqs(
-                "get_queue_url", QueueName=name, QueueOwnerAWSAccountId=account
-            )
-            url = found["QueueUrl"]
-        elif "://" in place:
-            url = place
-        else:
-            try:
-                url = (await self._link.sqs("get_queue_url", QueueName=place))["QueueUrl"]
-            except ConfigurationError as error:
-                raise ConfigurationError(f"queue {place}: {error}") from error
         names = ["QueueArn", "MaximumMessageSize", "RedrivePolicy"]
-        answer = await self._link.sqs("get_queue_attributes", QueueUrl=url, AttributeNames=names)
+        try:
+            url = await self._url_of(place)
+            answer = await self._link.sqs(
+                "get_queue_attributes", QueueUrl=url, AttributeNames=names
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"queue {place}: {error}") from error
         about = answer["Attributes"]
         redrive = json.loads(about.get("RedrivePolicy") or "{}")
         return Queue(
@@ -195,6 +193,15 @@ class Places:
             int(about["MaximumMessageSize"]),
             redrive.get("deadLetterTargetArn", ""),
         )
+
+    async def _url_of(self, place: str) -> str:
+        if "://" in place:
+            return place
+        owner: dict[str, Any] = {}
+        if place.startswith("arn:"):
+            owner = {"QueueOwnerAWSAccountId": place.split(":")[-2]}
+        answer = await self._link.sqs("get_queue_url", QueueName=_name(place), **owner)
+        return str(answer["QueueUrl"])
 
     # -- the topic -------------------------------------------------------------------------
 
@@ -227,7 +234,7 @@ class Places:
         start, _, end = _name(self._template or "").partition("{group}")
         found = []
         for arn in await self.subscriptions():
-            name = arn.rpartition(":")[2]
+            name = _name(arn)
             if name in known:
                 found.append(known[name])
             elif self._template and name.startswith(start) and name.endswith(end):
@@ -288,8 +295,8 @@ class Places:
 
 
 def _name(place: str) -> str:
-    """Return the name of a queue given by name or URL."""
-    return place.rpartition("/")[2]
+    """Return the name of a queue given by name, URL or ARN."""
+    return re.split("[/:]", place)[-1]
 
 
 def _room(template: str) -> int:

@@ -355,6 +355,25 @@ class TestTopic:
 
         run(main())
 
+    def test_queues_may_be_given_by_their_arn(self, server: SqsServer, queue: str) -> None:
+        names = [f"{queue}-main", f"{queue}-a"]
+        for name in names:
+            server.create_queue(name)
+        topic = server.create_topic(queue, names)
+        arn = f"arn:aws:sqs:{REGION}:123456789012:{queue}"
+
+        async def main() -> None:
+            async with backend(
+                server.endpoint, f"{arn}-main", topic=topic, group_queue=f"{arn}-{{group}}"
+            ) as q:
+                assert {*await q.groups()} == {None, "a"}
+                await q.publish("k", {"n": 0})
+                for group in (None, "a"):
+                    async with q.consume(group=group) as stream:
+                        assert await stream.take(1, timeout=5) == [{"n": 0}]
+
+        run(main())
+
     def test_what_nobody_would_receive_is_told_exactly(self, server: SqsServer, queue: str) -> None:
         topic = server.create_topic(queue)
 
@@ -447,11 +466,13 @@ class TestSetup:
 
         run(main())
 
-    def test_a_missing_queue_is_named(self, server: SqsServer) -> None:
+    @pytest.mark.parametrize("place", ["{name}", "{url}/1/{name}", "arn:aws:sqs:x:1:{name}"])
+    def test_a_missing_queue_is_named(self, server: SqsServer, place: str) -> None:
         async def main() -> None:
-            async with backend(server.endpoint, "no-such-queue") as q:
+            queue = place.format(name="no-such-queue", url=server.endpoint)
+            async with backend(server.endpoint, queue) as q:
                 for call in (q.publish("k", {}), anext(q.consume()), q.ping()):
-                    with pytest.raises(ConfigurationError, match="no-such-queue"):
+                    with pytest.raises(ConfigurationError, match=r"queue .*no-such-queue: "):
                         await call
 
         run(main())
