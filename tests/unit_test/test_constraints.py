@@ -19,7 +19,7 @@ def test_what_is_installed_accepts_the_oldest_python() -> None:
     pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text("utf-8"), re.M)
     wanted = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins}
     needs = {
-        f"{name} {found.version}": found.metadata["Requires-Python"] or ""
+        f"{name} {found.version}": "".join(found.metadata.get_all("Requires-Python") or [])
         for found in metadata.distributions()
         if wanted.get(name := re.sub(r"[-_.]+", "-", found.name).lower()) == found.version
     }
