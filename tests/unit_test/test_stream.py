@@ -659,6 +659,22 @@ def test_never_more_than_a_quarter_lease_of_work_is_held(run: VirtualRun, broker
     assert len(broker.called("receive")) < 60
 
 
+def test_a_quick_caller_holds_a_quarter_lease_of_work_too(run: VirtualRun, broker: Broker) -> None:
+    """Also messages that are handed over without further ado count for its speed."""
+    held: list[int] = []
+
+    async def main() -> None:
+        broker.publish(2000)
+        async with broker.stream() as stream:
+            for _ in range(2000):
+                await anext(stream)
+                held.append(len(stream._engine.buffer))
+                await asyncio.sleep(0.02)
+
+    run(main())
+    assert QUARTER / 0.02 * 0.9 < max(held) <= QUARTER / 0.02
+
+
 def test_a_caller_that_slows_down_gives_back_what_it_cannot_do(
     run: VirtualRun, broker: Broker
 ) -> None:
@@ -1716,6 +1732,23 @@ def test_the_group_exists_once_the_stream_is_open(run: VirtualRun, broker: Broke
         assert stream.closed
 
     run(main())
+
+
+def test_giving_up_while_it_connects_leaves_nothing_open(run: VirtualRun, broker: Broker) -> None:
+    """Whoever still refers to the stream need not close it: ``async with`` was not entered."""
+    broker.latency = 1.0
+
+    async def main() -> None:
+        stream = broker.stream()
+        opening = asyncio.create_task(stream.__aenter__())
+        await asyncio.sleep(0.5)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert stream.closed
+
+    run(main())
+    broker.check()
 
 
 def test_take_asks_for_what_is_still_missing(run: VirtualRun, broker: Broker) -> None:
