@@ -25,12 +25,20 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     unload_ipython_extension(shell)
     try:
         magics = AbeMagics(shell)
-    except TraitError as error:
+    except TraitError:
         # What %config refused stays in the configuration, and would keep the extension out.
-        say(f"abe: ignoring the settings of {_NAME}: {cell(str(error), MAX_LINE)}")
-        shell.config.pop(_NAME, None)
+        settings = shell.config.pop(_NAME)
         shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != _NAME]
         magics = AbeMagics(shell)
+        for name, value in settings.items():
+            if not magics.has_trait(name):
+                continue
+            try:
+                setattr(magics, name, value)
+            except TraitError as error:
+                say(f"abe: ignoring a setting: {cell(str(error), MAX_LINE)}")
+            else:
+                shell.config[_NAME][name] = value
     shell.register_magics(magics)
     magics.attach()
 

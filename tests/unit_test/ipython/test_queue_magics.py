@@ -224,12 +224,19 @@ def test_settings(
 def test_a_wrong_setting_does_not_keep_the_extension_out(
     shell: InteractiveShell, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shell.run_cell("%config AbeMagics.rows = 7")
     shell.run_cell("%config AbeMagics.limit = 0")
+    capsys.readouterr()
     run("%reload_ext abe")
+    assert capsys.readouterr().out.startswith("abe: ignoring a setting: The value of the 'limit' ")
     assert [type(c).__name__ for c in shell.configurables].count("AbeMagics") == 1
     run("%abe_backends")
-    assert shell.magics_manager.registry["AbeMagics"].limit == 10
+    magics = shell.magics_manager.registry["AbeMagics"]
+    assert (magics.limit, magics.rows, limits.rows) == (10, 7, 7)
     capsys.readouterr()
+    run("%reload_ext abe")
+    assert capsys.readouterr().out == ""
+    assert shell.magics_manager.registry["AbeMagics"].rows == 7
     shell.config.pop("AbeMagics", None)
 
 
