@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -38,10 +39,12 @@ def plain_text(output: NotebookNode) -> str:
 
 
 def render(notebook: NotebookNode) -> str:
-    """Return the notebook as a page that needs nothing from the network."""
+    """Return the notebook as a page that needs nothing from the network, with links that work."""
     resources = {"metadata": {"name": NOTEBOOK.stem}}
     page, _ = HTMLExporter().from_notebook_node(notebook, resources)
-    return re.sub(r'<script src="https?:[^>]*></script>', "", page)
+    page = re.sub(r'<script [^>]*src="https?:[^>]*>\s*</script>', "", page)
+    place = os.path.relpath(NOTEBOOK.parent, OUTPUT)
+    return re.sub(r'(<a href=")(?=[\w.][^:"]*")', rf"\1{place}/", page)
 
 
 def main() -> int:

@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from scripts import demo
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(
     path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
@@ -65,3 +67,8 @@ def test_it_runs(path: Path, jupyter: Path, tmp_path: Path) -> None:
     ]
     if path.stem == "01_quickstart":
         assert any("tea" in output.get("data", {}).get("text/plain", "") for output in shown)
+        page = demo.render(notebook)
+        assert re.search(r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="https?:', page) is None
+        links = [it for it in re.findall(r'<a href="([^":#]+)', page) if it]
+        assert len(links) > 3
+        assert [it for it in links if not (demo.OUTPUT / it).resolve().is_file()] == []
