@@ -121,16 +121,18 @@ def run(
 
 def _set_up_logging(level: str, json_logs: bool, handler: str) -> None:
     """Log to standard error, the handler's own package included."""
-    from abe.logging import LoggingConfig, setup_logging_from_config
+    from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
 
     package = handler.partition(":")[0].partition(".")[0]
-    config = LoggingConfig(level=level, use_json_formatter=json_logs)
-    if package != "abe":
-        config.logger_levels = {package: level}
     try:
-        setup_logging_from_config(config)
+        known = LogLevel.parse(level)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--log-level") from None
+    config = LoggingConfig(level=known, use_json_formatter=json_logs)
+    if package != "abe":
+        config.logger_levels = {package: known}
+    try:
+        setup_logging_from_config(config)
     except ImportError as error:
         raise ConfigurationError(f"--json-logs: {error}") from None
 

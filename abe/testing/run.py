@@ -7,7 +7,8 @@ import logging
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from abe.errors import ConfigurationError
@@ -57,30 +58,29 @@ def run_contract(
             messages that a durable backend has.
         TypeError: If ``target`` is nothing that can be tested.
     """
-    contracts, harness, name = _resolve(target, env)
-    patterns = [select] if isinstance(select, str) else None if select is None else list(select)
-    chosen = [
-        (contract, case)
-        for contract in contracts
-        for case in cases_of(type(contract))
-        if patterns is None or any(_matches(case, pattern) for pattern in patterns)
-    ]
-    if not chosen:
-        raise ConfigurationError(f"select={select!r} matches no case of the contract")
-    rows = []
-    # Broken handlers are part of the cases; their log lines would only be noise on standard error.
-    quiet = logging.NullHandler()
-    abe_logger.addHandler(quiet)
-    try:
-        for contract, case in chosen:
-            rows.append(_run(case, contract, harness))
-            if on_row is not None:
-                on_row(rows[-1])
-    finally:
-        abe_logger.removeHandler(quiet)
-        if harness is not target:
-            harness.close()
+    with _quiet():
+        contracts, harness, name = _resolve(target, env)
+        rows = []
+        try:
+            for contract, case in _chosen(contracts, select):
+                rows.append(_run(case, contract, harness))
+                if on_row is not None:
+                    on_row(rows[-1])
+        finally:
+            if harness is not target:
+                harness.close()
     return ContractReport(name, tuple(rows), harness.declared)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave no log line on standard error: broken handlers are part of the cases."""
+    handler = logging.NullHandler()
+    abe_logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        abe_logger.removeHandler(handler)
 
 
 def _resolve(
@@ -93,6 +93,21 @@ def _resolve(
         return [contract], contract.find_harness(), target.__name__
     harness, name = harness_for(target, env)
     return [BackendContract(), ConsumerContract()], harness, name
+
+
+def _chosen(
+    contracts: Iterable[ContractBase], select: str | Iterable[str] | None
+) -> list[tuple[ContractBase, Case]]:
+    patterns = [select] if isinstance(select, str) else None if select is None else list(select)
+    chosen = [
+        (contract, case)
+        for contract in contracts
+        for case in cases_of(type(contract))
+        if patterns is None or any(_matches(case, pattern) for pattern in patterns)
+    ]
+    if not chosen:
+        raise ConfigurationError(f"select={select!r} matches no case of the contract")
+    return chosen
 
 
 def _matches(case: Case, pattern: str) -> bool:

@@ -271,7 +271,18 @@ def test_it_leaves_nothing_behind() -> None:
 def test_the_harness_of_a_name_is_cleaned_up(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run_contract("sqlite", select="resume_acks")
+    with pytest.raises(ConfigurationError, match="matches no case"):
+        run_contract("sqlite", select="no such case")
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_said_on_standard_error() -> None:
+    code = "from abe.testing import run_contract; assert run_contract('memory', select='peek').ok"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True, text=True, check=True, timeout=50,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 class BadHarness(Harness):

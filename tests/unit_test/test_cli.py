@@ -913,7 +913,11 @@ class TestHandler:
     @pytest.mark.parametrize(
         ("arguments", "status", "problem"),
         [
-            (["--log-level", "LOUD"], 2, "'LOUD' is not a log level"),
+            (
+                ["--log-level", "LOUD"],
+                2,
+                "for --log-level: 'LOUD' is not a log level; there are DEBUG",
+            ),
             (["-c", "0"], 2, "--concurrency"),
             (["--drain-timeout", "-1"], 2, "for --drain-timeout: must be a number of seconds"),
             (["--health-file", "nowhere/file"], 1, "there is no folder nowhere"),
