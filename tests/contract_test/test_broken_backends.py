@@ -55,6 +55,7 @@ def _failure(
 ) -> str:
     harness = broken.make_harness(patience)
     harness.quiet = quiet
+    harness.short_delay = max(harness.short_delay, 2 * quiet)
     try:
         execute(case, contract, harness)
     except Skipped as skipped:

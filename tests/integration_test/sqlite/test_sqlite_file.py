@@ -173,6 +173,7 @@ def test_a_folder_or_a_pipe_is_refused(tmp_path: Path) -> None:
     ("arguments", "problem"),
     [
         ({"path": ":memory:"}, "must be the path of a file"),
+        ({"path": "~no-such-user/queue"}, "ABE_SQLITE_PATH is '~no-such-user/queue'; there is no"),
         ({"path": "file:x?mode=ro"}, "must be the path of a file"),
         ({"path": ""}, "must be the path of a file"),
         ({"path": "x", "lease": 0}, "ABE_SQLITE_LEASE"),
