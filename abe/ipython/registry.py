@@ -46,10 +46,12 @@ class Handler:
         return f"<handler {self.name} {self.where}: {', '.join(numbers(self.worker))}>"
 
     def stop(self) -> None:
-        """Take no more messages, wait for those in flight, and show the last state."""
-        try:
-            self.worker.stop()
-        finally:
+        """Take no more messages, wait for those in flight, and show the last state.
+
+        After an interrupt, and where its own handler stops it, the card goes on until the end.
+        """
+        self.worker.stop()
+        if not self.worker.running:
             self.card.close(self.worker)
 
     def summary(self) -> str:

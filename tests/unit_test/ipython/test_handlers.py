@@ -8,7 +8,7 @@ import queue
 import re
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -180,28 +180,34 @@ def test_what_ends_a_handler(run: Run, q: abe.SyncBackend, seen: Seen, end: str)
     assert worker.in_flight == 0
 
 
-def test_an_interrupt_while_unloading(
-    shell: InteractiveShell, run: Run, q: abe.SyncBackend, seen: Seen, monkeypatch: Any
-) -> None:
-    """Everything is gone, and closes in the background; the extension can be loaded again."""
-    finish = threading.Event()
-    shell.user_ns["finish"] = finish
-    run("%%abe_handler -o worker\ndef bill(order):\n    seen.put(1)\n    finish.wait()\n")
-    q.publish("k", {"n": 1})
-    seen.get(timeout=PATIENCE)
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt who waits for a worker to end, as soon as it waits."""
     drain = Worker.drain
 
     async def interrupting(worker: Worker) -> None:
         _thread.interrupt_main()
         await drain(worker)
 
-    monkeypatch.setattr(Worker, "drain", interrupting)
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run("%unload_ext abe")
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    monkeypatch.setattr(Worker, "drain", interrupting)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+BUSY = "def bill(order):\n    seen.put(1)\n    finish.wait()\n"
+
+
+def test_an_interrupt_while_unloading(
+    shell: InteractiveShell, run: Run, q: abe.SyncBackend, seen: Seen, interrupted: None
+) -> None:
+    """Everything is gone, and closes in the background; the extension can be loaded again."""
+    shell.user_ns["finish"] = finish = threading.Event()
+    run(f"%%abe_handler -o worker\n{BUSY}")
+    q.publish("k", {"n": 1})
+    seen.get(timeout=PATIENCE)
+    with pytest.raises(KeyboardInterrupt):
+        run("%unload_ext abe")
     worker = run("worker")
     assert worker.running
     run("%load_ext abe")
@@ -283,6 +289,32 @@ def test_the_card_follows_the_handler(
         assert notebook.sent.get()[0]
     run("%unload_ext abe")
     assert notebook.sent.empty()
+
+
+def test_the_card_goes_on_when_stopping_is_interrupted(
+    shell: InteractiveShell,
+    run: Run,
+    q: abe.SyncBackend,
+    seen: Seen,
+    notebook: Publisher,
+    interrupted: None,
+) -> None:
+    shell.user_ns["finish"] = finish = threading.Event()
+    run(f"%%abe_handler\n{BUSY}")
+    q.publish("k", {"n": 1})
+    seen.get(timeout=PATIENCE)
+    with pytest.raises(KeyboardInterrupt):
+        run("%abe_stop")
+    finish.set()
+    notebook.until("stopped  1 ")
+
+
+def test_the_card_of_a_handler_that_stops_itself(
+    run: Run, q: abe.SyncBackend, seen: Seen, notebook: Publisher
+) -> None:
+    run("%%abe_handler\ndef bill(m):\n    get_ipython().run_line_magic('abe_stop', 'bill')\n")
+    q.publish("k", {"n": 1})
+    notebook.until("stopped  1 ")
 
 
 def test_the_card_of_a_handler_that_cannot_start(
