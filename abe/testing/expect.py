@@ -21,9 +21,11 @@ def check(condition: object, text: str) -> None:
 
 
 def shown(value: object, length: int = 300) -> str:
-    """Return ``value`` as text of bounded length."""
+    """Return ``value`` as text of bounded length, which says how long the whole is."""
     text = repr(dict(value) if isinstance(value, dict) else value)
-    return text if len(text) <= length else f"{text[: length - 40]} … {text[-30:]}"
+    if len(text) <= length:
+        return text
+    return f"{text[: length - 40]} … {text[-30:]} ({len(text):,} characters)"
 
 
 def same(arrived: object, published: object, what: str) -> None:
@@ -53,7 +55,8 @@ def _difference(arrived: Any, published: Any, path: str) -> str:
         return f"{path}: {type(published).__name__} became {type(arrived).__name__}"
     else:
         # repr tells 0.0 from -0.0 and finds NaN equal to itself.
-        return "" if repr(arrived) == repr(published) else f"{path}: the value changed"
+        changed = repr(arrived) != repr(published)
+        return f"{path}: {shown(published, 120)} became {shown(arrived, 120)}" if changed else ""
     return next(filter(None, (_difference(*part) for part in parts)), "")
 
 
