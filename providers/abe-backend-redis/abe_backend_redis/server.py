@@ -91,6 +91,7 @@ class Server:
         }
         self.translator = Translator(
             self._options.get("password"),
+            self._options.get("ssl_password"),
             self._sentinel.get("password"),
             urlsplit(f"{base}://{rest}").password,
         )

@@ -211,3 +211,31 @@ def test_numbers_and_purges_of_a_group_that_is_deleted_meanwhile(
             assert {entry.group for entry in (await queue.stats()).entries} == {"left"}
 
     run(main())
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 500])
+def test_what_was_left_out_comes_in_order_of_all_keys(
+    server: RedisServer, prefix: str, count: int
+) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue:
+            receivers = [queue._receiver(None, KeyFilter([it])) for it in ("none", "odd.*")]
+            await receivers[0].open()
+            # Some keys have one message, some many, and many side by side.
+            keys = [f"odd.{n * n % 37}" if n % 3 else "odd.0" for n in range(300)]
+            await queue.publish_many(
+                (key if n % 2 else "even", {"n": n}) for n, key in enumerate(keys)
+            )
+            assert await receivers[0].receive(1, 0.2) == ()
+            taken: list[int] = []
+            while len(taken) < 150:
+                found = await receivers[1].receive(count, 5.0)
+                assert 1 <= len(found) <= count
+                taken += [delivery.message["n"] for delivery in found]
+            assert taken == [n for n in range(300) if n % 2]
+            assert await queue.purge("odd.*") == 0
+            assert await queue.purge("even") == 150
+            for receiver in receivers:
+                await receiver.aclose()
+
+    run(main())

@@ -329,18 +329,55 @@ local function matcher(from)
   end
 end
 
--- Ids that can be taken, in order, at most limit.
+-- Moves on to the next id of a sorted set; returns false behind the last.
+local function step(source)
+  source.at = source.at + 2
+  if not source.page[source.at] then
+    local from = source.from
+    source.page = call('ZRANGE', source.set, from, from + source.size - 1, 'WITHSCORES')
+    source.from, source.at = from + source.size, 1
+  end
+  source.id, source.score = source.page[source.at], tonumber(source.page[source.at + 1])
+  return source.id
+end
+
+-- In a heap the one with the lowest score is the first; that at i may be too far in front.
+local function sink(heap, i)
+  while true do
+    local child = 2 * i
+    if child >= #heap then
+      if child > #heap then return end
+    elseif heap[child + 1].score < heap[child].score then
+      child = child + 1
+    end
+    if heap[i].score <= heap[child].score then return end
+    heap[i], heap[child] = heap[child], heap[i]
+    i = child
+  end
+end
+
+-- Ids that can be taken, in order, at most limit. There may be a thousand keys that match, with
+-- thousands of ids each, so no more of each is read than is needed.
 local function ready_ids(limit, filtered, matches)
   if not filtered then return call('ZRANGE', READY, 0, limit - 1) end
-  local ids = {}
+  local keys, heap, ids = {}, {}, {}
   for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
-    if matches(key) then
-      for _, id in ipairs(call('ZRANGE', READY .. '#' .. key, 0, limit - 1)) do
-        ids[#ids + 1] = id
-      end
-    end
+    if matches(key) then keys[#keys + 1] = key end
   end
-  table.sort(ids, function(a, b) return after(b, a) end)
+  local size = math.floor(limit / math.max(#keys, 1)) + 1
+  for _, key in ipairs(keys) do
+    local source = {set = READY .. '#' .. key, from = 0, size = size, page = {}, at = 1}
+    if step(source) then heap[#heap + 1] = source end
+  end
+  for i = math.floor(#heap / 2), 1, -1 do sink(heap, i) end
+  while heap[1] and #ids < limit do
+    ids[#ids + 1] = heap[1].id
+    if not step(heap[1]) then
+      heap[1] = heap[#heap]
+      heap[#heap] = nil
+    end
+    if heap[1] then sink(heap, 1) end
+  end
   return ids
 end
 
