@@ -55,7 +55,7 @@ class Shell:
             **os.environ,
             "QUEUE_BACKEND": "sqlite",
             "ABE_SQLITE_PATH": str(folder / "queue.sqlite3"),
-            "ABE_SQLITE_LEASE": "1",
+            "ABE_SQLITE_LEASE": "2",
             "ABE_SQLITE_SYNCHRONOUS": "NORMAL",
             "PYTHONUNBUFFERED": "",
         }
@@ -235,7 +235,7 @@ class TestPipes:
         consumer = shell.start("consume", "-n", "1")
         assert consumer.stdout is not None
         beginning = consumer.stdout.read(10)
-        other = shell.run("consume", "-t", "2.5")
+        other = shell.run("consume", "-t", "3.5")
         assert other.stdout == ""
         rest = consumer.stdout.read()
         assert json.loads(beginning + rest)["payload"]["text"] == text
@@ -330,6 +330,17 @@ class TestRun:
         assert record["message"] == "consuming from backend sqlite, group None"
         worker.send_signal(signal.SIGINT)
         assert "stopped: 0 processed" in ended(worker, 0)
+
+    def test_the_backend_logs_as_the_worker_does(self, shell: Shell) -> None:
+        pytest.importorskip("abe_backend_redis", reason="abe-backend-redis is not installed")
+        settings = ("ABE_REDIS_URL=redis://127.0.0.1:1", "ABE_REDIS_RETAIN_LENGTH=1")
+        drop = "ABE_REDIS_DROP_UNSETTLED=1"  # is warned of
+        options = [it for setting in (*settings, drop) for it in ("--env", setting)]
+        worker = self.start(shell, "quick", "--json-logs", "--backend", "redis", *options)
+        record = json.loads(line_of(worker.stderr))
+        assert record["logger"] == "abe_backend_redis.backend"
+        worker.send_signal(signal.SIGTERM)
+        ended(worker, 0)
 
     def test_second_signal_gives_everything_back(self, shell: Shell) -> None:
         shell.publish(1)
