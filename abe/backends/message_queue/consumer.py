@@ -289,16 +289,11 @@ class _Run:
         return stopped or self._runner.cancelling() > self._cancelled_before
 
     async def _worker(self) -> None:
-        try:
-            while not self._is_interrupted():
-                message = await self._next()
-                if message is None:
-                    return
-                await self._process(message)
-        except asyncio.CancelledError:
-            # By drain(), the message is settled by now, so this worker is simply done.
-            if not self._stopping.is_set():
-                raise
+        while not self._is_interrupted():
+            message = await self._next()
+            if message is None:
+                return
+            await self._process(message)
 
     # -- taking ----------------------------------------------------------------------------
 
