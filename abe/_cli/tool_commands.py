@@ -28,6 +28,7 @@ from abe._cli.options import (
 from abe._cli.output import emit_line
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.backends.message_queue.loader import choose_backend
 from abe.errors import ConfigurationError
 
 __all__ = ["COMMANDS"]
@@ -102,7 +103,9 @@ def run(
         function = worker.load_handler(handler)
     except worker.HandlerError as error:
         ctx.fail(str(error))
-    _set_up_logging(log_level, json_logs, handler)
+    where = target(backend, env)
+    provider = choose_backend(where.name, env=where.env).info.target
+    _set_up_logging(log_level, json_logs, handler, provider)
 
     def make(q: AsyncBackend) -> AsyncLoopConsumer:
         return AsyncLoopConsumer(
@@ -115,22 +118,21 @@ def run(
             drain_timeout=seconds(drain_timeout, "--drain-timeout"),
         )
 
-    status = worker.work(function, target(backend, env), make, health_file)
+    status = worker.work(function, where, make, health_file)
     raise typer.Exit(status)
 
 
-def _set_up_logging(level: str, json_logs: bool, handler: str) -> None:
-    """Log to standard error, the handler's own package included."""
+def _set_up_logging(level: str, json_logs: bool, *modules: str) -> None:
+    """Log to standard error, the packages of the handler and of the backend included."""
     from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
 
-    package = handler.partition(":")[0].partition(".")[0]
+    packages = {name.partition(":")[0].partition(".")[0] for name in modules}
     try:
         known = LogLevel.parse(level)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--log-level") from None
     config = LoggingConfig(level=known, use_json_formatter=json_logs)
-    if package != "abe":
-        config.logger_levels = {package: known}
+    config.logger_levels = dict.fromkeys(packages - {"abe"}, known)
     try:
         setup_logging_from_config(config)
     except ImportError as error:

@@ -528,13 +528,15 @@ class TestGuide:
 
     def test_events(self) -> None:
         rows = re.findall(
-            r"^\| `(abe\.[\w.]+)` \| .*? \| `(.+?)`.*? \| (.*) \|$",
+            r"^\| `(abe[\w.]+)` \| [A-Z].*? \| `(.+?)`.*? \| (.*) \|$",
             GUIDE.read_text(encoding="utf-8"),
             re.MULTILINE,
         )
+        packages = [ROOT / "abe", *ROOT.glob("providers/*/abe_backend_*")]
         sources = {
-            ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): source
-            for path in (ROOT / "abe").rglob("*.py")
+            ".".join(path.relative_to(package.parent).with_suffix("").parts): source
+            for package in packages
+            for path in package.rglob("*.py")
             if "\nlogger = " in (source := path.read_text(encoding="utf-8"))
         }
         assert {logger for logger, _, _ in rows} == set(sources), "bring the table up to date"
