@@ -454,7 +454,7 @@ class PurgeSparesTheFailed(ReferenceBackend):
             return count
 
 
-@broken("purge_selects_delayed", says="never arrived")
+@broken("purge_keeps_other_delayed", says="what was not purged")
 class PurgeDropsEveryDelayed(ReferenceBackend):
     """purge(keys) forgets the delayed messages of all keys, though it counts right."""
 
