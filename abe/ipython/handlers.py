@@ -150,10 +150,8 @@ def stop(call: Call) -> None:
             near = difflib.get_close_matches(name, running, n=1)
             hint = f"did you mean {cell(near[0], 60)}?" if near else f"there are {_list(running)}"
             raise STOP.error(f"no handler is called {cell(name, 60)}; {hint}")
-    stopped = running.stop(dict.fromkeys(names))
-    for found in stopped:
-        say(f"stopped {cell(found.name, 60)}: {found.summary()}")
-    if not stopped:
+    call.session.stop(dict.fromkeys(names))
+    if not names:
         say("no handler is running")
 
 

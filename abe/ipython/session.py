@@ -123,6 +123,11 @@ class Session:
         """Whether what was displayed can be updated."""
         return getattr(self.shell, "kernel", None) is not None
 
+    def stop(self, names: Iterable[str]) -> None:
+        """Stop handlers and say what they have done."""
+        for handler in self.handlers.stop(names):
+            say(f"stopped {cell(handler.name, 60)}: {handler.summary()}")
+
     def close(self) -> None:
         """Stop the handlers and let go of the backend; close it if it is the session's.
 
@@ -148,7 +153,7 @@ class Session:
     def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
         old, old_owned = self.current, self._owned
         if old is not backend:
-            self.handlers.stop(list(self.handlers))
+            self.stop(list(self.handlers))
         self.current = backend
         self._owned = owned or (old is backend and old_owned)
         self._source = None

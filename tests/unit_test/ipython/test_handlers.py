@@ -168,6 +168,15 @@ def test_the_notebook_is_not_flooded_with_tracebacks(
     assert len(registry._logger.filters) == len(before) - 1
 
 
+def test_connecting_says_which_handlers_it_stops(
+    run: Run, q: abe.SyncBackend, seen: Seen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(f"%%abe_handler\n{SYNC}")
+    capsys.readouterr()
+    run("q = %abe_connect memory")
+    assert capsys.readouterr().out == "stopped bill: 0 processed, 0 failed, 0 dead\n"
+
+
 @pytest.mark.parametrize("end", ["%unload_ext abe", "%abe_connect memory", "q.close()"])
 def test_what_ends_a_handler(run: Run, q: abe.SyncBackend, seen: Seen, end: str) -> None:
     run(f"%%abe_handler -o worker\n{SYNC}")
