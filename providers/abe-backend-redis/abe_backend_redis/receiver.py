@@ -30,7 +30,8 @@ __all__ = ["RedisReceiver"]
 UNBLOCK_PAUSE = 0.02
 """Seconds between two attempts to end a blocked read, which may not have reached Redis yet."""
 READ_BYTES = 8 << 20
-"""About as many bytes of payload are read at once, so that large ones do not hold up Redis."""
+"""As many bytes of payload are read at once, and one message more, so that large ones do not hold
+up Redis."""
 FIRST_READ = 64
 """Most messages read at once while their size is not known."""
 
@@ -110,7 +111,13 @@ class RedisReceiver(Receiver):
     async def _take(self, count: int) -> list[Any]:
         try:
             answer: list[Any] = await self._link.run(
-                scripts.TAKE, self._group, self._name, count, self._keep, *self._patterns
+                scripts.TAKE,
+                self._group,
+                self._name,
+                count,
+                self._keep,
+                READ_BYTES,
+                *self._patterns,
             )
         except GroupMissingError as error:
             raise await self._missing(error) from error

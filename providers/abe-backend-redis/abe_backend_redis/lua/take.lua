@@ -1,23 +1,23 @@
--- ARGV: group, consumer, most messages, whether to keep settled ones, patterns.
+-- ARGV: group, consumer, most messages, whether to keep settled ones, most bytes of payload, patterns.
 -- Returns the messages and the epoch; if there are none: how long until something may be due (ms,
 -- -1 = never), and the last entries of log and wake seen, after which to wait for more.
-local me, count, keep = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
-local filtered, matches = ARGV[5] ~= nil, matcher(5)
+local me, count, keep, most = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5])
+local filtered, matches = ARGV[6] ~= nil, matcher(6)
 local now = clock()
 local sweep = advance(now)
-local out, extras, got, alone = {}, {}, 0, false
+local out, extras, got, bytes, alone = {}, {}, 0, 0, false
 
 for _, id in ipairs(ready_ids(count, filtered, matches)) do
   local attempt = tonumber(call('HGET', PARKED, id) or '0') + 1
   -- What may kill its consumers is handed over singly.
-  if got >= count or (attempt >= 3 and got > 0) then break end
+  if got >= count or bytes >= most or (attempt >= 3 and got > 0) then break end
   local entry = entry_of(id)
   local body = entry and body_of(entry.k, id)
   if body then
     call('XCLAIM', LOG, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
     unpark(G, id, entry.k)
     append(out, extras, id, entry.k, attempt, body, entry.o)
-    got = got + 1
+    got, bytes = got + 1, bytes + #body.p
     alone = attempt >= 3
     if alone then break end
   else
@@ -27,6 +27,40 @@ for _, id in ipairs(ready_ids(count, filtered, matches)) do
 end
 
 local parked, more = false, false
+local aside, finished = {}, {}
+local NONE = {}
+
+local function leave(id, key)
+  park(id, key, 0)
+  parked = true
+  aside[#aside + 1] = id
+end
+
+local function hand_over(id, key, body, first)
+  local n = #out
+  if #body == 2 and not first then
+    out[n + 1], out[n + 2], out[n + 3] = id, key, body[2]
+  else
+    append(out, extras, id, key, 1, fields(body), first)
+  end
+  bytes = bytes + #out[n + 3]
+end
+
+-- The usual case: nothing to sort out, and all under one key. Returns false if it is another.
+local function deliver_plain(entries, from, to)
+  if filtered then return false end
+  local key = entries[from][2][2]
+  for i = from, to do
+    local flat = entries[i][2]
+    if flat[2] ~= key or flat[3] then return false end
+  end
+  local rows = call('XRANGE', B .. 'stream:' .. key, entries[from][1], entries[to][1])
+  if #rows ~= to - from + 1 then return false end
+  for _, row in ipairs(rows) do
+    if bytes < most then hand_over(row[1], key, row[2]) else leave(row[1], key) end
+  end
+  return true
+end
 
 -- The payloads of entries just read, by id; they lie side by side under each key.
 local function fetch(spans)
@@ -39,96 +73,64 @@ local function fetch(spans)
   return bodies
 end
 
-local function deliver(ids, keys, firsts, spans, finished, aside)
-  local bodies = fetch(spans)
-  local n = #out
-  for i = 1, #ids do
-    local id = ids[i]
-    local body = bodies[id]
-    if not body then
+-- Hands over what this consumer may have now; the rest is put aside.
+local function deliver(entries, from, to)
+  local ids, keys, firsts, spans, n = {}, {}, {}, {}, 0
+  local free = count - #out / 3
+  for i = from, to do
+    local id, flat = entries[i][1], entries[i][2]
+    local key, entry = flat[2], #flat > 2 and fields(flat) or NONE
+    local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
+    if entry.g and entry.g ~= G then
+      add(finished, key, id)
       aside[#aside + 1] = id
-      add(finished, keys[i], id)
-    elseif #body == 2 and not firsts[i] then
-      out[n + 1], out[n + 2], out[n + 3] = id, keys[i], body[2]
-      n = n + 3
+    elseif due and due > now then
+      postpone(id, 0, due)
+      aside[#aside + 1] = id
+    elseif n >= free or bytes >= most or not matches(key) then
+      leave(id, key)
     else
-      append(out, extras, id, keys[i], 1, fields(body), firsts[i])
-      n = n + 3
+      n = n + 1
+      ids[n], keys[n], firsts[n] = id, key, entry.o
+      local span = spans[key]
+      if span then span[2] = id else spans[key] = {id, id} end
     end
   end
-  got = n / 3
-end
-
--- The usual case: nothing to sort out, and all under one key. Returns false if it is another.
-local function deliver_plain(entries)
-  if filtered then return false end
-  local total, key = #entries, entries[1][2][2]
-  for i = 1, total do
-    local flat = entries[i][2]
-    if flat[2] ~= key or flat[3] then return false end
-  end
-  local rows = call('XRANGE', B .. 'stream:' .. key, entries[1][1], entries[total][1])
-  if #rows ~= total then return false end
-  local n = #out
-  for i = 1, total do
-    local row = rows[i]
-    local body = row[2]
-    if body[3] then
-      append(out, extras, row[1], key, 1, fields(body))
+  local bodies = fetch(spans)
+  for i = 1, n do
+    local id, key = ids[i], keys[i]
+    if not bodies[id] then
+      add(finished, key, id)
+      aside[#aside + 1] = id
+    elseif bytes < most then
+      hand_over(id, key, bodies[id], firsts[i])
     else
-      out[n + 1], out[n + 2], out[n + 3] = row[1], key, body[2]
+      leave(id, key)
     end
-    n = n + 3
   end
-  got = n / 3
-  return true
 end
 
--- Reads the next entries off the log; those that this consumer may not have now are put aside.
+-- Reads the next entries off the log. How large their payloads are shows only when they are
+-- fetched, so that is done for a few at a time.
 local function read(limit)
   local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', limit, 'STREAMS', LOG, '>')
   if not reply then return false end
-  if deliver_plain(reply[1][2]) then return true end
-  local ids, keys, firsts, spans, finished, aside = {}, {}, {}, {}, {}, {}
-  local n = 0
-  for _, e in ipairs(reply[1][2]) do
-    local id, flat = e[1], e[2]
-    local key, fit = flat[2], true
-    if filtered or #flat > 2 then
-      local entry = fields(flat)
-      local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
-      fit = false
-      if entry.g and entry.g ~= G then
-        add(finished, key, id)
-      elseif due and due > now then
-        postpone(id, 0, due)
-      elseif not matches(key) or got + n >= count then
-        park(id, key, 0)
-        parked = true
-      else
-        fit = true
-        firsts[n + 1] = entry.o
-      end
-    end
-    if fit then
-      n = n + 1
-      ids[n], keys[n] = id, key
-      local span = spans[key]
-      if span then span[2] = id else spans[key] = {id, id} end
-    else
-      aside[#aside + 1] = id
-    end
+  local entries = reply[1][2]
+  for from = 1, #entries, 64 do
+    local to = math.min(from + 63, #entries)
+    if bytes >= most or not deliver_plain(entries, from, to) then deliver(entries, from, to) end
   end
-  deliver(ids, keys, firsts, spans, finished, aside)
+  got = #out / 3
   if #aside > 0 then call('XACK', LOG, G, unpack(aside)) end
   if next(finished) then done(finished, keep, -1) end
+  aside, finished = {}, {}
   return true
 end
 
 if not alone then
   -- A consumer that wants few keys reads far ahead of what it gets, but not forever.
   for round = 1, 8 do
-    if got >= count then break end
+    if got >= count or bytes >= most then break end
     more = read(filtered and math.max(count - got, 256) or count - got)
     if not more then break end
   end
