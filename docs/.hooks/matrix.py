@@ -58,9 +58,19 @@ VARIANTS: Mapping[str, Sequence[tuple[str, Mapping[str, str], str]]] = {
             },
             "TestTopic",
         ),
+        (
+            "FIFO topic",
+            {
+                "ABE_SQS_TOPIC": "arn:aws:sns:eu-central-1:000000000000:orders.fifo",
+                "ABE_SQS_QUEUE": "orders.fifo",
+                "ABE_SQS_GROUP_QUEUE": "orders-{group}.fifo",
+                **_SQS,
+            },
+            "TestFifoTopic",
+        ),
     ),
 }
-"""Backends that are several: title, variables, and how the names of its tests' classes begin."""
+"""Backends that are several: title, variables, and the class of its tests."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,11 @@ def columns() -> Iterator[Column]:
         if not path.exists():
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
-        for title, env, classes in VARIANTS.get(info.name, [("", {}, "")]):
+        for title, env, tests in VARIANTS.get(info.name, [("", {}, "")]):
             with _quiet():
                 declared = capabilities_of(load_backend(info.name, env=env))
-            # Several classes may run the suite, each on another version of the broker.
-            runs = [run for name, run in report["runs"].items() if name.startswith(classes)]
+            # Else several classes may run the suite, each on another version of the broker.
+            runs = [run for name, run in report["runs"].items() if tests in ("", name)]
             skipped = {name: reason for run in runs for name, reason in run["skipped"].items()}
             passed = frozenset(name for run in runs for name in run["passed"])
             yield Column(f"{code(info.name)} {title}".strip(), declared, report, passed, skipped)
@@ -138,7 +148,9 @@ def _declared(name: str, value: object) -> str:
     if isinstance(value, bool) or not value:
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return "1 year" if value == YEAR else f"{value:,g} s"
+        if value == YEAR:
+            return "1 year"
+        return f"{value:g} s" if value % 3600 else f"{value / 3600:g} h"
     return str(value)
 
 
