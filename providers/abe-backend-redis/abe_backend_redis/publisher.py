@@ -96,10 +96,7 @@ class Publisher:
         try:
             await self._transmit(items)
         finally:
-            if self._queue:
-                self._drain = asyncio.create_task(self._send_waiting(), name="abe-redis-publish")
-            else:
-                self._idle.set()
+            self._go_on()
 
     async def aclose(self) -> None:
         """Send what waits, but nothing a second time, and disconnect."""
@@ -107,19 +104,24 @@ class Publisher:
         await self._idle.wait()
         await self._link.aclose(for_good=True)
 
+    def _go_on(self, drain: asyncio.Task[None] | None = None) -> None:
+        """Send what waits, unless that was cancelled: then who waits is cancelled too."""
+        if self._queue and not (drain is not None and drain.cancelled()):
+            self._drain = asyncio.create_task(self._send_waiting(), name="abe-redis-publish")
+            self._drain.add_done_callback(self._go_on)
+            return
+        for waiting in self._queue:
+            waiting.done.cancel()
+        self._queue.clear()
+        self._idle.set()
+
     async def _send_waiting(self) -> None:
-        try:
-            while self._queue:
-                batch = self._next_batch()
-                if batch:
-                    await self._send_batch(batch)
-                # Those just woken publish again: let them join the next batch.
-                await asyncio.sleep(0)
-        finally:
-            for waiting in self._queue:
-                waiting.done.cancel()
-            self._queue.clear()
-            self._idle.set()
+        while self._queue:
+            batch = self._next_batch()
+            if batch:
+                await self._send_batch(batch)
+            # Those just woken publish again: let them join the next batch.
+            await asyncio.sleep(0)
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []

@@ -247,6 +247,28 @@ def test_closing_waits_for_what_is_on_its_way(server: RedisServer, prefix: str) 
     run(main())
 
 
+def test_closing_while_everything_is_cancelled(server: RedisServer, prefix: str) -> None:
+    """As at the end of ``asyncio.run``, where a task may be cancelled before it has begun."""
+
+    async def main() -> None:
+        queue = RedisBackend(server.url, prefix=prefix)
+        await queue.publish("a", {})
+        publishing = [asyncio.create_task(queue.publish("a", {"n": n})) for n in range(3)]
+        await asyncio.sleep(0)
+        publishing[0].cancel()
+        for _ in range(100):  # by steps, so as to come before its first
+            if queue._publisher._drain is not None:
+                break
+            await asyncio.sleep(0)
+        assert queue._publisher._drain is not None
+        queue._publisher._drain.cancel()
+        await asyncio.wait_for(queue.aclose(), 5)
+        await asyncio.wait(publishing)
+        assert all(call.cancelled() for call in publishing)
+
+    run(main())
+
+
 def test_closing_ends_waiting_for_a_broker(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
         with socket.socket() as probe:
