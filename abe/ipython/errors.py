@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from IPython.core.getipython import get_ipython
 
 from abe.errors import AbeError, BackendClosedError
 from abe.ipython.render import MAX_LINE, redact, visible
@@ -18,17 +21,38 @@ R = TypeVar("R")
 _MAX_LINES = 20
 
 
+class _Short:
+    """Renders an error as a few lines; for ``%tb``, which asks again, as IPython does.
+
+    It can be pickled, as errors are that cross process boundaries.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+        self._shown = False
+
+    def __call__(self) -> list[str]:
+        value = getattr(sys, "last_value", None) if self._shown else None
+        shell = get_ipython()
+        self._shown = True
+        if value is None or shell is None:
+            return self._lines
+        lines: list[str] = shell.InteractiveTB.structured_traceback(
+            type(value), value, value.__traceback__
+        )
+        return lines
+
+
 def short(error: E, *hints: str) -> E:
     """Make IPython show ``error`` as its message instead of a traceback, and return it.
 
-    The error stays what it is, so runners of notebooks stop at it and ``except`` clauses, ``%tb``
-    and ``%debug`` work.
+    The error stays what it is, so runners of notebooks stop at it and ``except`` clauses and
+    ``%debug`` work; ``%tb`` shows the traceback.
     """
     if not hasattr(error, "_render_traceback_"):
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
         lines = [visible(redact(line), MAX_LINE) for line in text.split("\n")[:_MAX_LINES]]
-        # A partial can be pickled, as errors are that cross process boundaries.
-        error.__dict__["_render_traceback_"] = functools.partial(list, [*lines, *hints])
+        error.__dict__["_render_traceback_"] = _Short([*lines, *hints])
     if _follows_group(error):
         # For these IPython only prints, and no runner would see an error.
         error.__context__ = None

@@ -404,6 +404,20 @@ def test_a_failure_in_the_middle_says_how_far_it_came(shell: InteractiveShell, r
     assert caught.value.retryable
 
 
+def test_the_traceback_of_a_short_error_can_be_seen(
+    run: Run, q: abe.SyncBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("def total():\n    return 1 / 0\n")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run("%abe_publish k {{total()}}")
+        assert capsys.readouterr().out == "ZeroDivisionError: division by zero\nin {{total()}}\n"
+        run("%tb")
+        shown = capsys.readouterr().out
+        assert "return 1 / 0" in shown
+        assert shown.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
 def test_errors_that_follow_a_group_are_still_seen(
     shell: InteractiveShell, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
