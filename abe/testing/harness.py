@@ -47,7 +47,8 @@ class Harness:
     Every method may be a plain or a coroutine function; all are called on the case's event loop.
 
     Attributes:
-        patience: Seconds to wait for what must happen; every time limit is a multiple of it.
+        patience: Seconds to wait for what must happen; every time limit is a multiple of it. What
+            a cut connection had received may take a lease longer.
         quiet: Seconds to wait for what must not happen. Long enough for the broker to deliver.
         short_delay: The shortest delay, in seconds, that the broker can tell from none.
         reopen: Whether `make`, called again with the same namespace, gives a further backend on
