@@ -227,6 +227,15 @@ def test_diagrams_can_be_read_on_a_phone(page: Page, site: Site) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_dark_pages_print_dark_on_white(browser: Browser, site: Site) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(f"{site.url}tutorials/04_reliable_workers/")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate(axe())
+    assert list(told("printed", page.evaluate(CHECK, RULES))) == []
+    page.close()
+
+
 def test_the_path_of_a_newcomer(page: Page, site: Site) -> None:
     """From the home page to a provider of one's own, by clicking."""
     page.goto(site.url)
