@@ -71,7 +71,7 @@ def _follows_group(error: BaseException) -> bool:
 
 
 def short_errors(magic: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a magic so that every `AbeError` it raises is shown short."""
+    """Decorate a magic so that every `AbeError` it raises, and an interrupt, is shown short."""
 
     @functools.wraps(magic)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -81,5 +81,8 @@ def short_errors(magic: Callable[P, R]) -> Callable[P, R]:
             closed = isinstance(error, BackendClosedError)
             hints = ["%abe_connect opens another."] if closed else []
             raise short(error, *hints) from error.__cause__
+        except KeyboardInterrupt as error:
+            short(error)
+            raise
 
     return run

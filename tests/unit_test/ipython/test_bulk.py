@@ -341,5 +341,5 @@ def test_an_interrupt_while_everything_is_checked(
     shell.user_ns["orders"] = orders()
     with pytest.raises(KeyboardInterrupt):
         run("%abe_publish k -i orders")
-    assert "interrupted: nothing is published\n" in capsys.readouterr().out
+    assert capsys.readouterr().out == "interrupted: nothing is published\nKeyboardInterrupt\n"
     assert q.take(1, timeout=0) == []
