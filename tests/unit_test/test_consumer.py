@@ -1211,7 +1211,8 @@ def test_stopping_while_a_retry_waits_releases_at_once(how: str, tools: type[Too
     async def main() -> None:
         broker.publish()
         consumer = AsyncLoopConsumer(Scripted(broker), retry=RetryPolicy(base=60.0))
-        task = asyncio.create_task(consumer.run(Recorder(ValueError())))
+        handler = Recorder(ValueError())
+        task = asyncio.create_task(consumer.run(handler))
         await until(lambda: consumer.failed)
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -1224,6 +1225,7 @@ def test_stopping_while_a_retry_waits_releases_at_once(how: str, tools: type[Too
                 await task
         assert loop.time() - started < 1.0
         assert broker.records[0].outcomes == ["release"]
+        assert handler.attempts == [1]
         assert consumer.in_flight == 0
 
     tools.run(main())
