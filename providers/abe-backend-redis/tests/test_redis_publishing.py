@@ -283,3 +283,32 @@ def test_closing_ends_waiting_for_a_broker(server: RedisServer, prefix: str) -> 
                 await call
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    "answer", ["LOADING Redis is loading", "BUSY Redis is busy", "MOVED 1 h:1"]
+)
+def test_a_server_that_has_done_nothing_is_asked_again(prefix: str, answer: str) -> None:
+    async def main() -> None:
+        answers = [f"-{answer}\r\n".encode()] * 2 + [b":1\r\n"]
+        served: set[asyncio.Task[Any]] = set()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            served.add(asyncio.current_task())  # type: ignore[arg-type]
+            while line := await reader.readline():
+                words = [b""] * int(line[1:])
+                for n in range(len(words)):
+                    words[n] = await reader.readexactly(int((await reader.readline())[1:]))
+                    await reader.readline()
+                writer.write(answers.pop(0) if words[0] == b"EVALSHA" else b"+OK\r\n")
+            writer.close()
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        async with RedisBackend(url, prefix=prefix) as queue:
+            await queue.publish("a", {})
+        assert not answers
+        listener.close()
+        await asyncio.wait(served, timeout=10)
+
+    run(main())
