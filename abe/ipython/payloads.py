@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ from abe.ipython.render import cell
 __all__ = ["FORMATS", "payloads_of", "read_file", "read_payloads"]
 
 Payloads = list[dict[str, Any]]
+Report = Callable[[int], object]
+
+
+def _ignore(count: int) -> None: ...
+
 
 FORMATS = ("json", "jsonl", "yaml", "csv", "python")
 """How the text of a payload may be written."""
@@ -33,7 +38,9 @@ _SUFFIXES = {
 }
 
 
-def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> Payloads:
+def read_payloads(
+    text: str, format: str, evaluate: Evaluate, command: str, progress: Report = _ignore
+) -> Payloads:
     """Return the payloads that ``text`` holds.
 
     ``{{expr}}`` is evaluated in ``json`` and ``jsonl``; the other formats are taken verbatim.
@@ -44,13 +51,14 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
         evaluate: Runs expressions.
         command: What the user wrote up to the payload, for errors that show the right spelling;
             empty for a file.
+        progress: Called with the number of payloads that a generator has given so far.
 
     Raises:
         PayloadError: If it is not ``format``, or a payload is not exactly representable as JSON.
     """
     text = text.removeprefix("\ufeff")
     if format == "json":
-        return _read_json(text, evaluate, command)
+        return _read_json(text, evaluate, command, progress)
     if format == "jsonl":
         return _read_json_lines(text, evaluate)
     read = {"yaml": _yaml, "csv": _csv, "python": _python}[format]
@@ -91,12 +99,13 @@ def _refuse(expression: str) -> object:
     raise PayloadError(f"{{{{{cell(expression, 40)}}}}} is not evaluated in a file")
 
 
-def payloads_of(value: object, name: str) -> Payloads:
+def payloads_of(value: object, name: str, progress: Report = _ignore) -> Payloads:
     """Return what publishing ``value`` sends: a dict is one message, an iterable one per item.
 
     Args:
         value: What the user wants to publish.
         name: What errors call it.
+        progress: Called with the number of payloads found so far.
 
     Raises:
         PayloadError: If anything in it is not exactly representable as JSON.
@@ -119,6 +128,7 @@ def payloads_of(value: object, name: str) -> Payloads:
         for item in value:
             text = _encode(item, len(items))
             items.append(item if stable else decode_payload(text))
+            progress(len(items))
     except PayloadError:
         raise
     except Exception as error:  # of the user's generator
@@ -134,10 +144,10 @@ def _encode(item: Any, index: int) -> str:
         raise PayloadError(f"item {index}: {error}") from None
 
 
-def _read_json(text: str, evaluate: Evaluate, command: str) -> Payloads:
+def _read_json(text: str, evaluate: Evaluate, command: str, progress: Report) -> Payloads:
     text = text.strip()
     if source := whole_expression(text):
-        return payloads_of(evaluate(source), f"{{{{{cell(source, 60)}}}}}")
+        return payloads_of(evaluate(source), f"{{{{{cell(source, 60)}}}}}", progress)
     return payloads_of(parse_json(text, command).value(evaluate), "the payload")
 
 

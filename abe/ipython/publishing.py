@@ -16,6 +16,7 @@ from abe.ipython.grammar import (
     seconds,
 )
 from abe.ipython.payloads import FORMATS, payloads_of, read_file, read_payloads
+from abe.ipython.progress import Progress
 from abe.ipython.render import cell
 from abe.ipython.results import Published
 from abe.ipython.sending import send
@@ -59,7 +60,8 @@ def publish(call: Call, body: str | None) -> Any:
     _require_key_and_payload(syntax, arguments, body)
     key = validate_key(arguments.words[0])
     try:
-        payloads = _payloads(call, arguments, key, body)
+        with Progress(None, "checked", live=call.session.in_notebook) as progress:
+            payloads = _payloads(call, arguments, key, body, progress)
     except KeyboardInterrupt:
         say("interrupted: nothing is published")
         raise
@@ -89,10 +91,12 @@ def _require_key_and_payload(syntax: Syntax, arguments: Arguments, body: str | N
         raise syntax.error(f"nothing to publish: {key} was taken for KEY and no PAYLOAD follows it")
 
 
-def _payloads(call: Call, arguments: Arguments, key: str, body: str | None) -> list[dict[str, Any]]:
+def _payloads(
+    call: Call, arguments: Arguments, key: str, body: str | None, progress: Progress
+) -> list[dict[str, Any]]:
     variable = arguments.options.get("in")
     if variable is not None:
-        return payloads_of(call.variable(variable), variable)
+        return payloads_of(call.variable(variable), variable, progress)
     path = arguments.options.get("file")
     if path is not None:
         return read_file(path, arguments.options["format"])
@@ -102,6 +106,7 @@ def _payloads(call: Call, arguments: Arguments, key: str, body: str | None) -> l
         arguments.options["format"] or "json",
         call.evaluate,
         f"%abe_publish {cell(key, 60)}",
+        progress,
     )
 
 

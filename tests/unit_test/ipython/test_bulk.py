@@ -256,6 +256,21 @@ def test_progress_in_a_terminal(
     assert capsys.readouterr().err == "\rpublished 500 of 1,000\rpublished 500 of 1,000\n"
 
 
+def test_progress_of_a_generator(
+    shell: InteractiveShell,
+    run: Run,
+    q: abe.SyncBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also while it is read, which may take longer than sending."""
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    for source in ("-i orders", "{{orders}}"):
+        shell.user_ns["orders"] = ({"n": n} for n in range(3))
+        run(f"%abe_publish k {source};")
+        assert capsys.readouterr().out == "checked 3\npublished 3 of 3\n"
+
+
 @pytest.fixture(autouse=True)
 def _interrupts_are_not_ignored() -> Iterator[None]:
     """As they are where a shell has started the tests in the background."""
