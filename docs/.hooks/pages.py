@@ -68,7 +68,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in what a page includes."""
+    """Fill in what a page includes, and let a search find guides before the API."""
+    if page.file.src_uri.startswith(("reference/api/", "reference/logging")):
+        page.meta.setdefault("search", {"boost": 0.5})
     return expanded(markdown)
 
 
