@@ -15,6 +15,8 @@ from abe.errors import ConfigurationError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.testing import RedisServer
 
+LOOKS = ("xpending", "hexists", "exists")
+
 
 @asynccontextmanager
 async def client(server: RedisServer) -> AsyncIterator[Any]:
@@ -237,5 +239,28 @@ def test_what_was_left_out_comes_in_order_of_all_keys(
             assert await queue.purge("even") == 150
             for receiver in receivers:
                 await receiver.aclose()
+
+    run(main())
+
+
+def test_each_message_is_not_looked_up_in_every_group(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            names = [f"done-{n}" for n in range(20)]
+            for name in [*names, "me", "not-yet"]:
+                async with queue.consume(group=name):
+                    pass
+            await queue.publish_many([("k", {})] * 60)
+            for name in names:
+                await raw.xgroup_setid(f"{{{prefix}}}:log", name, "$")
+            receiver = queue._receiver("me", KeyFilter())
+            found = await receiver.receive(60, 5.0)
+            await raw.config_resetstat()
+            assert await receiver.settle([Settlement(it, Outcome.ACK) for it in found]) == ()
+            stats = await raw.info("commandstats")
+            calls = sum(stats.get(f"cmdstat_{it}", {"calls": 0})["calls"] for it in LOOKS)
+            assert calls < 60, f"{calls} looks for {len(found)} messages in 22 groups"
+            assert await raw.xlen(f"{{{prefix}}}:log") == 60
+            await receiver.aclose()
 
     run(main())

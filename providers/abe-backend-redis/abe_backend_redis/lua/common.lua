@@ -79,7 +79,11 @@ end
 local function all_groups()
   local found = {}
   if call('EXISTS', LOG) == 1 then
-    for _, g in ipairs(call('XINFO', 'GROUPS', LOG)) do found[#found + 1] = fields(g) end
+    for _, row in ipairs(call('XINFO', 'GROUPS', LOG)) do
+      local g = fields(row)
+      g.parks = call('EXISTS', B .. 'parked:' .. g.name) == 1
+      found[#found + 1] = g
+    end
   end
   return found
 end
@@ -90,11 +94,22 @@ local function group_named(name)
   end
 end
 
-local function needed(id, groups)
+-- The last entry that all of these groups have read, nil if there are none: what comes after it is
+-- needed. There may be hundreds of groups, so that is asked first, and once for many entries.
+local function read_by(groups)
+  local least
   for _, g in ipairs(groups) do
-    if after(id, g['last-delivered-id'])
-      or #call('XPENDING', LOG, g.name, id, id, 1) > 0
-      or call('HEXISTS', B .. 'parked:' .. g.name, id) == 1 then
+    local last = g['last-delivered-id']
+    if not least or after(least, last) then least = last end
+  end
+  return least
+end
+
+-- Whether one of these groups, which have all read the entry, is not done with it.
+local function held(id, groups)
+  for _, g in ipairs(groups) do
+    if g.pending > 0 and #call('XPENDING', LOG, g.name, id, id, 1) > 0
+      or g.parks and call('HEXISTS', B .. 'parked:' .. g.name, id) == 1 then
       return true
     end
   end
@@ -118,8 +133,8 @@ local function settled_before(groups)
   if call('EXISTS', KEPT) == 1 then return nil end
   local floor
   for _, g in ipairs(groups) do
-    if call('EXISTS', B .. 'parked:' .. g.name) == 1 then return nil end
-    local low = call('XPENDING', LOG, g.name)[2]
+    if g.parks then return nil end
+    local low = g.pending > 0 and call('XPENDING', LOG, g.name)[2]
     if not low then
       local ms, seq = string.match(g['last-delivered-id'], '^(%d+)-(%d+)$')
       low = ms .. '-' .. string.format('%.0f', seq + 1)
@@ -179,7 +194,7 @@ local function done(by_key, keep, total)
   for _, g in ipairs(groups) do
     if g.name ~= G then others[#others + 1] = g end
   end
-  local floor = settled_before(groups)
+  local floor, least = settled_before(groups), read_by(others)
   local trimmed = floor and call('XTRIM', LOG, 'MINID', floor) or 0
   local dirty = {}
   for key, ids in pairs(by_key) do
@@ -194,9 +209,8 @@ local function done(by_key, keep, total)
     if trimmed ~= total then
       local free = {}
       for _, id in ipairs(ids) do
-        if not (floor and after(floor, id)) and (#others == 0 or not needed(id, others)) then
-          free[#free + 1] = id
-        end
+        local needed = least and after(id, least) or held(id, others)
+        if not needed and not (floor and after(floor, id)) then free[#free + 1] = id end
       end
       if #free > 0 then remove(key, free) end
     end

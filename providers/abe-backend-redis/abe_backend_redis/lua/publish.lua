@@ -56,10 +56,13 @@ end
 local drop = ARGV[5] == '1'
 local dropped = 0
 local groups = all_groups()
+local least = read_by(groups)
 local most = accepted + 200 -- a bound, for those of the oldest that have to stay
 
+local function unread(id) return least and after(id, least) end
+
 local function forget(id, key)
-  if needed(id, groups) then
+  if unread(id) or held(id, groups) then
     if not drop then return end
     dropped = dropped + 1
     for _, g in ipairs(groups) do
@@ -72,14 +75,6 @@ local function forget(id, key)
   end
   remove(key, {id})
   call('ZREM', DUE, id)
-end
-
--- Whether a group has yet to read this one, and so all after it.
-local function unread(id)
-  for _, g in ipairs(groups) do
-    if after(id, g['last-delivered-id']) then return true end
-  end
-  return false
 end
 
 if length > 0 then
