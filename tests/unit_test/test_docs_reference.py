@@ -17,7 +17,19 @@ from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.sync import feed
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
+SNIPPET = re.compile(r'^--8<-- "(.+):(\w+)"$', re.MULTILINE)
+
+
+def section_of(snippet: re.Match[str]) -> str:
+    """Return the part of another file that ``snippet`` includes."""
+    file, name = snippet.groups()
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return text.partition(f"[start:{name}]")[2].partition(f"[end:{name}]")[0]
+
+
+ENVIRONMENT = SNIPPET.sub(
+    section_of, (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
+)
 ERRORS = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
 STRUCTURE = (ROOT / "docs/explanation/project-structure.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
@@ -31,7 +43,7 @@ BACKENDS = [title for title in SECTIONS if title.islower()]
 
 def samples_of(backend: str) -> dict[str, str]:
     """Return the sample of every variable in the section of ``backend``."""
-    rows = re.findall(r"^\| `(ABE_\w+)` \|.*e\.g\. `(.+?)` \|", SECTIONS[backend], re.MULTILINE)
+    rows = re.findall(r"^\| `(ABE_\w+)` \|.*\| `([^`]+)` \|$", SECTIONS[backend], re.MULTILINE)
     return dict(rows)
 
 
