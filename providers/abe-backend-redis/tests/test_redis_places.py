@@ -145,7 +145,7 @@ def test_a_slot_that_moves(prefix: str) -> None:
 
     async def main(old: RedisServer, new: RedisServer) -> None:
         async with raw_client(old.port) as source, raw_client(new.port) as target:
-            await source.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            await source.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
             await target.execute_command("CLUSTER", "SET-CONFIG-EPOCH", 2)
             await source.execute_command("CLUSTER", "MEET", "127.0.0.1", new.port)
 
