@@ -117,13 +117,13 @@ def _compile(pattern: str) -> tuple[str, str]:
     *start, last = pattern.split(".")
     tail = "x" if last in ("*", "**") else last
     literal = ["x" if segment == "*" else segment for segment in start]
-    try:
-        validate_key(".".join([*literal, tail]))
-    except InvalidKeyError as error:
-        raise InvalidKeyError(
-            f"key filter {pattern!a} is malformed: '*' stands for one whole segment, "
-            "'**' for one or more and only at the end"
-        ) from error
+    problem = _problem(".".join([*literal, tail]))
+    if problem.startswith("contains '*'"):
+        problem = "'*' stands for one whole segment, '**' for one or more and only at the end"
+    elif problem:
+        problem = f"it {problem}"
+    if problem:
+        raise InvalidKeyError(f"key filter {pattern!a} is malformed: {problem}")
     parts = ["[^.]+" if segment == "*" else re.escape(segment) for segment in start]
     parts.append({"*": "[^.]+", "**": ".+"}.get(last) or re.escape(last))
     return pattern, r"\.".join(parts)
