@@ -95,6 +95,7 @@ class Table:
         notes: Lines below the table.
         figure: HTML that stands below the rows; the rows say the same in words.
         numeric: Columns that hold numbers.
+        whole: Other columns that are not broken into lines.
     """
 
     caption: str
@@ -104,6 +105,7 @@ class Table:
     notes: Sequence[str] = field(default_factory=tuple)
     figure: str = ""
     numeric: Collection[str] = ()
+    whole: Collection[str] = ()
 
     def to_html(self) -> str:
         """Return the table as HTML without styles of its own but alignment.
@@ -111,7 +113,10 @@ class Table:
         One that is too wide scrolls, also by keyboard.
         """
         caption = _html(self.caption)
-        styles = [_NUMBER if column in self.numeric else _TEXT for column in self.columns]
+        styles = [
+            _NUMBER if column in self.numeric else _WHOLE if column in self.whole else _TEXT
+            for column in self.columns
+        ]
         heads = "".join(
             f'<th scope="col"{style}>{_html(c)}</th>'
             for c, style in zip(self.columns, styles, strict=True)
@@ -145,6 +150,7 @@ class Table:
 
 
 _TEXT = ' style="text-align:left"'
+_WHOLE = ' style="text-align:left;white-space:nowrap"'
 _NUMBER = ' style="text-align:right;white-space:nowrap"'
 _CAPTION = ' style="caption-side:top;text-align:left"'
 

@@ -107,7 +107,7 @@ class Messages(TableList[M]):
         told = {name: cells for name, cells in self._columns(shown).items() if any(cells)}
         rows: Sequence[Sequence[str]] = list(zip(*told.values(), strict=True)) if shown else []
         caption = " ".join(filter(None, [plural(len(self), self._noun), self.caption]))
-        return Table(caption, list(told), rows, total=len(self))
+        return Table(caption, list(told), rows, total=len(self), whole={"id", "time"})
 
     _noun = "message"
 

@@ -228,6 +228,12 @@ def test_tables_are_accessible() -> None:
     assert tags[2][0] == "caption"
 
 
+def test_times_are_not_broken_into_lines() -> None:
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    page = Messages([Message({"i": "x" * 150}, key="k", timestamp=moment)])._repr_html_()
+    assert '<td style="text-align:left;white-space:nowrap">2026-01-02 00:00:00.000Z</td>' in page
+
+
 def test_text_tables_are_aligned() -> None:
     table = Table("caption", ["a", "long"], [["日本", "x"], ["1", "y"]], notes=["note"])
     assert table.to_text().split("\n") == [
