@@ -24,7 +24,7 @@ _ELSEWHERE = (
     driver.BusyLoadingError,
     driver.OutOfMemoryError,
 )
-"""This server is not, or not yet, the one to talk to: connect anew."""
+"""This server is not the one to talk to, or not at this moment: connect anew."""
 _PASSING = (
     "LOADING",
     "BUSY ",

@@ -269,6 +269,21 @@ def test_closing_while_everything_is_cancelled(server: RedisServer, prefix: str)
     run(main())
 
 
+def test_closing_after_the_loop_has_ended(server: RedisServer, prefix: str) -> None:
+    """What is cancelled with its loop leaves nothing behind that closing would wait for."""
+    queue = RedisBackend(server.url, prefix=prefix)
+    publishing: list[asyncio.Task[None]] = []
+
+    async def main() -> None:
+        await queue.publish("a", {})
+        publishing.extend(asyncio.create_task(queue.publish("a", {"n": n})) for n in range(3))
+        await asyncio.sleep(0)
+
+    run(main())
+    assert all(call.cancelled() for call in publishing)
+    run(queue.aclose())
+
+
 def test_closing_ends_waiting_for_a_broker(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
         with socket.socket() as probe:
