@@ -1593,6 +1593,25 @@ def test_a_stream_dropped_in_another_thread_is_released(run: VirtualRun, broker:
     run(main())
 
 
+def test_asyncio_run_ends_at_once_where_nobody_took_over_a_message(
+    run: VirtualRun, broker: Broker
+) -> None:
+    """Only the owner of a detached message is given time to settle it."""
+    kept: list[Any] = []
+
+    async def main() -> float:
+        broker.publish(1)
+        broker.cancellable = True
+        stream = broker.stream()
+        await anext(stream)
+        kept.extend((stream, asyncio.get_running_loop()))
+        return now()
+
+    ended = run(main(), tidy=False)
+    assert kept[1].now == ended
+    assert broker.records[0].outcomes == ["release"]
+
+
 @pytest.mark.parametrize("how", ["dropped", "kept", "closing", "waiting", "settling"])
 def test_asyncio_run_gives_back_what_is_left(run: VirtualRun, broker: Broker, how: str) -> None:
     """When ``asyncio.run`` returns, acks are recorded and the message in hand is released."""
@@ -1955,7 +1974,7 @@ def test_a_call_that_the_driver_cancels_is_a_lost_connection(
     assert broker.violations == []
 
 
-@pytest.mark.parametrize("method", ["settle", "extend"])
+@pytest.mark.parametrize("method", ["receive", "settle", "extend"])
 def test_an_outage_is_over_once_any_call_has_succeeded(
     run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
@@ -1963,13 +1982,16 @@ def test_an_outage_is_over_once_any_call_has_succeeded(
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
-        broker.publish(1)
         async with broker.stream() as stream:
-            message = await anext(stream)
             broker.fault(method, error=RESET)
+            waiting = asyncio.create_task(anext(stream))
+            await asyncio.sleep(1.0)
+            broker.publish(1)
+            message = await waiting
             if method == "settle":
                 await message.ack()
-            await asyncio.sleep(19.0)
+            if method != "receive":
+                await asyncio.sleep(15.0)
             assert [r.getMessage() for r in caplog.records if r.levelno == logging.INFO] == [
                 "reconnected to backend scripted"
             ]

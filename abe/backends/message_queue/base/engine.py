@@ -209,10 +209,9 @@ class StreamEngine:
             # asyncio.run() cancels every task before it closes the loop: the last chance to
             # give back what a forgotten stream holds.
             self._unattended = True
-            if not self.closing:
-                self.stop()
-                await self._await_owner()
-                self.begin_close()
+            self.stop()
+            await self._await_owner()
+            self.begin_close()
             await self._wind_up()
             raise
 
