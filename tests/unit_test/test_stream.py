@@ -1289,6 +1289,20 @@ def test_a_lease_lost_while_buffered_is_not_handed_over(
     run(main())
 
 
+def test_the_lease_of_a_finished_message_is_not_extended(run: VirtualRun, broker: Broker) -> None:
+    """What the caller asked beyond is forgotten, and not only because the broker says so."""
+
+    async def main() -> None:
+        broker.publish(3)
+        async with broker.stream() as stream:
+            await several(stream, 3)
+            await asyncio.sleep(LEASE)
+            assert broker.extended() == [2]
+            assert len(stream._engine._held) == 1
+
+    run(main())
+
+
 def test_watching_over_leases_does_not_disturb_a_read(run: VirtualRun, broker: Broker) -> None:
     """A read waits as long as it may while an earlier message is held, instead of polling."""
 
