@@ -77,7 +77,7 @@ class Queue:
         self.gids: dict[str | None, int] = {}
 
     def forget(self, seq: int) -> None:
-        if self.groups and not any(seq in group.entries for group in self.groups.values()):
+        if not any(seq in group.entries for group in self.groups.values()):
             self.shared.discard(seq)
 
     # -- what happens ----------------------------------------------------------------------

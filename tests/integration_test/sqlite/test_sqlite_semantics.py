@@ -56,6 +56,17 @@ def test_deleting_a_group_leaves_the_other_its_messages(path: Path) -> None:
     run(path, main)
 
 
+def test_the_last_group_takes_its_backlog_with_it(path: Path) -> None:
+    async def main(backend: SQLiteBackend) -> None:
+        await fill(backend, 1)
+        assert await take(backend, 0, "a") == []
+        await backend.delete_group("a")
+        await fill(backend, 2)
+        assert await take(backend, 2, "b") == [0, 1]
+
+    run(path, main)
+
+
 def test_a_stream_of_a_deleted_group_takes_nothing_from_a_new_one(path: Path) -> None:
     async def main(backend: SQLiteBackend) -> None:
         async with backend.consume(group="old") as stream:
@@ -76,7 +87,8 @@ def test_settling_after_the_group_was_deleted_and_made_anew_changes_nothing(path
         receiver = backend._receiver("g", KeyFilter())
         await receiver.open()
         deliveries = await receiver.receive(2, 5)
-        await backend.delete_group("g")
+        async with backend.consume(group="other"):
+            await backend.delete_group("g")
         async with backend.consume(group="g"):
             pass
         settlements = [Settlement(d, Outcome.ACK) for d in deliveries]

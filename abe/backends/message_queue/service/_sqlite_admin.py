@@ -178,7 +178,7 @@ def group_names(c: sqlite3.Connection) -> list[ConsumerGroup]:
 
 
 def delete_group(c: sqlite3.Connection, group: ConsumerGroup) -> None:
-    """Forget a group.
+    """Forget a group and drop what no other is yet to settle.
 
     Raises:
         ConfigurationError: If there is no such group.
@@ -188,11 +188,7 @@ def delete_group(c: sqlite3.Connection, group: ConsumerGroup) -> None:
         raise ConfigurationError(f"there is no group {group!r}")
     for table in ("ready", "leased", "delayed", "dead", "groups"):
         c.execute(f"DELETE FROM {table} WHERE gid = ?", (gid,))  # noqa: S608
-    # With no group left everything is retained, except what was there for that group alone.
-    c.execute(
-        "DELETE FROM messages WHERE (visible IS NULL OR EXISTS (SELECT 1 FROM groups))"  # noqa: S608
-        f" AND {SETTLED_BY_ALL}"
-    )
+    c.execute(f"DELETE FROM messages WHERE {SETTLED_BY_ALL}")  # noqa: S608
 
 
 def purge(c: sqlite3.Connection, group: ConsumerGroup, keys: KeyFilter, now: float) -> int:
