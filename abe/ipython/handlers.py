@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from abe.backends.message_queue.base.handlers import check_handler
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group
 from abe.backends.message_queue.consumer import RetryPolicy
 from abe.ipython.card import COLUMNS, NUMERIC, numbers, problem, where
@@ -109,18 +109,10 @@ def _define(shell: InteractiveShell, body: str) -> Callable[..., Any]:
     if not names:
         raise HANDLER.error("the cell must define a function: def handle(message): …")
     exec(shell.compile(tree, filename, "exec"), shell.user_global_ns, shell.user_ns)  # noqa: S102
-    function: Callable[..., Any] = shell.user_ns[names[-1]]
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise HANDLER.error(f"{names[-1]}() contains yield; a handler is an ordinary function")
     try:
-        inspect.signature(function).bind(object())
+        return check_handler(shell.user_ns[names[-1]], f"{names[-1]}()")
     except TypeError as error:
-        raise HANDLER.error(
-            f"{names[-1]}() is called with one argument, the message: {error}"
-        ) from None
-    except ValueError:  # a signature that cannot be told
-        pass
-    return function
+        raise HANDLER.error(str(error)) from None
 
 
 def handlers(call: Call) -> Any:
