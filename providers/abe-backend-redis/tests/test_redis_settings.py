@@ -104,7 +104,7 @@ def test_malformed_urls_are_refused_without_repeating_them(url: str) -> None:
         ("TIMEOUT", "-1"),
         ("PREFIX", "{x}"),
         ("TLS_CA", "/ca.pem"),
-        ("DROP_UNSETTLED", "fals"),
+        ("DROP_UNSETTLED", "maybe"),
     ],
 )
 def test_malformed_variables_are_named(

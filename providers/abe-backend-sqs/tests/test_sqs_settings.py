@@ -75,7 +75,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LEASE", "soon"),
         ("LEASE", "0"),
         ("LEASE", "3600"),
-        ("DEAD_LETTERS", "fals"),
+        ("DEAD_LETTERS", "maybe"),
         ("QUEUE", f"https://user:{QUOTED}@sqs.eu-west-1.amazonaws.com/1/orders"),
         ("WAIT", "21"),
         ("WAIT", "0"),
