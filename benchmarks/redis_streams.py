@@ -358,7 +358,7 @@ CASES = [
             Target("abe, 1,000 keys", 0.5, ["abe"]),
         ],
         "raw: XREADGROUP of 500, json.loads, XACK of 500. abe also deletes what is settled.\n"
-        "kombu has no streams: lists, synchronous. abe's ratio was 0.82 to 1.01 in runs of one hour.",
+        "kombu has no streams: lists, synchronous. abe's ratio: 0.82 to 1.01 in runs of one hour.",
     ),
     Case(
         "Publish and receive one message at a time",

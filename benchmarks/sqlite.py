@@ -329,7 +329,7 @@ CASES = [
         ],
         "raw: select 500 rows, decode, delete them, in one transaction, without asyncio.\n"
         "litequeue syncs nothing by default (NORMAL); the target compares at equal durability.\n"
-        "abe hands messages from a thread to another: 0.31 in a run in which that cost twice as much.",
+        "abe hands messages from thread to thread: 0.31 in a run in which that cost twice as much.",
     ),
     Case(
         "Publish and receive one message at a time",
