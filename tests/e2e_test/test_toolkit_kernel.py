@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,9 @@ import abe
 if TYPE_CHECKING:
     from tests.e2e_test.conftest import Kernel
 
-SOON = 0.5
-"""Seconds after Stop within which a cell has to end."""
-LATE = 3.0
-"""The same where it is measured once only, and others may keep the machine busy."""
-
-
-def stopped_soon(kernel: Kernel, code: str, took: float) -> bool:
-    """Whether Stop ends ``code`` soon, if not in the first ``took`` seconds then the next times."""
-    return took <= SOON or any(kernel.run_interrupting(code).took <= SOON for _ in range(5))
+BUSY = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1) if hasattr(os, "getloadavg") else False
+SOON = 2.0 if BUSY else 0.5
+"""Seconds after Stop within which a cell must have ended; more if others keep the machine busy."""
 
 
 @pytest.fixture
@@ -52,10 +47,10 @@ def test_stop(cells: Kernel, code: str) -> None:
     cells.ok('%abe_publish k {"n": 1}')
     outcome = cells.run_interrupting(code)
     assert outcome.ename in ("KeyboardInterrupt", "CancelledError"), outcome
+    assert outcome.took <= SOON
     cells.ok('%abe_publish k {"n": 2}')
     cells.ok("stream = None\ngot = %abe_consume -n 2 -t 20 -q 20")
     assert cells.ok("print([m['n'] for m in got])").stdout == "[1, 2]\n"
-    assert stopped_soon(cells, code, outcome.took)
 
 
 SLOW = """
@@ -79,7 +74,7 @@ def test_stop_while_publishing_many(cells: Kernel) -> None:
     cells.ok(SLOW)
     outcome = cells.run_interrupting("%abe_publish k -i orders")
     assert outcome.ename == "KeyboardInterrupt"
-    assert outcome.took <= LATE
+    assert outcome.took <= SOON
     sent = cells.ok("print(len(slow.sent), slow.sent == list(range(len(slow.sent))))").stdout
     count, in_order = sent.split()
     assert in_order == "True"
@@ -220,7 +215,7 @@ def test_the_user_nests(start_kernel: Callable[..., Kernel], nester: str, when: 
     assert got.stdout.splitlines()[-1] == "[1, 2, 3]"
     outcome = kernel.run_interrupting(WAITING["magic"])
     assert outcome.ename == "KeyboardInterrupt"
-    assert stopped_soon(kernel, WAITING["magic"], outcome.took)
+    assert outcome.took <= SOON
     kernel.ok("%%abe_handler\ndef work(m): pass")
     assert kernel.ok("%abe_publish k {}\n%unload_ext abe").status == "ok"
     kernel.stop()
@@ -241,7 +236,7 @@ def test_a_kernel_on_uvloop(start_kernel: Callable[..., Kernel]) -> None:
     for code in ("magic", "idle await"):
         outcome = kernel.run_interrupting(WAITING[code])
         assert outcome.ename in ("KeyboardInterrupt", "CancelledError")
-        assert stopped_soon(kernel, WAITING[code], outcome.took)
+        assert outcome.took <= SOON
     refused = kernel.run("import abe; abe.enable_nesting()")
     assert refused.ename == "UnsupportedError"
     assert "uvloop" in refused.evalue
