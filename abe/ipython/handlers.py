@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from abe.backends.message_queue.base.handlers import check_handler
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group
 from abe.backends.message_queue.consumer import RetryPolicy
+from abe.backends.message_queue.handling.handlers import check_handler
 from abe.ipython.card import COLUMNS, NUMERIC, numbers, problem, where
 from abe.ipython.grammar import Option, Syntax, count, identifier, parse
 from abe.ipython.registry import Handler

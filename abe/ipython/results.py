@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from abe.backends.message_queue.base.dead import PREFIX
+from abe.backends.message_queue.base.dead_letters import PREFIX
 from abe.backends.message_queue.base.message import BaseMessage
 from abe.errors import UnsupportedError
 from abe.ipython.render import Table, cell, limits, plural, preview, when

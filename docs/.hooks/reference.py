@@ -117,7 +117,7 @@ def command_options() -> str:
     """Return a section for each command: how it is called, its arguments and options."""
     import typer.main
 
-    from abe._cli.app import app
+    from abe.cli.app import app
 
     group: Any = typer.main.get_command(app)
     return "\n\n".join(_command(name, command) for name, command in group.commands.items())

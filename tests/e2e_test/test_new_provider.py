@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from abe._cli.scaffold import MAX_LENGTH
+from abe.cli.scaffold import MAX_LENGTH
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = str(ROOT / "constraints.txt")

@@ -24,8 +24,8 @@ from abe.backends.message_queue.base import (
     MessageStream,
     SettleFailure,
     Settlement,
-    engine,
 )
+from abe.backends.message_queue.base.subscription import subscription as engine
 from abe.errors import ConnectionLostError
 
 T = TypeVar("T")

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import abe
-from abe._cli import consuming, messages, options, output, publishing, report, scaffold, worker
-from abe._cli.app import app
 from abe._text import INVISIBLE
 from abe.backends.message_queue.base import Message
-from abe.backends.message_queue.base.stream import MAX_HOLD
+from abe.backends.message_queue.base.subscription.stream import MAX_HOLD
 from abe.backends.message_queue.client import AsyncBackend
+from abe.cli import consuming, messages, options, output, publishing, report, scaffold, worker
+from abe.cli.app import app
 from abe.errors import ConfigurationError, ConnectionLostError, PayloadError, PublishError
 from abe.ipython import backends as magic_backends
 from abe.ipython import cleaning, grammar, looking
@@ -737,7 +737,7 @@ class TestApplication:
         def closed(text: str) -> None:
             raise output.OutputClosed
 
-        monkeypatch.setattr("abe._cli.app.emit_line", closed)
+        monkeypatch.setattr("abe.cli.app.emit_line", closed)
         done = cli("--version")
         assert (done.status, done.out, done.err) == (141, "", "")
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import pytest
 
 from abe.backends.message_queue.base import Message, dead_headers
-from abe.backends.message_queue.base.dead import DeadLetterKey
+from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
 
 
 class Plain:

@@ -12,7 +12,19 @@ import pytest
 
 import abe
 from abe import errors
-from abe.backends.message_queue.base import connection, engine, outbox, pace, stream
+from abe.backends.message_queue.base.subscription import (
+    outbox,
+    stream,
+)
+from abe.backends.message_queue.base.subscription import (
+    prefetch as pace,
+)
+from abe.backends.message_queue.base.subscription import (
+    reconnect as connection,
+)
+from abe.backends.message_queue.base.subscription import (
+    subscription as engine,
+)
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.sync import feed
 

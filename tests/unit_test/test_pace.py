@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from abe.backends.message_queue.base.pace import MAX_RECEIVE, TICKS, Pace
+from abe.backends.message_queue.base.subscription.prefetch import MAX_RECEIVE, TICKS, Pace
 
 LEASE = 40.0
 QUARTER = LEASE / 4

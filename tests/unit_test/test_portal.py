@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import pytest
 
 from abe.errors import BackendClosedError, LoopError
-from abe.sync.operation import Operation
-from abe.sync.portal import Portal, get_portal
+from abe.sync.portal.operation import Operation
+from abe.sync.portal.thread import Portal, get_portal
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def run_python(
 def dedent(script: str) -> str:
     head = """
         import asyncio, os, signal, sys, threading, time
-        from abe.sync.portal import get_portal
+        from abe.sync.portal.thread import get_portal
     """
     return textwrap.dedent(head) + textwrap.dedent(script)
 
@@ -677,7 +677,7 @@ def test_at_exit_everything_is_closed_in_silence() -> None:
                 print(type(error).__name__)
 
         atexit.register(last)
-        from abe.sync import portal as module
+        from abe.sync.portal import thread as module
         atexit.unregister(module._close_at_exit)
         atexit.register(module._close_at_exit)
         portal = get_portal()
@@ -772,7 +772,7 @@ def test_nothing_that_hangs_keeps_the_process() -> None:
     assert out == "left True\n"
     out = run_python(
         """
-        from abe.sync import portal as module
+        from abe.sync.portal import thread as module
 
         module.LAST_CHANCE = 0.05
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import abe
-from abe.sync import portal as portal_module
+from abe.sync.portal import thread as portal_module
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from abe.backends.message_queue.base import (
     Outgoing,
     Settlement,
 )
-from abe.backends.message_queue.service import _sqlite_admin as admin
-from abe.backends.message_queue.service import _sqlite_store as store
-from abe.backends.message_queue.service._sqlite_schema import _MIGRATIONS
+from abe.backends.message_queue.service.sqlite import admin, store
+from abe.backends.message_queue.service.sqlite.schema import _MIGRATIONS
 from abe.errors import ConfigurationError
 
 KEYS = ("a", "a.x", "b.x.y")

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from abe.backends.message_queue.service import _sqlite_thread
-from abe.backends.message_queue.service._sqlite_worker import Mode, Worker
+from abe.backends.message_queue.service.sqlite import thread as _sqlite_thread
+from abe.backends.message_queue.service.sqlite.worker import Mode, Worker
 
 Connection = sqlite3.Connection
 

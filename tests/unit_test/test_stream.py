@@ -25,9 +25,9 @@ from abe.backends.message_queue.base import (
     Outcome,
     Outgoing,
     Receiver,
-    engine,
     open_stream,
 )
+from abe.backends.message_queue.base.subscription import subscription as engine
 from abe.errors import (
     AbeError,
     ConfigurationError,

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from abe.backends.message_queue.base import Message, MessageStream, Settlement, engine
-from abe.backends.message_queue.base.pace import MAX_PREFETCH
+from abe.backends.message_queue.base import Message, MessageStream, Settlement
+from abe.backends.message_queue.base.subscription import subscription as engine
+from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.errors import ConnectionLostError
 
 if TYPE_CHECKING:

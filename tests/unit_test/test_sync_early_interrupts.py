@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from abe.sync.operation import Operation
-from abe.sync.portal import Portal, get_portal
+from abe.sync.portal.operation import Operation
+from abe.sync.portal.thread import Portal, get_portal
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from abe.backends.message_queue.base.threads import DaemonExecutor, DaemonThreads
+from abe.backends.message_queue.handling.threads import DaemonExecutor, DaemonThreads
 
 
 def test_results_errors_arguments_and_context() -> None:

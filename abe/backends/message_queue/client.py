@@ -19,7 +19,7 @@ from abe.backends.message_queue.base import (
 )
 from abe.backends.message_queue.base.capabilities import unsupported
 from abe.backends.message_queue.base.payload import split_pair
-from abe.backends.message_queue.base.plain import backend_name, check_backend
+from abe.backends.message_queue.base.subscription.plain import backend_name, check_backend
 from abe.backends.message_queue.loader import load_backend
 from abe.errors import BackendClosedError, ConfigurationError, PublishError
 from abe.types import (

@@ -19,12 +19,13 @@ from abe.backends.message_queue.base import (
     validate_group,
     validate_key,
 )
-from abe.backends.message_queue.base.dead import DeadLetterKey, reason_for
-from abe.backends.message_queue.base.handlers import StillRunning, adapt_handler
+from abe.backends.message_queue.base.dead_letters import reason_for
 from abe.backends.message_queue.base.log import log_message
-from abe.backends.message_queue.base.plain import backend_name, check_backend
-from abe.backends.message_queue.base.retry import RetryPolicy
-from abe.backends.message_queue.base.threads import DaemonThreads
+from abe.backends.message_queue.base.subscription.plain import backend_name, check_backend
+from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
+from abe.backends.message_queue.handling.handlers import StillRunning, adapt_handler
+from abe.backends.message_queue.handling.retry import RetryPolicy
+from abe.backends.message_queue.handling.threads import DaemonThreads
 from abe.errors import (
     ConfigurationError,
     LoopError,

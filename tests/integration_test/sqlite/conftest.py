@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from abe.backends.message_queue.service import _sqlite_schema
+from abe.backends.message_queue.service.sqlite import schema as _sqlite_schema
 
 PRELUDE = """\
 import asyncio, os, sys, time

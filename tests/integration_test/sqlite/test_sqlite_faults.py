@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from abe.backends.message_queue.service import _sqlite_thread
 from abe.backends.message_queue.service.sqlite import SQLiteBackend
+from abe.backends.message_queue.service.sqlite import thread as _sqlite_thread
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 
 Child = Callable[..., Any]

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from abe.backends.message_queue.service import _sqlite_schema as schema
-from abe.backends.message_queue.service.sqlite import SQLiteBackend
+from abe.backends.message_queue.service.sqlite import SQLiteBackend, schema
 from abe.errors import ConfigurationError
 
 Snapshot = Callable[[], dict[str, bytes]]

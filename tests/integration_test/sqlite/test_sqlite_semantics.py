@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from abe.backends.message_queue.base import Delivery, KeyFilter, Message, Outcome, Settlement
-from abe.backends.message_queue.service import _sqlite_schema
-from abe.backends.message_queue.service import _sqlite_store as store
-from abe.backends.message_queue.service._sqlite_worker import Mode
-from abe.backends.message_queue.service.sqlite import SQLiteBackend
+from abe.backends.message_queue.service.sqlite import SQLiteBackend, store
+from abe.backends.message_queue.service.sqlite import schema as _sqlite_schema
+from abe.backends.message_queue.service.sqlite.worker import Mode
 from abe.errors import ConfigurationError
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abe.backends.message_queue.base.backend import BaseBackend, Outgoing
 from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
-from abe.backends.message_queue.base.consumer import EventConsumer
-from abe.backends.message_queue.base.dead import dead_headers
+from abe.backends.message_queue.base.dead_letters import dead_headers
 from abe.backends.message_queue.base.env import env_flag, env_number
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
@@ -14,8 +13,7 @@ from abe.backends.message_queue.base.payload import (
     decode_payload,
     encode_payload,
 )
-from abe.backends.message_queue.base.plain import open_stream
-from abe.backends.message_queue.base.protocol import MessageQueueBackend
+from abe.backends.message_queue.base.protocol import EventConsumer, MessageQueueBackend
 from abe.backends.message_queue.base.receiver import (
     Delivery,
     EndOfStream,
@@ -24,7 +22,8 @@ from abe.backends.message_queue.base.receiver import (
     Settlement,
 )
 from abe.backends.message_queue.base.secrets import Secrets
-from abe.backends.message_queue.base.stream import MessageStream
+from abe.backends.message_queue.base.subscription.plain import open_stream
+from abe.backends.message_queue.base.subscription.stream import MessageStream
 
 __all__ = [
     "BaseBackend",

@@ -11,16 +11,16 @@ from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
-from abe.backends.message_queue.base.engine import StreamEngine
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
-from abe.backends.message_queue.base.pace import MAX_PREFETCH
 from abe.backends.message_queue.base.payload import (
     check_headers,
     encode_payload,
     split_pair,
 )
 from abe.backends.message_queue.base.receiver import Receiver
-from abe.backends.message_queue.base.stream import MessageStream
+from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
+from abe.backends.message_queue.base.subscription.stream import MessageStream
+from abe.backends.message_queue.base.subscription.subscription import StreamEngine
 from abe.errors import BackendClosedError, ConfigurationError, LoopError, PayloadError
 from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from abe.backends.message_queue.base.engine import StreamEngine
     from abe.backends.message_queue.base.message import Message, Outcome
+    from abe.backends.message_queue.base.subscription.subscription import StreamEngine
 
 __all__ = ["Delivery", "EndOfStream", "Receiver", "SettleFailure", "Settlement", "checked"]
 

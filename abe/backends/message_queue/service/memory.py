@@ -25,8 +25,8 @@ from abe.backends.message_queue.base import (
 )
 from abe.backends.message_queue.base.env import env_number
 from abe.backends.message_queue.base.payload import freeze_payload, thaw_payload
-from abe.backends.message_queue.service._memory_group import Group, Lease, View
-from abe.backends.message_queue.service._memory_store import Store
+from abe.backends.message_queue.service.memory_store.group import Group, Lease, View
+from abe.backends.message_queue.service.memory_store.store import Store
 from abe.errors import ConfigurationError, InvalidKeyError, PublishError
 from abe.types import ConsumerGroup, QueueStats
 

@@ -1,0 +1,41 @@
+"""Dead letters: the headers that say why a message was given up."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+
+__all__ = ["PREFIX", "dead_headers", "reason_for"]
+
+PREFIX = "abe-dead-"
+"""Headers with this prefix are abe's; replaying removes them."""
+MAX_LENGTH = 1000
+
+
+def reason_for(error: BaseException) -> str:
+    """Return an error as a reason: its summary, and on further lines where it was raised."""
+    where = traceback.format_list(traceback.extract_tb(error.__traceback__)[-3:])
+    return f"{type(error).__name__}: {error}\n{''.join(where)}".strip()
+
+
+def dead_headers(
+    headers: Mapping[str, str], *, reason: str, attempts: int, id: str | None, key: str | None
+) -> dict[str, str]:
+    """Return ``headers`` and those that say why a message was given up.
+
+    ``abe-dead-reason`` (the first line of ``reason``), ``abe-dead-traceback`` (the others),
+    ``abe-dead-attempts``, ``abe-dead-time`` (seconds since the epoch), ``abe-dead-id`` and
+    ``abe-dead-key`` (the message's own).
+    """
+    summary, _, where = reason.partition("\n")
+    texts = {
+        "reason": summary[:MAX_LENGTH],
+        "traceback": where[-MAX_LENGTH:],
+        "attempts": str(attempts),
+        "time": f"{time.time():.6f}",
+        "id": id or "",
+        "key": key or "",
+    }
+    clean = (text.encode(errors="replace").decode() for text in texts.values())
+    return {**headers, **{PREFIX + name: text for name, text in zip(texts, clean, strict=True)}}

@@ -1,0 +1,107 @@
+"""Any kind of handler as one async function, and sync ones in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
+
+from abe.backends.message_queue.base.message import Message, SyncMessage
+from abe.backends.message_queue.handling.threads import DaemonThreads
+from abe.errors import LoopError
+from abe.types import EventHandlerFunc, EventHandlerProtocol
+
+__all__ = ["StillRunning", "adapt_handler", "check_handler"]
+
+Handler = Callable[[Message], Awaitable[object]]
+
+
+class StillRunning(asyncio.CancelledError):
+    """The call was cancelled, and the handler goes on in its thread."""
+
+
+def check_handler(handler: object, name: str = "handler") -> Callable[..., Any]:
+    """Return what is called with each message.
+
+    Args:
+        handler: A function, or an object with ``handle_event``.
+        name: What the error calls it.
+
+    Raises:
+        TypeError: If it cannot handle a message.
+    """
+    if isinstance(handler, type):
+        raise TypeError(f"{name} is the class {handler.__name__}; give an instance of it")
+    function: Any = handler
+    if isinstance(handler, EventHandlerProtocol):
+        function = handler.handle_event
+    if not callable(function):
+        kind = type(handler).__name__
+        raise TypeError(f"{name} is {kind}; it must be a function or have handle_event()")
+    kinds = (function, type(function).__call__)
+    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in kinds):
+        raise TypeError(f"{name} contains 'yield': calling it would not run any of it")
+    try:
+        # Not that of what a decorator wraps: a decorator may add arguments.
+        inspect.signature(function, follow_wrapped=False).bind(None)
+    except TypeError as error:
+        raise TypeError(f"{name} is called with one argument, the message: {error}") from None
+    except ValueError:  # written in C
+        pass
+    return cast("Callable[..., Any]", function)
+
+
+def adapt_handler(handler: EventHandlerFunc, threads: DaemonThreads) -> Handler:
+    """Return an async function that handles one message.
+
+    Args:
+        handler: A sync function, an async function, or an object with ``handle_event``.
+        threads: Where a sync function runs, given a `SyncMessage`.
+
+    Raises:
+        TypeError: If ``handler`` cannot handle a message.
+    """
+    function = check_handler(handler)
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        return function
+    return _in_thread(function, threads)
+
+
+def _in_thread(handler: Callable[[Any], Any], threads: DaemonThreads) -> Handler:
+    loop = asyncio.get_running_loop()
+
+    def block(settlement: Coroutine[Any, Any, bool]) -> bool:
+        return _block(settlement, loop)
+
+    async def call(message: Message) -> object:
+        future = threads.submit(handler, SyncMessage(message, block))
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            if future.cancelled():
+                raise StillRunning from None
+            # The handler was done when the cancellation came: what it did counts.
+            result = future.result()
+        if inspect.isawaitable(result):
+            result = await result
+        return result
+
+    return call
+
+
+def _block(settlement: Coroutine[Any, Any, bool], loop: asyncio.AbstractEventLoop) -> bool:
+    """Run a settlement on ``loop`` from another thread; False if the loop is gone."""
+    if asyncio._get_running_loop() is loop:
+        settlement.close()
+        raise LoopError(
+            "a sync handler's message blocks until it is settled, and would block the event loop"
+            " here; a handler that returns a coroutine must be an async function itself"
+        )
+    try:
+        return asyncio.run_coroutine_threadsafe(settlement, loop).result()
+    except RuntimeError:
+        settlement.close()
+        if loop.is_closed():
+            return False
+        raise

@@ -1,0 +1,260 @@
+"""The durable embedded backend: one file, shared by processes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+from abe.backends.message_queue.base import (
+    BaseBackend,
+    Capabilities,
+    KeyFilter,
+    Message,
+    Outgoing,
+    validate_group,
+)
+from abe.backends.message_queue.base.env import env_number
+from abe.backends.message_queue.service.sqlite import admin, store
+from abe.backends.message_queue.service.sqlite.receiver import SQLiteReceiver
+from abe.backends.message_queue.service.sqlite.worker import Mode, Worker, may_pass
+from abe.errors import ConfigurationError, ConnectionLostError, PublishError
+from abe.types import ConsumerGroup, QueueStats
+
+__all__ = ["SQLiteBackend"]
+
+DEFAULT_PATH = ".abe/queue.sqlite3"
+YEAR = 365 * 86_400.0
+MOST = 2**62
+
+
+class SQLiteBackend(BaseBackend):
+    """A durable queue in one file, for notebooks and single machines.
+
+    Several processes may share the file. What ``publish`` has returned for survives ``kill -9`` at
+    any moment, and with ``synchronous="FULL"`` a power cut. Concurrent publishes share a commit.
+    Loop-agnostic: one thread owns the connection, any event loop may use the backend.
+
+    Args:
+        path: The file; it and its folder are created when first used.
+        lease: Seconds after which a message that is neither settled nor extended comes back.
+        synchronous: ``"FULL"`` syncs every commit to disk; ``"NORMAL"`` is faster and may lose
+            the last commits in a power cut, though not when a process dies.
+        busy_timeout: Seconds to wait while another process writes.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+    """
+
+    name: ClassVar[str] = "sqlite"
+    loop_bound: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        path: str | Path = DEFAULT_PATH,
+        *,
+        lease: float = 30.0,
+        synchronous: str = "FULL",
+        busy_timeout: float = 30.0,
+    ) -> None:
+        super().__init__()
+        if synchronous not in ("FULL", "NORMAL"):
+            raise ConfigurationError(
+                f"ABE_SQLITE_SYNCHRONOUS is {synchronous!r}; it must be FULL or NORMAL"
+            )
+        if not 0 < lease < math.inf:
+            raise ConfigurationError(f"ABE_SQLITE_LEASE is {lease!r}; it must be more than 0")
+        if not 0 <= busy_timeout < math.inf:
+            raise ConfigurationError(
+                f"ABE_SQLITE_BUSY_TIMEOUT is {busy_timeout!r}; it must be 0 or more seconds"
+            )
+        if str(path).startswith((":memory:", "file:")) or not str(path):
+            raise ConfigurationError(
+                f"ABE_SQLITE_PATH is {str(path)!r}; it must be the path of a file. The backend"
+                " 'memory' is the one that keeps messages in memory"
+            )
+        try:
+            self.path = Path(path).expanduser().absolute()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"ABE_SQLITE_PATH is {str(path)!r}; there is no such home directory"
+            ) from None
+        self.capabilities = Capabilities(
+            durable=True,
+            groups=True,
+            backlog=True,
+            keys="consumer",
+            ordering="consumer",
+            redelivery="message",
+            release=True,
+            reject=True,
+            attempts="exact",
+            lease=lease,
+            delay=YEAR,
+            nack_delay=YEAR,
+            headers=True,
+            publish_many=True,
+            peek=True,
+            stats=True,
+            dead_letters=True,
+            admin=True,
+        )
+        self._lease = lease
+        self._clock_offset = 0.0
+        self._worker = Worker(self.path, synchronous=synchronous, busy_timeout=busy_timeout)
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Create a backend from the environment, without opening the file.
+
+        Reads ``ABE_SQLITE_PATH`` (default ``.abe/queue.sqlite3``), ``ABE_SQLITE_LEASE`` (seconds;
+        default 30), ``ABE_SQLITE_SYNCHRONOUS`` (``FULL``, the default, or ``NORMAL``) and
+        ``ABE_SQLITE_BUSY_TIMEOUT`` (seconds; default 30).
+
+        Raises:
+            ConfigurationError: If a variable is malformed.
+        """
+        return cls(
+            os.environ.get("ABE_SQLITE_PATH") or DEFAULT_PATH,
+            lease=env_number("ABE_SQLITE_LEASE", 30.0, minimum=0.001),
+            synchronous=(os.environ.get("ABE_SQLITE_SYNCHRONOUS") or "FULL").upper(),
+            busy_timeout=env_number("ABE_SQLITE_BUSY_TIMEOUT", 30.0, minimum=0.0),
+        )
+
+    def __repr__(self) -> str:
+        return f"SQLiteBackend({str(self.path)!r})"
+
+    async def _send(self, items: Sequence[Outgoing]) -> None:
+        try:
+            await self._worker.run(lambda c: store.publish(c, items, self.now()), news=True)
+        except (sqlite3.Error, OSError) as error:
+            failed = dict.fromkeys(range(len(items)), "nothing was stored")
+            raise PublishError(
+                f"cannot write to {self.path}: {error}; nothing was stored",
+                retryable=may_pass(error),
+                failed=failed,
+            ) from error
+
+    def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SQLiteReceiver:
+        return SQLiteReceiver(self._worker, group, keys, self._lease, self.now)
+
+    async def _disconnect(self) -> None:
+        await self._worker.aclose()
+
+    def now(self) -> float:
+        """Return the time that leases and delays are measured in: seconds since the epoch."""
+        return time.time() + self._clock_offset
+
+    def advance_time(self, seconds: float) -> None:
+        """Let ``seconds`` pass for the delays and leases of this backend, for tests."""
+        self._clock_offset += seconds
+        self._worker.tell()
+
+    async def peek(
+        self,
+        keys: Sequence[str] | str | None = None,
+        *,
+        group: ConsumerGroup = None,
+        limit: int = 10,
+    ) -> list[Message]:
+        """Return up to ``limit`` messages that ``group`` could take now, oldest first.
+
+        Only those that match one of ``keys``, if given. For a group that does not exist: what it
+        would see.
+        """
+        self._check_open()
+        validate_group(group)
+        chosen, most = KeyFilter(keys), max(0, min(limit, MOST))
+        found = await self._worker.transact(
+            lambda c: admin.peek(c, group, chosen, most, self.now()), mode=Mode.READ
+        )
+        return [store.message_of(row, attempt) for row, attempt in found]
+
+    async def stats(self) -> QueueStats:
+        """Return the exact backlog of every key and group; retained ones under ``None``."""
+        self._check_open()
+        return await self._worker.transact(lambda c: admin.stats(c, self.now()), mode=Mode.READ)
+
+    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
+        """Return up to ``limit`` dead letters of ``group``, oldest first.
+
+        Their headers ``abe-dead-…`` say why: see `dead_headers`.
+        """
+        self._check_open()
+        validate_group(group)
+        most = max(0, min(limit, MOST))
+        found = await self._worker.transact(
+            lambda c: admin.dead_letters(c, group, most), mode=Mode.READ
+        )
+        return [store.message_of(row, attempts, headers) for row, attempts, headers in found]
+
+    async def replay(
+        self,
+        *,
+        group: ConsumerGroup = None,
+        ids: Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Put dead letters back for ``group`` alone, counted as never delivered.
+
+        Only those with one of ``ids``, if given; oldest first, ``limit`` at most.
+
+        Returns:
+            How many were put back.
+        """
+        self._check_open()
+        validate_group(group)
+        wanted = None if ids is None else {ids} if isinstance(ids, str) else set(ids)
+        most = MOST if limit is None else max(0, limit)
+        return await self._worker.transact(
+            lambda c: admin.replay(c, group, wanted, most), news=True
+        )
+
+    async def groups(self) -> list[ConsumerGroup]:
+        """Return the groups that exist; ``None`` stands for the default group."""
+        self._check_open()
+        return await self._worker.transact(admin.group_names, mode=Mode.READ)
+
+    async def delete_group(self, name: ConsumerGroup) -> None:
+        """Forget a group, its backlog and its dead letters; its open streams fail.
+
+        Raises:
+            ConfigurationError: If there is no such group.
+        """
+        self._check_open()
+        validate_group(name)
+        await self._worker.transact(lambda c: admin.delete_group(c, name), news=True)
+
+    async def purge(
+        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
+    ) -> int:
+        """Drop what waits for ``group``, delayed messages included, not what is in flight.
+
+        While no group exists, retained messages are dropped. Dead letters stay.
+
+        Returns:
+            How many messages were dropped.
+        """
+        self._check_open()
+        validate_group(group)
+        chosen = KeyFilter(keys)
+        return await self._worker.transact(lambda c: admin.purge(c, group, chosen, self.now()))
+
+    async def ping(self, timeout: float = 5.0) -> None:
+        """Return once the file has answered.
+
+        Raises:
+            ConnectionLostError: If it cannot be read, or not within ``timeout`` seconds.
+            ConfigurationError: If it is not a queue file.
+        """
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._worker.transact(admin.group_names, mode=Mode.READ)
+        except TimeoutError:
+            raise ConnectionLostError(f"{self.path} did not answer in {timeout:g} s") from None

@@ -1,0 +1,399 @@
+"""The thread that owns a SQLite connection and commits what several callers ask for at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future as ThreadFuture
+from contextlib import suppress
+from enum import IntEnum
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, Protocol
+
+from abe.backends.message_queue.service.sqlite.schema import connect, primary_code
+
+__all__ = ["Job", "Listener", "Listeners", "Mode", "WriterThread"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 512
+FIRST_LOOK = 0.002
+LAST_LOOK = 0.05
+"""Bounds of the time, in seconds, between two looks for what other processes have written."""
+PAUSE = 0.0001
+CLOSING_PATIENCE = 2.0
+"""Seconds to wait for another process's write lock once the backend is being closed."""
+BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+BROKEN = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CANTOPEN,
+)
+"""After one of these the connection is not used again."""
+
+
+class Mode(IntEnum):
+    """What a job does to the file."""
+
+    READ = 0
+    WRITE = 1
+    """A power cut may undo it; a message is then delivered again."""
+    DURABLE = 2
+
+
+class Job(NamedTuple):
+    """What a caller asks for; see `Worker.run`."""
+
+    function: Callable[[sqlite3.Connection], Any]
+    future: asyncio.Future[Any] | None
+    mode: Mode
+    news: bool
+    glance: Callable[[sqlite3.Connection], Any] | None
+
+
+Outcome = tuple[Job, Any, BaseException | None]
+"""A job, its result, its error."""
+
+
+class Listener(Protocol):
+    """Somebody who wants to know of news."""
+
+    def tell(self) -> None:
+        """There may be news; called from any thread."""
+
+
+class Listeners:
+    """Weak references to listeners, for use by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def add(self, listener: Listener) -> None:
+        with self._lock:
+            self._all.add(listener)
+
+    def discard(self, listener: Listener) -> None:
+        with self._lock:
+            self._all.discard(listener)
+
+    def tell(self) -> None:
+        if self._all:
+            with self._lock:
+                listeners = list(self._all)
+            for listener in listeners:
+                listener.tell()
+
+
+class WriterThread:
+    """Runs jobs in transactions, as many to a commit as are waiting, and looks for news.
+
+    Args:
+        path: The file.
+        durable: Whether commits that are to be durable wait for the disk.
+        busy_timeout: Seconds to wait while another process writes.
+        listeners: Whom to tell when another process has written.
+        announce: Called with ``path`` after a commit that others of this process wait for.
+        after: The thread that is ending, whose jobs come first.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        durable: bool,
+        busy_timeout: float,
+        listeners: Listeners,
+        announce: Callable[[Path], None],
+        after: WriterThread | None,
+    ) -> None:
+        self.generation = object()
+        self.stopping = False
+        self.ended: ThreadFuture[None] = ThreadFuture()
+        self._path = path
+        self._durable = durable
+        self._busy_timeout = busy_timeout
+        self._listeners = listeners
+        self._announce = announce
+        self._after = after
+        self._thread = threading.Thread(target=self._work, name="abe-sqlite", daemon=True)
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._putting = threading.Lock()
+        self._using = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        self._synced = True
+        self._version = -1
+        self._look_at = 0.0
+        self._interval = FIRST_LOOK
+        self._company = 0
+        self._patience = 0.0
+
+    # -- from any thread -------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def put(self, job: Job) -> bool:
+        """Queue ``job``; False if the thread is ending."""
+        with self._putting:
+            if not self.stopping:
+                self._jobs.put(job)
+            return not self.stopping
+
+    def stop(self) -> None:
+        """Let the thread end after what is queued."""
+        with self._putting:
+            if not self.stopping:
+                self.stopping = True
+                self._jobs.put(None)
+
+    def before_fork(self) -> None:
+        """Close the connection, after the transaction that is running, and open no other.
+
+        SQLite keeps account of this process's locks on the file. A child would inherit the
+        account and not the locks.
+        """
+        self._using.acquire()
+        self._disconnect()
+
+    def after_fork(self) -> None:
+        """In the parent: go on, with a new connection."""
+        self._using.release()
+
+    def after_fork_in_child(self) -> None:
+        """In the child, where the thread does not run: let nobody wait for it."""
+        self._putting = threading.Lock()
+        self.stopping = True
+
+    # -- on the thread ---------------------------------------------------------------------
+
+    def _work(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
+        try:
+            while not self.stopping or not self._jobs.empty():
+                if batch := self._gather():
+                    self._serve(batch)
+                if self._listeners and not self.stopping:
+                    self._look()
+        finally:
+            with self._using:
+                self._disconnect()
+            self.ended.set_result(None)
+
+    def _gather(self) -> list[Job]:
+        """Wait for jobs, or until it is time to look, and take all there are."""
+        pause = max(0.0, self._look_at - time.monotonic()) if self._listeners else None
+        batch: list[Job] = []
+        with suppress(Empty):
+            job = self._jobs.get(timeout=pause)
+            if job is not None and job.mode is Mode.DURABLE:
+                self._wait_for_company()
+            while True:
+                # A caller who was cancelled before it began would do it again.
+                if job is not None and not (job.future is not None and job.future.cancelled()):
+                    batch.append(job)
+                if len(batch) == MAX_BATCH:
+                    break
+                job = self._jobs.get_nowait()
+        return batch
+
+    def _wait_for_company(self) -> None:
+        """Give those who shared the last commit the time to come back, and share the next too."""
+        if self._company > 1 and not self.stopping:
+            until = time.monotonic() + self._patience
+            while self._jobs.qsize() + 1 < self._company and time.monotonic() + PAUSE < until:
+                time.sleep(PAUSE)
+
+    def _serve(self, batch: list[Job]) -> None:
+        outcomes: list[Outcome] = []
+        started = time.monotonic()
+        if durable := sum(job.mode is Mode.DURABLE for job in batch):
+            self._company = durable
+        while batch:
+            with self._using:
+                batch, error = self._attempt(batch, outcomes)
+            if error is not None and not self._retry(error, started):
+                outcomes += [(job, None, error) for job in batch]
+                break
+        self._interval = FIRST_LOOK
+        _finish(outcomes)
+        if any(job.news for job, _, error in outcomes if error is None):
+            self._announce(self._path)
+
+    def _attempt(
+        self, batch: list[Job], outcomes: list[Outcome]
+    ) -> tuple[list[Job], BaseException | None]:
+        """Do what can be done; returns what is left of ``batch``, and why if nothing was done."""
+        try:
+            connection = self._connected()
+            answered = _glance(connection, batch)
+            if answered:
+                outcomes += answered.values()
+                batch = [job for n, job in enumerate(batch) if n not in answered]
+            if batch:
+                batch = self._commit(connection, batch, outcomes)
+        except BaseException as error:
+            self._roll_back()
+            if primary_code(error) in BROKEN:
+                self._disconnect()
+            return batch, error
+        return batch, None
+
+    def _retry(self, error: BaseException, started: float) -> bool:
+        """Pause and return True if another process was in the way and there is time left."""
+        patience = min(self._busy_timeout, CLOSING_PATIENCE if self.stopping else math.inf)
+        if primary_code(error) not in BUSY or time.monotonic() - started >= patience:
+            return False
+        # SQLite's own waits grow to 0.1 s, which starves whoever has waited longest.
+        time.sleep(random.uniform(0.0005, 0.004))
+        return True
+
+    def _commit(
+        self, connection: sqlite3.Connection, batch: list[Job], outcomes: list[Outcome]
+    ) -> list[Job]:
+        """Run ``batch`` in one transaction; returns what is to be run again without one at fault.
+
+        Raises:
+            sqlite3.Error: If it cannot be begun or committed.
+        """
+        mode = max(job.mode for job in batch)
+        if mode:
+            self._sync(connection, mode is Mode.DURABLE)
+        connection.execute("BEGIN IMMEDIATE" if mode else "BEGIN")
+        done: list[Outcome] = []
+        for position, job in enumerate(batch):
+            try:
+                done.append((job, job.function(connection), None))
+            except BaseException as error:
+                if primary_code(error) in BUSY + BROKEN:
+                    raise
+                self._roll_back()
+                outcomes.append((job, None, error))
+                return batch[:position] + batch[position + 1 :]
+        began = time.monotonic()
+        connection.execute("COMMIT")
+        if mode is Mode.DURABLE:
+            self._patience = (time.monotonic() - began) / 2
+        outcomes += done
+        return []
+
+    def _sync(self, connection: sqlite3.Connection, wanted: bool) -> None:
+        """Have commits wait for the disk, or not."""
+        if self._durable and wanted is not self._synced:
+            # Not execute(): it caches statements, and this one acts when it is compiled.
+            connection.executescript(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
+            self._synced = wanted
+
+    def _roll_back(self) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            with suppress(sqlite3.Error):  # some errors have ended the transaction already
+                self._connection.execute("ROLLBACK")
+
+    # -- the connection --------------------------------------------------------------------
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is not None and self._moved():
+            logger.warning("%s was deleted or replaced while in use; opening it anew", self._path)
+            self._disconnect()
+            self.generation = object()
+        if self._connection is None:
+            connection = connect(self._path)
+            self._connection = connection
+            self._identity = self._identify()
+            self._synced = self._durable
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        return self._connection
+
+    def _identify(self) -> tuple[int, int]:
+        status = self._path.stat()
+        return status.st_dev, status.st_ino
+
+    def _moved(self) -> bool:
+        """Whether the path leads elsewhere by now: what is written here would reach nobody."""
+        try:
+            return self._identify() != self._identity
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+            self._version = -1
+
+    def _look(self) -> None:
+        """Tell listeners if another connection has committed since the last look."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        version = 0
+        with self._using, suppress(sqlite3.Error):
+            if self._connection is not None and not self._moved():
+                (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if version == self._version:
+            self._interval = min(self._interval * 1.5, LAST_LOOK)
+        else:
+            self._version = version
+            self._interval = FIRST_LOOK
+            self._listeners.tell()
+        self._look_at = now + self._interval
+
+
+def _glance(connection: sqlite3.Connection, batch: Iterable[Job]) -> dict[int, Outcome]:
+    """Answer the jobs for which looking is enough, by position."""
+    answered: dict[int, Outcome] = {}
+    for position, job in enumerate(batch):
+        if job.glance is None:
+            continue
+        try:
+            seen = job.glance(connection)
+        except BaseException as error:
+            if primary_code(error) in BUSY + BROKEN:
+                raise
+            answered[position] = (job, None, error)
+        else:
+            if seen is not None:
+                answered[position] = (job, seen, None)
+    return answered
+
+
+def _finish(outcomes: Iterable[Outcome]) -> None:
+    """Tell each caller, with one hop to each event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome[0].future is not None:
+            loops.setdefault(outcome[0].future.get_loop(), []).append(outcome)
+    for loop, group in loops.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, group)
+
+
+def _resolve(outcomes: Iterable[Outcome]) -> None:
+    for job, result, error in outcomes:
+        assert job.future is not None
+        if job.future.done():
+            continue
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)

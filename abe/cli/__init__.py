@@ -1,0 +1,33 @@
+"""The entry point of the command ``abe``; what it does is in `abe.cli`."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+_NEEDED = {"jinja2", "rich", "typer"}
+
+
+def main() -> int:
+    """Run the command line of this process and return its exit status.
+
+    Returns:
+        0 if all went well, 1 after an error, 2 if the command was not written correctly, 130 after
+        Ctrl-C, 141 if nobody reads the output any more, 143 after SIGTERM.
+    """
+    try:
+        from abe.cli.app import run
+
+        return run()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        text = (
+            f'abe: the command line needs {error.name}; from the checkout: pip install -e ".[cli]"'
+        )
+        print(text, file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED

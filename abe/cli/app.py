@@ -1,0 +1,101 @@
+"""The application: its commands, and how they end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from abe._version import __version__
+from abe.cli import data_commands, tool_commands
+from abe.cli.output import OutputClosed, emit_line
+from abe.cli.report import report
+from abe.cli.session import Terminated
+from abe.errors import AbeError
+
+__all__ = ["app", "run"]
+
+INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Turn how a command fails into one line and an exit status."""
+    try:
+        yield
+    except OutputClosed:
+        raise typer.Exit(UNREAD) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except Terminated:
+        raise typer.Exit(TERMINATED) from None
+    except AbeError as error:
+        report(error)
+        raise typer.Exit(1) from None
+
+
+class Commands(TyperGroup):
+    """All commands end alike, and so does ``--version``, which acts while it is parsed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the command."""
+        with _ended():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _ended():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    name="abe",
+    cls=Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        emit_line(f"abe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Publish, look at and consume messages of any backend.
+
+    Data goes to standard output, everything else to standard error. Exit status: 0 if all went
+    well, 1 after an error, 2 if the command was not written correctly.
+    """
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Return the docstring, in which indented paragraphs are to stay as they are."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(f"\b\n{it}" if it.startswith(" ") else it for it in paragraphs)
+
+
+for _command in (*data_commands.COMMANDS, *tool_commands.COMMANDS):
+    app.command(help=_help(_command))(_command)
+
+
+def run() -> int:
+    """Run the command line of this process and return its exit status."""
+    try:
+        app(prog_name="abe")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -1,0 +1,119 @@
+"""``abe doctor``: what is installed, what is selected and why, and whether the broker answers."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from abe import _version
+from abe._text import cell
+from abe.backends.message_queue.client import AsyncBackend
+from abe.backends.message_queue.loader import BackendInfo, choose_backend, list_backends
+from abe.cli.output import emit_line, emit_table, json_line
+from abe.cli.report import clean
+from abe.cli.session import Target, with_backend
+from abe.errors import AbeError
+
+__all__ = ["Diagnosis", "examine", "show"]
+
+EXTRAS = {
+    "notebook": "ipykernel",
+    "nest": "nest-asyncio2",
+    "testing": "pytest",
+    "cli": "typer",
+    "logging": "python-json-logger",
+}
+"""The distribution by which each extra is recognised."""
+
+
+@dataclass
+class Diagnosis:
+    """What the doctor has found.
+
+    Attributes:
+        interpreter: The Python that runs.
+        version: abe's version.
+        location: Where abe is.
+        extras: The extras that are installed.
+        backends: What is installed, and what is wrong with it.
+        backend: The backend that is selected, ``None`` if none can be.
+        reason: Why that one.
+        answer: How the broker answered.
+        problems: What keeps the selected backend from working.
+    """
+
+    interpreter: str = ""
+    version: str = ""
+    location: str = ""
+    extras: list[str] = field(default_factory=list)
+    backends: list[BackendInfo] = field(default_factory=list)
+    backend: str | None = None
+    reason: str = ""
+    answer: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+def examine(target: Target, timeout: float) -> Diagnosis:
+    """Look at everything; what is wrong becomes part of the diagnosis."""
+    found = Diagnosis(
+        interpreter=f"{platform.python_version()}, {sys.executable}",
+        version=_version.__version__,
+        location=str(Path(_version.__file__).parent),
+        extras=[extra for extra, name in EXTRAS.items() if _is_installed(name)],
+    )
+    try:
+        found.backends = list_backends(check=True)
+        choice = choose_backend(target.name, env=target.env or None)
+        found.backend, found.reason = choice.info.name, choice.reason
+        found.answer = with_backend(target, lambda backend: _ping(backend, timeout))
+    except AbeError as error:
+        found.problems.append(clean(str(error)))
+    except Exception as error:  # what a backend raises that is not abe's
+        found.problems.append(clean(f"{type(error).__name__}: {error}"))
+    return found
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+async def _ping(backend: AsyncBackend, timeout: float) -> str:
+    if not hasattr(backend.backend, "ping"):
+        return "unknown: the backend has no ping()"
+    started = time.perf_counter()
+    await backend.ping(timeout)
+    return f"yes, in {(time.perf_counter() - started) * 1000:.0f} ms"
+
+
+def show(found: Diagnosis, *, as_lines: bool) -> None:
+    """Write the diagnosis."""
+    if as_lines:
+        record: dict[str, Any] = {**asdict(found), "ok": not found.problems}
+        emit_line(json_line(record))
+        return
+    selected = f"{found.backend} ({found.reason})" if found.backend else "none"
+    rows = [
+        ("python", found.interpreter),
+        ("abe", f"{found.version}, {found.location}"),
+        ("extras", ", ".join(found.extras) or "none"),
+        *(("backend", _describe(info)) for info in found.backends),
+        ("selected", selected),
+        *([("answers", found.answer)] if found.answer else []),
+        *(("problem", problem) for problem in found.problems),
+    ]
+    emit_table(("", ""), [(name, cell(text, 1000)) for name, text in rows])
+
+
+def _describe(info: BackendInfo) -> str:
+    text = f"{info.name}, of {info.distribution} {info.version}: {info.status}"
+    note = info.error or (f"deprecated: {info.deprecated}" if info.deprecated else "")
+    return f"{text}; {clean(note)}" if note else text

@@ -1,0 +1,76 @@
+"""The portal where there are no threads: Python in a browser (Pyodide, emscripten)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from importlib import import_module
+from typing import Any, TypeVar
+
+from abe.errors import LoopError
+from abe.sync.portal.thread import Portal
+
+__all__ = ["PyodidePortal"]
+
+T = TypeVar("T")
+
+
+class PyodidePortal(Portal):
+    """Runs everything on the browser's own event loop.
+
+    A call blocks by switching stacks (``pyodide.ffi.run_sync``), which only some browsers and
+    entry points allow; elsewhere it says to use ``.aio``.
+    """
+
+    threaded = False
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_event_loop()
+        self.closers = set()
+        self.forked = False
+        self.exiting = False
+        self.refuses = False
+
+    @property
+    def is_current(self) -> bool:
+        """Never: a call does not wait for this thread, it suspends it."""
+        return False
+
+    def call(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        timeout: float | None = None,
+        keep: Callable[[T], object] | None = None,
+    ) -> T:
+        """Run ``coroutine`` and suspend the caller until it has ended.
+
+        Raises:
+            LoopError: If this caller cannot be suspended.
+            TimeoutError: After ``timeout`` seconds.
+        """
+        __tracebackhide__ = True
+        ffi = import_module("pyodide.ffi")
+        if not ffi.can_run_sync():
+            coroutine.close()
+            raise LoopError(
+                "blocking calls are not possible here: this browser, or the way this code was "
+                "started, cannot suspend Python; use the awaitable view, e.g. "
+                "'await q.aio.publish(…)'"
+            )
+        result: T = ffi.run_sync(asyncio.wait_for(coroutine, timeout))
+        return result
+
+    async def bridge(
+        self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
+    ) -> T:
+        """Await ``coroutine``: every caller is on this loop."""
+        return await coroutine
+
+    def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
+        """Call ``callback`` soon."""
+        self.loop.call_soon(callback, *arguments)
+        return True
+
+    def close(self, grace: float = 0.0) -> None:
+        """Do nothing: the loop belongs to the browser."""

@@ -1,0 +1,407 @@
+"""The portal: one event loop on a background thread, and calls into it from everywhere else.
+
+Our own small module, because no library handles fork, Ctrl-C, interpreter exit and the async
+cells of a notebook together.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import atexit
+import concurrent.futures
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from abe.backends.message_queue.handling.threads import DaemonExecutor
+from abe.errors import BackendClosedError, LoopError
+from abe.sync.portal.interrupts import Interrupts
+from abe.sync.portal.operation import Operation
+
+__all__ = ["Portal", "get_portal"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EXIT_GRACE = 10.0
+"""Seconds that open backends have to close when the interpreter exits."""
+LAST_CHANCE = 2.0
+"""Seconds beyond that for tasks to end after a cancellation, and for the thread."""
+WAKE_INTERVAL = 0.25
+WAIT_SLICE = 0.25
+"""Neither Ctrl-C on Windows nor `_thread.interrupt_main` ends a wait for a lock."""
+
+
+class Portal:
+    """An event loop on a daemon thread, on which every backend of the facade lives.
+
+    Use `get_portal`: there is one in each process.
+
+    Attributes:
+        loop: The event loop.
+        closers: Coroutine functions that are run, concurrently, when the interpreter exits.
+        forked: Whether this is the portal of a parent process.
+        exiting: Whether the interpreter is exiting and the closers have been started.
+        refuses: Whether the closers have ended, after which nothing is begun any more.
+        threaded: Whether the loop runs on a thread of its own.
+    """
+
+    threaded = True
+
+    def __init__(self) -> None:
+        self.loop = _new_event_loop()
+        self.loop.set_default_executor(DaemonExecutor("abe-worker"))
+        self.closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
+        self._process = os.getpid()
+        self.forked = False
+        self.exiting = False
+        self.refuses = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="abe-portal", daemon=True)
+        self._thread.start()
+        self._ident = self._thread.ident
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        while not self._closed:
+            # A task that raises one of these stops the loop; the error still reaches its caller.
+            with suppress(KeyboardInterrupt, SystemExit):
+                self.loop.run_forever()
+        self.loop.close()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the portal's own."""
+        return threading.get_ident() == self._ident and not self.forked
+
+    # -- from threads ----------------------------------------------------------------------
+
+    def call(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        timeout: float | None = None,
+        keep: Callable[[T], object] | None = None,
+    ) -> T:
+        """Run ``coroutine`` on the portal and block until it has ended; return what it returns.
+
+        It sees the caller's context variables. An interrupt cancels it, waits for its real
+        outcome, and then raises; a second one raises at once. So does any other exception out
+        of a signal handler.
+
+        Args:
+            coroutine: What to run.
+            timeout: Seconds after which it is cancelled; a result that comes nevertheless is
+                returned.
+            keep: Called on the portal, before anything that is started later, with a result
+                that does not reach the caller because of an interrupt.
+
+        Raises:
+            LoopError: If called on the portal's own thread, or after a fork.
+            BackendClosedError: If the interpreter is exiting; `SystemExit` in a daemon thread.
+            TimeoutError: After ``timeout`` seconds.
+        """
+        __tracebackhide__ = True
+        if self.is_current:
+            coroutine.close()
+            raise LoopError(
+                "a blocking call of abe was made on abe's own event loop, where it would wait "
+                "for itself; in an async handler or callback use the awaitable view, e.g. "
+                "'await q.aio.publish(…)'"
+            )
+        done = threading.Lock()
+        done.acquire()
+        operation = Operation(coroutine, keep, done.release)
+        interrupts = Interrupts(partial(self.post, operation.cancel))
+        try:
+            with interrupts:
+                if interrupts.missed():
+                    coroutine.close()
+                    raise KeyboardInterrupt
+                self._begin(operation)
+                if interrupts.raised is not None:  # before there was anything to cancel
+                    self.post(operation.cancel)
+                if not _acquire(done, timeout):
+                    operation.expired = True
+                    self.post(operation.cancel)
+                    _acquire(done, None)
+            if interrupts.raised is not None:
+                raise interrupts.raised
+            return operation.outcome()
+        except BaseException as error:
+            self._give_up(operation)
+            if self.refuses and isinstance(error, concurrent.futures.CancelledError):
+                raise self.refusal() from None
+            raise
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start ``coroutine`` on the portal in the caller's context and return its future.
+
+        Raises:
+            LoopError: After a fork.
+            BackendClosedError: If the interpreter is exiting.
+        """
+        try:
+            self._check()
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except (RuntimeError, SystemExit):
+            coroutine.close()
+            raise
+
+    def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
+        """Call ``callback`` on the portal soon, from any thread; False if it is gone."""
+        if self.forked or self._closed:
+            return False
+        try:
+            self.loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            return False
+        return True
+
+    def post_from_finalizer(self, callback: Callable[..., object]) -> None:
+        """`post` from ``__del__``, where Python prints and forgets an interrupt: not this one."""
+        try:
+            self.post(callback)
+        except KeyboardInterrupt:
+            self.post(callback)
+            self.post(self.loop.call_later, 0.02, _thread.interrupt_main)  # when it is over
+
+    # -- from event loops ------------------------------------------------------------------
+
+    async def bridge(
+        self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
+    ) -> T:
+        """Run ``coroutine`` on the portal and await it, from any event loop.
+
+        Cancellation cancels it and waits for its real outcome; a second one does not wait. On
+        the portal's own loop it is simply awaited.
+
+        Args:
+            coroutine: What to run.
+            keep: Called on the portal with a result that came although the waiter was cancelled.
+
+        Raises:
+            LoopError: After a fork.
+            BackendClosedError: If the interpreter is exiting.
+        """
+        __tracebackhide__ = True
+        here = asyncio.get_running_loop()
+        if here is self.loop:
+            return await coroutine
+        ended: asyncio.Future[None] = here.create_future()
+        operation = Operation(coroutine, keep, partial(_notify, here, ended))
+        self._begin(operation)
+        alarm = _Alarm(here)
+        try:
+            try:
+                await asyncio.shield(ended)
+            except asyncio.CancelledError:
+                self.post(operation.cancel)
+                await asyncio.shield(ended)
+                raise
+            finally:
+                alarm.cancel()
+            return operation.outcome()
+        except BaseException as error:
+            self.post(operation.abandon)
+            if self.refuses and isinstance(error, concurrent.futures.CancelledError):
+                raise self.refusal() from None
+            raise
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self.forked:
+            raise LoopError(
+                f"this backend was opened in process {self._process}, before a fork, and cannot "
+                f"be used in its child {os.getpid()}; call abe.connect() in the child"
+            )
+        if self.refuses:
+            raise self.refusal()
+
+    def _begin(self, operation: Operation[Any]) -> None:
+        __tracebackhide__ = True
+        try:
+            self._check()
+            operation.posted = True
+            if not self.post(operation.start, self):
+                raise self.refusal()
+        except (RuntimeError, SystemExit):
+            operation.drop()
+            raise
+
+    def refusal(self) -> BaseException:
+        """Return what a call raises once the interpreter is exiting.
+
+        A daemon thread that works till the end ends without a word, instead of by an error that
+        nobody can do anything about.
+        """
+        if threading.current_thread().daemon:
+            return SystemExit()
+        return BackendClosedError("the backend is closed: the interpreter is exiting")
+
+    def _give_up(self, operation: Operation[Any]) -> None:
+        if operation.posted:
+            self.post(operation.abandon)
+        else:
+            operation.drop()
+
+    def close(self, grace: float = EXIT_GRACE) -> None:
+        """Run the closers, cancel what is left, stop the loop and its thread; idempotent.
+
+        Args:
+            grace: Seconds for the closers together; a Ctrl-C cuts them short.
+        """
+        self.exiting = True
+        for seconds in (grace, 0.0):
+            try:
+                self.submit(self._wind_up(seconds)).result(seconds + LAST_CHANCE)
+            except KeyboardInterrupt:
+                continue
+            except (RuntimeError, SystemExit, TimeoutError, concurrent.futures.CancelledError):
+                pass  # closed before, or a task blocks the loop: the thread dies with the process
+            break
+        self.refuses = self._closed = True
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        with suppress(KeyboardInterrupt):
+            self._thread.join(LAST_CHANCE)
+
+    async def _wind_up(self, grace: float) -> None:
+        closing = [asyncio.ensure_future(closer()) for closer in list(self.closers)]
+        if closing:
+            await asyncio.wait(closing, timeout=grace)
+        for task in closing:
+            if task.done() and not task.cancelled() and (error := task.exception()):
+                logger.warning("closing a backend at exit failed: %s", error)
+        self.refuses = True
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=LAST_CHANCE / 2)
+        await self.loop.shutdown_asyncgens()
+
+    def orphan(self) -> None:
+        """After a fork: the thread is gone, and the loop's descriptors belong to the parent."""
+        self.forked = True
+        self.closers.clear()
+
+
+def _acquire(done: threading.Lock, timeout: float | None) -> bool:
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while not done.acquire(timeout=max(0.0, min(WAIT_SLICE, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
+            return False
+    return True
+
+
+class _Alarm:
+    """Wakes an event loop of the main thread four times a second.
+
+    ipykernel answers an interrupt by scheduling a cancellation without waking its loop, which
+    would notice it only when something else happens (ipykernel#881).
+    """
+
+    __slots__ = ("_handle", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: asyncio.TimerHandle | None = None
+        if threading.current_thread() is threading.main_thread():
+            self._ring()
+
+    def _ring(self) -> None:
+        self._handle = self._loop.call_later(WAKE_INTERVAL, self._ring)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+def _notify(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the waiter's loop may be closed by now
+        loop.call_soon_threadsafe(_set, ended)
+
+
+def _set(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    # Not the policy's loop: fork, signals and exit are known to work with the standard one only.
+    if sys.platform == "win32":
+        return asyncio.ProactorEventLoop()
+    return asyncio.SelectorEventLoop()
+
+
+_lock = threading.Lock()
+_portal: Portal | None = None
+_exiting = False
+
+
+def get_portal() -> Portal:
+    """Return the portal of this process, starting it if need be.
+
+    Raises:
+        BackendClosedError: If the interpreter is exiting.
+    """
+    global _portal
+    portal = _portal
+    if portal is not None:
+        return portal
+    with _lock:
+        if _exiting:
+            raise BackendClosedError("abe cannot be used any more: the interpreter is exiting")
+        if _portal is None:
+            _portal = _new_portal()
+            _close_with_child_process()
+        return _portal
+
+
+def _new_portal() -> Portal:
+    if sys.platform == "emscripten":
+        from abe.sync.portal.browser import PyodidePortal
+
+        return PyodidePortal()
+    return Portal()
+
+
+def _close_at_exit() -> None:
+    global _exiting, _portal
+    with _lock:
+        portal, _portal, _exiting = _portal, None, True
+    if portal is not None:
+        portal.close()
+
+
+def _close_with_child_process() -> None:
+    """Children of `multiprocessing` leave without running what is registered with `atexit`."""
+    if "multiprocessing.util" in sys.modules:
+        from multiprocessing import parent_process, util
+
+        if parent_process() is not None:
+            util.Finalize(None, _close_at_exit, exitpriority=0)
+
+
+def _forget_after_fork() -> None:
+    global _lock, _portal
+    _lock = threading.Lock()
+    if _portal is not None:
+        _portal.orphan()
+        _portal = None
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
