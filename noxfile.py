@@ -60,7 +60,7 @@ def run_script(session: nox.Session, name: str, *arguments: str) -> None:
 
 @nox.session(venv_backend=BACKEND)
 def lint(session: nox.Session) -> None:
-    """Style, import rules, spelling, shell scripts, workflows, notebooks without outputs."""
+    """Style, import rules, structure, spelling, scripts, workflows, notebooks without outputs."""
     prepare(session, "lint", providers="providers/*")
     run(session, "-m", "ruff", "check", ".")
     # Private names of the core are not for providers; the rule is still a preview.
@@ -71,7 +71,8 @@ def lint(session: nox.Session) -> None:
     shellcheck = tool(session, "shellcheck")
     session.run(shellcheck, ".ci/run", *map(str, Path("scripts").rglob("*.sh")), external=True)
     session.run(tool(session, "actionlint"), "-shellcheck", shellcheck, external=True)
-    run(session, "scripts/ci/check_notebooks.py")
+    for check in ("notebooks", "structure"):
+        run(session, f"scripts/ci/check_{check}.py")
 
 
 @nox.session(venv_backend=BACKEND)

@@ -63,7 +63,7 @@ __all__ = [
     "load_backend",
 ]
 
-_HOME = {
+_MODULES = {
     "AsyncLoopConsumer": "abe.backends.message_queue.consumer",
     "Message": "abe.backends.message_queue.base.message",
     "RetryPolicy": "abe.backends.message_queue.consumer",
@@ -78,9 +78,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import abe` costs a few milliseconds and loads no event loop or broker.
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'abe' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 

@@ -42,7 +42,7 @@ __all__ = [
     "run_contract",
 ]
 
-_HOME = {
+_MODULES = {
     "BackendContract": "contract",
     "ConsumerContract": "contract",
     "ContractReport": "report",
@@ -57,9 +57,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     # Lazy: abe's pytest plugin is imported by every pytest run of an environment with abe in it.
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'abe.testing' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"abe.testing.{_HOME[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"abe.testing.{_MODULES[name]}"), name)
     return value
 
 

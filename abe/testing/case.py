@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
-from unittest import SkipTest
+from dataclasses import dataclass, field
+from typing import Any
 
-from abe.backends.message_queue.base import Capabilities
+from abe.testing.context import CaseContext
 from abe.testing.harness import HOOKS
+from abe.testing.requirements import CAPABILITIES, capability_of
 
-if TYPE_CHECKING:
-    from abe.testing.trial import Trial
+__all__ = ["Case", "case", "case_of", "cases_of"]
 
-__all__ = ["Case", "Skipped", "case", "cases_of", "unmet"]
-
-Scenario = Callable[[Any, "Trial"], Awaitable[None]]
+Scenario = Callable[[Any, CaseContext], Awaitable[None]]
 
 _ATTRIBUTE = "__abe_case__"
-_CAPABILITIES = frozenset(f.name for f in fields(Capabilities))
-
-
-class Skipped(SkipTest):
-    """A case does not apply; pytest and unittest both show it as skipped, with this reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +43,20 @@ class Case:
     @property
     def capabilities(self) -> tuple[str, ...]:
         """Names of the capabilities this case tests, those that must be refused included."""
-        names = (need.lstrip("!").partition("=")[0] for need in self.needs)
-        return tuple(dict.fromkeys(name for name in names if name in _CAPABILITIES))
+        names = map(capability_of, self.needs)
+        return tuple(dict.fromkeys(name for name in names if name in CAPABILITIES))
 
 
 def case(
     *needs: str, hooks: Sequence[str] = (), limit: float = 4.0
 ) -> Callable[[Scenario], Callable[[Any], None]]:
-    """Turn ``async def test_…(self, trial)`` into a test method of a contract class.
+    """Turn ``async def test_…(self, context)`` into a test method of a contract class.
 
     The result is an ordinary function without arguments, so that it runs under pytest with any or
     no async plugin. The scenario's docstring is one line: the obligation.
     """
     for need in needs:
-        name = need.lstrip("!").partition("=")[0]
-        assert name in _CAPABILITIES or name == "declared", need
+        assert capability_of(need) in CAPABILITIES | {"declared"}, need
     assert set(hooks) <= set(HOOKS), hooks
 
     def decorate(scenario: Scenario) -> Callable[[Any], None]:
@@ -105,27 +96,3 @@ def case_of(function: object) -> Case | None:
     """Return the case behind a test method, ``None`` for any other object."""
     found = getattr(function, _ATTRIBUTE, None)
     return found if isinstance(found, Case) else None
-
-
-def unmet(needs: Sequence[str], can: Capabilities, declared: bool) -> str:
-    """Return why a backend need not pass a case with these needs; "" if it must."""
-    for need in needs:
-        if (need == "declared" or need.startswith("!")) and not declared:
-            return "the backend declares no capabilities"
-        if need == "declared":
-            continue
-        name, _, values = need.lstrip("!").partition("=")
-        value = getattr(can, name)
-        if need.startswith("!"):
-            if has(value):
-                return f"the backend declares {name}"
-        elif values and value not in values.split("|"):
-            return f"the backend declares {name} {value!r}, not {values.replace('|', ' or ')}"
-        elif not values and not has(value):
-            return f"the backend does not declare {name}"
-    return ""
-
-
-def has(value: object) -> bool:
-    """Whether the value of a capability claims anything."""
-    return value != "none" and bool(value)

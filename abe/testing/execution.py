@@ -17,9 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from abe.testing.case import Case, Skipped
+from abe.testing.case import Case
+from abe.testing.context import CaseContext
 from abe.testing.harness import Harness
-from abe.testing.trial import Trial
+from abe.testing.requirements import Skipped
 
 __all__ = ["execute"]
 
@@ -70,7 +71,7 @@ class _Run:
         self._case = case
         self._harness = harness
         self._contract = contract
-        self._trial = Trial(case, harness, f"c{uuid.uuid4().hex[:12]}")
+        self._context = CaseContext(case.needs, harness, f"c{uuid.uuid4().hex[:12]}")
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -97,10 +98,10 @@ class _Run:
         where = self._stack()
         self._cancel()
         self._thread.join(grace)
-        text = f"still running after {limit:g} s, waiting for {self._trial.waiting_for}"
+        text = f"still running after {limit:g} s, waiting for {self._context.waiting_for}"
         if self._thread.is_alive():
             text += f", and it cannot be cancelled. It is at:\n{where}"
-        return AssertionError(f"{text}; {self._trial.account()}")
+        return AssertionError(f"{text}; {self._context.account()}")
 
     def _cancel(self) -> None:
         if self._loop is not None and self._task is not None:
@@ -125,16 +126,16 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._loop.set_exception_handler(self._unretrieved)
-        trial = self._trial
+        context = self._context
         try:
-            await trial.start()
-            await self._case.scenario(self._contract, trial)
+            await context.start()
+            await self._case.scenario(self._contract, context)
         except BaseException:
             with suppress(Exception):
-                await trial.close()
+                await context.close()
             raise
-        await trial.close()
-        trial.waiting_for = "the backend's tasks to end"
+        await context.close()
+        context.waiting_for = "the backend's tasks to end"
         await _no_tasks_left(max(GRACE, self._harness.patience / 2))
 
     def _unretrieved(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def _last(output: IO[str], enough: Callable[[str], bool]) -> int:
 def _run(
     name: str, env: Mapping[str, str], arguments: list[str], until: Callable[[IO[str]], int]
 ) -> int:
-    command = [sys.executable, "-m", "abe.testing.victim", name, *arguments]
+    command = [sys.executable, "-m", "abe.testing.child", name, *arguments]
     with subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True
     ) as process:

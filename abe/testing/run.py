@@ -13,11 +13,12 @@ from pathlib import Path
 
 from abe.errors import ConfigurationError
 from abe.testing.base import ContractBase
-from abe.testing.case import Case, Skipped, cases_of
+from abe.testing.case import Case, cases_of
 from abe.testing.contract import BackendContract, ConsumerContract
 from abe.testing.execution import execute
 from abe.testing.harness import Harness
 from abe.testing.report import ContractReport, ContractRow, Outcome
+from abe.testing.requirements import Skipped
 from abe.testing.targets import harness_for, imported
 
 __all__ = ["run_contract"]
@@ -133,12 +134,12 @@ def _run(case: Case, contract: ContractBase, harness: Harness) -> ContractRow:
 def _reason(error: BaseException) -> str:
     text = str(error)
     if not isinstance(error, AssertionError):
-        place = _place(error)
-        text = f"{type(error).__name__}: {str(error).rstrip('.') if place else error}{place}"
+        location = _location(error)
+        text = f"{type(error).__name__}: {str(error).rstrip('.') if location else error}{location}"
     return "\n".join([text, *getattr(error, "__notes__", ())])
 
 
-def _place(error: BaseException) -> str:
+def _location(error: BaseException) -> str:
     """Return where in the author's code ``error`` came up, as the end of a sentence."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)

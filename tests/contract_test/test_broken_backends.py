@@ -7,11 +7,12 @@ from collections import Counter
 import pytest
 
 from abe.testing import BackendContract, ConsumerContract, list_cases
-from abe.testing.broken import BROKEN, BrokenBackend
-from abe.testing.case import Case, Skipped, cases_of
+from abe.testing.case import Case, cases_of
 from abe.testing.execution import execute
-from abe.testing.reference import ReferenceBackend, ReferenceHarness
-from abe.testing.variants import VARIANTS
+from abe.testing.requirements import Skipped
+from tests.selftest.broken import BROKEN, BrokenBackend
+from tests.selftest.reference import ReferenceBackend, ReferenceHarness
+from tests.selftest.variants import VARIANTS
 
 PATIENCE = ((0.25, 0.02), (3.0, 0.5))
 """Seconds to wait for what must happen and for what must not: everything here is in memory. The

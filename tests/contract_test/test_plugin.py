@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 pytest_plugins = ("pytester",)
 
 HARNESS = """
 from abe.testing import BackendContract, ConsumerContract
-from abe.testing.reference import ReferenceHarness
+from tests.selftest.reference import ReferenceHarness
 """
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider")
 
 
@@ -78,7 +82,7 @@ def test_a_failure_shows_the_scenario_and_what_arrived(pytester: pytest.Pytester
     pytester.makepyfile(
         HARNESS
         + """
-from abe.testing.broken.settling import NackIsAck
+from tests.selftest.broken.settling import NackIsAck
 
 class TestMine(BackendContract):
     def harness(self):
@@ -90,7 +94,7 @@ class TestMine(BackendContract):
     result.stdout.fnmatch_lines(
         [
             "*in test_nack_redelivers*",
-            "*again = await trial.next(stream, *",
+            "*again = await context.next(stream, *",
             "E * waited 0.3 s for the nacked message to come again; published 1: {'n': 0}*",
             "E * capabilities tested here: redelivery",
         ]
@@ -107,10 +111,10 @@ class TestMine(BackendContract):
     harness = ReferenceHarness
 
     @case("peek")
-    async def test_own(self, trial):
+    async def test_own(self, context):
         '''My backend peeks at what was published.'''
-        sent = await trial.send(1)
-        assert [dict(m) for m in await trial.backend.peek()] == [{"n": 1}]
+        sent = await context.send(1)
+        assert [dict(m) for m in await context.backend.peek()] == [{"n": 1}]
 """
     )
     result = run(pytester, "-k", "test_own")
@@ -201,7 +205,7 @@ def test_an_installed_backend_runs_beside_other_tests(pytester: pytest.Pytester)
 
 
 def test_several_backends_at_a_time(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(mine="from abe.testing.variants import PlainBackend")
+    pytester.makepyfile(mine="from tests.selftest.variants import PlainBackend")
     result = run(
         pytester,
         "--abe-backend=sqlite",

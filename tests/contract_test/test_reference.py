@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abe.testing import BackendContract, ConsumerContract, run_contract
-from abe.testing.reference import ReferenceHarness
-from abe.testing.variants import (
+from tests.selftest.reference import ReferenceHarness
+from tests.selftest.variants import (
     Bare,
     GroupFiltered,
     KeyOrdered,

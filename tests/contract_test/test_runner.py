@@ -27,11 +27,11 @@ from abe.testing import (
     list_cases,
     run_contract,
 )
-from abe.testing.broken.claiming import ClaimsStats
-from abe.testing.broken.settling import NackIsAck
 from abe.testing.harness import HOOKS
-from abe.testing.reference import FULL, ReferenceBackend, ReferenceHarness
-from abe.testing.variants import PlainBackend
+from tests.selftest.broken.claiming import ClaimsStats
+from tests.selftest.broken.settling import NackIsAck
+from tests.selftest.reference import FULL, ReferenceBackend, ReferenceHarness
+from tests.selftest.variants import PlainBackend
 
 if TYPE_CHECKING:
     from tests.conftest import FakeDistribution
@@ -80,7 +80,7 @@ def test_every_capability_has_a_case() -> None:
         ReferenceHarness,
         ReferenceHarness(),
         PlainBackend,
-        "abe.testing.variants:PlainBackend",
+        "tests.selftest.variants:PlainBackend",
     ],
     ids=str,
 )
@@ -135,15 +135,15 @@ def test_unknown_names_and_selections_are_said() -> None:
     with pytest.raises(ConfigurationError, match="matches no case"):
         run_contract(ReferenceHarness, select="no such case")
     with pytest.raises(ConfigurationError, match="cannot be imported"):
-        run_contract("abe.testing.variants:Nobody")
+        run_contract("tests.selftest.variants:Nobody")
     with pytest.raises(ConfigurationError, match="no name"):
         run_contract(ReferenceHarness, env={"A": "b"})
 
 
 STRANGER = """
 from dataclasses import replace
-from abe.testing.reference import FULL, ReferenceBackend
-from abe.testing._store import Store
+from tests.selftest.reference import FULL, ReferenceBackend
+from tests.selftest.store import Store
 import os
 
 STORES = {}

@@ -816,7 +816,7 @@ class TestContract:
     def test_module_of_the_working_directory(
         self, cli: Abe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        text = "from abe.testing.variants import PlainBackend\nnumber = 3\n"
+        text = "from tests.selftest.variants import PlainBackend\nnumber = 3\n"
         (tmp_path / "shop_contract.py").write_text(text)
         (tmp_path / "shop_faulty.py").write_text("1 / 0\n")
         monkeypatch.chdir(tmp_path)

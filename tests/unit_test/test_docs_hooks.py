@@ -15,7 +15,7 @@ import pytest
 
 from abe import list_backends
 from abe.testing import list_cases
-from abe.testing.case import unmet
+from abe.testing.requirements import unmet
 
 ROOT = Path(__file__).resolve().parents[2]
 HOOKS = ROOT / "docs" / ".hooks"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abe.testing.base import ContractBase
 from abe.testing.case import case
+from abe.testing.context import CaseContext
 from abe.testing.expect import check
-from abe.testing.trial import Trial
 
 __all__ = ["AttemptCases"]
 
@@ -14,12 +14,12 @@ class AttemptCases(ContractBase):
     """``message.attempt`` is what the capability ``attempts`` says."""
 
     @case("attempts=exact", "redelivery")
-    async def test_attempts_are_exact(self, trial: Trial) -> None:
+    async def test_attempts_are_exact(self, context: CaseContext) -> None:
         """The attempt is 1 at first and grows by one with every failure, to any consumer."""
-        await trial.send(1)
+        await context.send(1)
         for expected in (1, 2, 3, 4):
-            async with trial.stream() as stream:
-                message = await trial.next(stream, f"attempt {expected}")
+            async with context.stream() as stream:
+                message = await context.next(stream, f"attempt {expected}")
                 check(
                     message.attempt == expected,
                     f"attempt is {message.attempt} after {expected - 1} failures, not {expected}",
@@ -27,13 +27,13 @@ class AttemptCases(ContractBase):
                 await message.nack()
 
     @case("attempts=upper", "redelivery")
-    async def test_attempts_are_an_upper_bound(self, trial: Trial) -> None:
+    async def test_attempts_are_an_upper_bound(self, context: CaseContext) -> None:
         """The attempt is 1 at first and never lower than the number of failures plus one."""
-        await trial.send(1)
+        await context.send(1)
         seen = []
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             for failures in range(4):
-                message = await trial.next(stream, f"the message after {failures} failures")
+                message = await context.next(stream, f"the message after {failures} failures")
                 seen.append(message.attempt)
                 await message.nack()
         check(seen[0] == 1, f"the first attempt is {seen[0]}, not 1")
@@ -43,12 +43,12 @@ class AttemptCases(ContractBase):
         )
 
     @case("attempts=none", "declared", "redelivery")
-    async def test_attempts_unclaimed_are_one(self, trial: Trial) -> None:
+    async def test_attempts_unclaimed_are_one(self, context: CaseContext) -> None:
         """Without the capability attempts the attempt is always 1."""
-        await trial.send(1)
-        async with trial.stream() as stream:
+        await context.send(1)
+        async with context.stream() as stream:
             for failures in range(3):
-                message = await trial.next(stream, f"the message after {failures} failures")
+                message = await context.next(stream, f"the message after {failures} failures")
                 check(
                     message.attempt == 1,
                     "the backend does not declare the capability 'attempts', but tells attempt "
@@ -57,12 +57,12 @@ class AttemptCases(ContractBase):
                 await message.nack()
 
     @case("attempts=exact", "release")
-    async def test_release_is_not_counted(self, trial: Trial) -> None:
+    async def test_release_is_not_counted(self, context: CaseContext) -> None:
         """Releasing a message does not count as an attempt."""
-        await trial.send(1)
-        async with trial.stream() as stream:
+        await context.send(1)
+        async with context.stream() as stream:
             for released in range(4):
-                message = await trial.next(stream, f"the message, released {released} times")
+                message = await context.next(stream, f"the message, released {released} times")
                 check(
                     message.attempt == 1,
                     f"attempt is {message.attempt} although nothing failed; releases: {released}",
@@ -70,25 +70,25 @@ class AttemptCases(ContractBase):
                 await message.release()
 
     @case("attempts=exact", "release")
-    async def test_leaving_is_not_counted(self, trial: Trial) -> None:
+    async def test_leaving_is_not_counted(self, context: CaseContext) -> None:
         """Leaving the loop with a message in hand does not count as an attempt."""
-        await trial.send(1)
+        await context.send(1)
         for times in range(3):
-            async with trial.stream() as stream:
-                message = await trial.next(stream, f"the message, left {times} times")
+            async with context.stream() as stream:
+                message = await context.next(stream, f"the message, left {times} times")
                 check(
                     message.attempt == 1,
                     f"attempt is {message.attempt} although nothing failed; breaks: {times}",
                 )
 
     @case("attempts=exact", "groups", "redelivery")
-    async def test_attempts_are_per_group(self, trial: Trial) -> None:
+    async def test_attempts_are_per_group(self, context: CaseContext) -> None:
         """Failures in one group are not counted in another."""
-        async with trial.stream("a") as first, trial.stream("b") as second:
-            await trial.send(1)
+        async with context.stream("a") as first, context.stream("b") as second:
+            await context.send(1)
             for _ in range(2):
-                await (await trial.next(first, "the message, in group a")).nack()
-            message = await trial.next(second, "the message, in group b")
+                await (await context.next(first, "the message, in group a")).nack()
+            message = await context.next(second, "the message, in group b")
             check(
                 message.attempt == 1,
                 f"attempt is {message.attempt} in group b, where nothing failed",

@@ -8,9 +8,10 @@ from typing import Any
 from abe.backends.message_queue.base import Capabilities, MessageStream
 from abe.errors import UnsupportedError
 from abe.testing.base import ContractBase
-from abe.testing.case import case, has
+from abe.testing.case import case
+from abe.testing.context import CaseContext
 from abe.testing.expect import check
-from abe.testing.trial import Trial
+from abe.testing.requirements import has
 
 __all__ = ["ClaimCases"]
 
@@ -27,9 +28,9 @@ class ClaimCases(ContractBase):
     """``capabilities``: neither too much nor too little."""
 
     @case("declared")
-    async def test_claims_are_consistent(self, trial: Trial) -> None:
+    async def test_claims_are_consistent(self, context: CaseContext) -> None:
         """What is declared has its methods, and implies what it cannot exist without."""
-        backend, can = trial.backend, trial.can
+        backend, can = context.backend, context.can
         for capability, methods in METHODS.items():
             missing = [m for m in methods if not callable(getattr(backend, m, None))]
             check(
@@ -49,109 +50,111 @@ class ClaimCases(ContractBase):
         check(isinstance(getattr(backend, "name", None), str), "the backend has no name")
 
     @case("declared")
-    async def test_claims_are_per_instance(self, trial: Trial) -> None:
+    async def test_claims_are_per_instance(self, context: CaseContext) -> None:
         """Capabilities are there before the first connection and stay as they are."""
-        before = trial.can
+        before = context.can
         check(isinstance(before, Capabilities), f"capabilities is {before!r}")
-        await trial.send(1)
-        async with trial.stream() as stream:
+        await context.send(1)
+        async with context.stream() as stream:
             check(isinstance(stream, MessageStream), "consume() must return a MessageStream")
-            await trial.next(stream)
-        after = trial.backend.capabilities
+            await context.next(stream)
+        after = context.backend.capabilities
         check(after == before, f"capabilities changed from {before} to {after}")
 
     # -- what is not claimed is refused, by name and before anything happens ----------------
 
     @case("!headers")
-    async def test_headers_unclaimed(self, trial: Trial) -> None:
+    async def test_headers_unclaimed(self, context: CaseContext) -> None:
         """Without the capability headers, publish(headers=…) raises and sends nothing."""
-        await _refused_publish(trial, "headers", headers={"a": "b"})
+        await _refused_publish(context, "headers", headers={"a": "b"})
 
     @case("!delay")
-    async def test_delay_unclaimed(self, trial: Trial) -> None:
+    async def test_delay_unclaimed(self, context: CaseContext) -> None:
         """Without the capability delay, publish(delay=…) raises and sends nothing."""
-        await _refused_publish(trial, "delay", delay=1.0)
+        await _refused_publish(context, "delay", delay=1.0)
 
     @case("delay")
-    async def test_delay_beyond_the_longest(self, trial: Trial) -> None:
+    async def test_delay_beyond_the_longest(self, context: CaseContext) -> None:
         """A delay longer than declared raises UnsupportedError and sends nothing."""
-        await _refused_publish(trial, "delay", delay=trial.can.delay * 1.01 + 1)
+        await _refused_publish(context, "delay", delay=context.can.delay * 1.01 + 1)
 
     @case("!keys", "declared")
-    async def test_keys_unclaimed(self, trial: Trial) -> None:
+    async def test_keys_unclaimed(self, context: CaseContext) -> None:
         """Without the capability keys, consume(keys=…) raises UnsupportedError."""
 
         async def consume() -> None:
-            stream = trial.backend.consume(keys=["a"])
+            stream = context.backend.consume(keys=["a"])
             await stream.__aenter__()
             await stream.aclose()
 
-        await _refused(trial, "keys", "consume(keys=…)", consume)
+        await _refused(context, "keys", "consume(keys=…)", consume)
 
     @case("!groups")
-    async def test_groups_unclaimed(self, trial: Trial) -> None:
+    async def test_groups_unclaimed(self, context: CaseContext) -> None:
         """Without the capability groups, consume(group="a") raises UnsupportedError."""
 
         async def consume() -> None:
-            stream = trial.backend.consume(group="a")
+            stream = context.backend.consume(group="a")
             await stream.__aenter__()
             await stream.aclose()
 
-        await _refused(trial, "groups", "consume(group='a')", consume)
+        await _refused(context, "groups", "consume(group='a')", consume)
 
     @case("!redelivery")
-    async def test_redelivery_unclaimed(self, trial: Trial) -> None:
+    async def test_redelivery_unclaimed(self, context: CaseContext) -> None:
         """Without the capability redelivery, nack() raises UnsupportedError."""
-        await _refused_settlement(trial, "redelivery", "nack")
+        await _refused_settlement(context, "redelivery", "nack")
 
     @case("redelivery")
-    async def test_nack_delay_beyond_the_longest(self, trial: Trial) -> None:
+    async def test_nack_delay_beyond_the_longest(self, context: CaseContext) -> None:
         """A nack delay longer than declared raises UnsupportedError, and the message stays ours."""
-        delay = trial.can.nack_delay * 1.01 + 1
-        await _refused_settlement(trial, "nack_delay", "nack", delay)
+        delay = context.can.nack_delay * 1.01 + 1
+        await _refused_settlement(context, "nack_delay", "nack", delay)
 
     @case("!release")
-    async def test_release_unclaimed(self, trial: Trial) -> None:
+    async def test_release_unclaimed(self, context: CaseContext) -> None:
         """Without the capability release, release() raises UnsupportedError."""
-        await _refused_settlement(trial, "release", "release")
+        await _refused_settlement(context, "release", "release")
 
     @case("!reject")
-    async def test_reject_unclaimed(self, trial: Trial) -> None:
+    async def test_reject_unclaimed(self, context: CaseContext) -> None:
         """Without the capability reject, reject() raises UnsupportedError."""
-        await _refused_settlement(trial, "reject", "reject")
+        await _refused_settlement(context, "reject", "reject")
 
     @case("!peek")
-    async def test_peek_unclaimed(self, trial: Trial) -> None:
+    async def test_peek_unclaimed(self, context: CaseContext) -> None:
         """Without the capability peek, peek() is missing or raises UnsupportedError."""
-        await _refused_method(trial, "peek", "peek")
+        await _refused_method(context, "peek", "peek")
 
     @case("!stats")
-    async def test_stats_unclaimed(self, trial: Trial) -> None:
+    async def test_stats_unclaimed(self, context: CaseContext) -> None:
         """Without the capability stats, stats() is missing or raises UnsupportedError."""
-        await _refused_method(trial, "stats", "stats")
+        await _refused_method(context, "stats", "stats")
 
     @case("!dead_letters")
-    async def test_dead_letters_unclaimed(self, trial: Trial) -> None:
+    async def test_dead_letters_unclaimed(self, context: CaseContext) -> None:
         """Without the capability dead_letters, its methods are missing or raise."""
-        await _refused_method(trial, "dead_letters", "dead_letters")
-        await _refused_method(trial, "dead_letters", "replay")
+        await _refused_method(context, "dead_letters", "dead_letters")
+        await _refused_method(context, "dead_letters", "replay")
 
     @case("!admin")
-    async def test_admin_unclaimed(self, trial: Trial) -> None:
+    async def test_admin_unclaimed(self, context: CaseContext) -> None:
         """Without the capability admin, its methods are missing or raise UnsupportedError."""
-        await _refused_method(trial, "admin", "groups")
-        await _refused_method(trial, "admin", "purge")
-        await _refused_method(trial, "admin", "delete_group", "a")
+        await _refused_method(context, "admin", "groups")
+        await _refused_method(context, "admin", "purge")
+        await _refused_method(context, "admin", "delete_group", "a")
 
 
-async def _refused(trial: Trial, capability: str, what: str, call: Callable[[], Any]) -> None:
+async def _refused(
+    context: CaseContext, capability: str, what: str, call: Callable[[], Any]
+) -> None:
     """Fail unless ``call`` raises UnsupportedError; the failure names the capability."""
-    value = getattr(trial.can, capability)
+    value = getattr(context.can, capability)
     declares = f"declares the capability {capability!r} as {value!r}"
     if not has(value):
         declares = f"does not declare the capability {capability!r}"
     try:
-        await trial.within(call(), f"{what} to raise")
+        await context.within(call(), f"{what} to raise")
     except UnsupportedError as error:
         check(
             capability in str(error),
@@ -167,25 +170,27 @@ async def _refused(trial: Trial, capability: str, what: str, call: Callable[[], 
         )
 
 
-async def _refused_publish(trial: Trial, capability: str, **extras: Any) -> None:
+async def _refused_publish(context: CaseContext, capability: str, **extras: Any) -> None:
     what = f"publish({', '.join(f'{name}={value!r}' for name, value in extras.items())})"
     await _refused(
-        trial, capability, what, lambda: trial.backend.publish("orders", {"n": -1}, **extras)
+        context, capability, what, lambda: context.backend.publish("orders", {"n": -1}, **extras)
     )
-    sent = await trial.send(1)
-    await trial.collect(sent, what=f"all but what {what} has refused")
+    sent = await context.send(1)
+    await context.collect(sent, what=f"all but what {what} has refused")
 
 
-async def _refused_settlement(trial: Trial, capability: str, method: str, *args: float) -> None:
-    async with trial.stream() as stream:
-        await trial.send(1)
-        message = await trial.next(stream)
+async def _refused_settlement(
+    context: CaseContext, capability: str, method: str, *args: float
+) -> None:
+    async with context.stream() as stream:
+        await context.send(1)
+        message = await context.next(stream)
         call = getattr(message, method)
-        await _refused(trial, capability, f"{method}()", lambda: call(*args))
+        await _refused(context, capability, f"{method}()", lambda: call(*args))
         check(await message.ack(), f"a refused {method}() must leave the message unsettled")
 
 
-async def _refused_method(trial: Trial, capability: str, method: str, *args: str) -> None:
-    call = getattr(trial.backend, method, None)
+async def _refused_method(context: CaseContext, capability: str, method: str, *args: str) -> None:
+    call = getattr(context.backend, method, None)
     if call is not None:
-        await _refused(trial, capability, f"{method}()", lambda: call(*args))
+        await _refused(context, capability, f"{method}()", lambda: call(*args))

@@ -13,8 +13,8 @@ from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.errors import Reject, Retry
 from abe.testing.base import ContractBase
 from abe.testing.case import case
+from abe.testing.context import CaseContext
 from abe.testing.expect import check, exactly, only, same
-from abe.testing.trial import Trial
 from abe.types import ConsumerGroup
 
 __all__ = ["HandlingCases", "Worker"]
@@ -26,7 +26,7 @@ class Worker:
     """A consumer running in a task of its own, with a handler that records what it was given.
 
     Args:
-        trial: The trial.
+        context: The context.
         behave: What the handler does after recording; ``None`` to return at once.
         group: The consumer group.
         options: For `AsyncLoopConsumer`.
@@ -34,15 +34,15 @@ class Worker:
 
     def __init__(
         self,
-        trial: Trial,
+        context: CaseContext,
         behave: Behaviour | None = None,
         group: ConsumerGroup = None,
         **options: Any,
     ) -> None:
         options.setdefault("retry", RetryPolicy(max_attempts=4, base=0.01, factor=1, jitter=False))
-        options.setdefault("drain_timeout", trial.harness.patience / 2)
-        self.trial = trial
-        self.consumer = AsyncLoopConsumer(trial.backend, group, **options)
+        options.setdefault("drain_timeout", context.harness.patience / 2)
+        self.context = context
+        self.consumer = AsyncLoopConsumer(context.backend, group, **options)
         self.seen: list[Message] = []
         self.attempts: list[int] = []
         """The attempt at the time of each call: a retry in process counts it up in place."""
@@ -60,8 +60,8 @@ class Worker:
     async def stop(self) -> None:
         """Shut down and wait for the end."""
         assert self.task is not None
-        await self.trial.within(self.consumer.shutdown(), "shutdown() of the consumer")
-        await self.trial.within(self.task, "run() to return after shutdown()")
+        await self.context.within(self.consumer.shutdown(), "shutdown() of the consumer")
+        await self.context.within(self.task, "run() to return after shutdown()")
 
     async def _handle(self, message: Message) -> None:
         self.seen.append(message)
@@ -72,7 +72,7 @@ class Worker:
 
     async def until(self, done: Callable[[], bool], what: str) -> None:
         """Wait until ``done()``; fails at once if the consumer has ended meanwhile."""
-        deadline = time.monotonic() + self.trial.harness.patience
+        deadline = time.monotonic() + self.context.harness.patience
         while not done():
             assert self.task is not None
             if self.task.done():
@@ -82,8 +82,8 @@ class Worker:
             if left <= 0:
                 seen = [dict(message) for message in self.seen[-10:]]
                 raise AssertionError(
-                    f"waited {self.trial.harness.patience:g} s for {what}; the handler was called "
-                    f"{len(self.seen)} times, last with {seen}; {self.trial.account()}"
+                    f"waited {self.context.harness.patience:g} s for {what}; the handler was "
+                    f"called {len(self.seen)} times, last with {seen}; {self.context.account()}"
                 )
             self._changed.clear()
             # Counters change after the handler has returned, which sets no event.
@@ -119,55 +119,55 @@ class HandlingCases(ContractBase):
     """Returning, failing, rejecting, retrying."""
 
     @case()
-    async def test_consumer_handles_everything(self, trial: Trial) -> None:
+    async def test_consumer_handles_everything(self, context: CaseContext) -> None:
         """A handler that returns is called once for each message."""
-        sent = await trial.send(10)
-        async with Worker(trial) as worker:
+        sent = await context.send(10)
+        async with Worker(context) as worker:
             await worker.processed(10)
         exactly(worker.seen, sent, "what the handler was called with")
 
     @case("redelivery")
-    async def test_consumer_acks_what_is_handled(self, trial: Trial) -> None:
+    async def test_consumer_acks_what_is_handled(self, context: CaseContext) -> None:
         """A message whose handler has returned is acked and never delivered again."""
-        await trial.send(5)
-        async with Worker(trial) as worker:
+        await context.send(5)
+        async with Worker(context) as worker:
             await worker.processed(5)
-        await trial.let_unsettled_return()
-        await trial.collect([], what="after all were handled")
+        await context.let_unsettled_return()
+        await context.collect([], what="after all were handled")
 
     @case()
-    async def test_consumer_tries_failures_again(self, trial: Trial) -> None:
+    async def test_consumer_tries_failures_again(self, context: CaseContext) -> None:
         """A handler that raises is called again with the same message until it succeeds."""
-        sent = await trial.send(3)
+        sent = await context.send(3)
 
         async def fail_twice(message: Message) -> None:
             if message["n"] == 1 and worker.consumer.failed < 2:
                 raise ValueError("not yet")
 
-        async with Worker(trial, fail_twice) as worker:
+        async with Worker(context, fail_twice) as worker:
             await worker.processed(3)
             await worker.called(5)
         counts = [sum(m["n"] == n for m in worker.seen) for n in range(3)]
         check(counts == [1, 3, 1], f"calls for each of {sent}: {counts}, with one failing twice")
 
     @case("attempts=exact", "redelivery")
-    async def test_consumer_tells_attempts(self, trial: Trial) -> None:
+    async def test_consumer_tells_attempts(self, context: CaseContext) -> None:
         """The handler sees attempts 1, 2, 3 while it fails."""
-        await trial.send(1)
+        await context.send(1)
 
         async def fail_twice(message: Message) -> None:
             if message.attempt < 3:
                 raise ValueError("not yet")
 
-        async with Worker(trial, fail_twice) as worker:
+        async with Worker(context, fail_twice) as worker:
             await worker.processed(1)
         check(worker.attempts == [1, 2, 3], f"attempts were {worker.attempts}")
 
     @case("redelivery", "nack_delay")
-    async def test_consumer_waits_before_retrying(self, trial: Trial) -> None:
+    async def test_consumer_waits_before_retrying(self, context: CaseContext) -> None:
         """A handler that raises Retry(delay=…) is called again after that time at the earliest."""
-        await trial.send(1)
-        delay = min(trial.harness.short_delay, trial.can.nack_delay)
+        await context.send(1)
+        delay = min(context.harness.short_delay, context.can.nack_delay)
         moments: list[float] = []
 
         async def ask_once(message: Message) -> None:
@@ -175,43 +175,43 @@ class HandlingCases(ContractBase):
             if len(moments) == 1:
                 raise Retry(delay=delay)
 
-        async with Worker(trial, ask_once) as worker:
+        async with Worker(context, ask_once) as worker:
             await worker.processed(1)
         waited = moments[1] - moments[0]
         check(waited >= delay - 0.02, f"called again after {waited:.3f} s, not {delay:g} s")
 
     @case("redelivery=message")
-    async def test_consumer_goes_on_beside_poison(self, trial: Trial) -> None:
+    async def test_consumer_goes_on_beside_poison(self, context: CaseContext) -> None:
         """A message whose handler always raises keeps no other message from being handled."""
-        await trial.publish({"poison": True}, "poison")
-        sent = await trial.send(8)
+        await context.publish({"poison": True}, "poison")
+        sent = await context.send(8)
 
         async def refuse_poison(message: Message) -> None:
             if "poison" in message:
                 raise ValueError("poison")
 
         policy = RetryPolicy(max_attempts=50, base=0.05, factor=1, jitter=False)
-        async with Worker(trial, refuse_poison, concurrency=2, retry=policy) as worker:
+        async with Worker(context, refuse_poison, concurrency=2, retry=policy) as worker:
             await worker.processed(8)
         healthy = [message for message in worker.seen if "poison" not in message]
         exactly(healthy, sent, "the messages beside the poisonous one")
 
     @case("redelivery")
-    async def test_consumer_leaves_settling_to_handlers(self, trial: Trial) -> None:
+    async def test_consumer_leaves_settling_to_handlers(self, context: CaseContext) -> None:
         """A handler that has settled its message itself has the last word."""
-        await trial.send(1)
+        await context.send(1)
 
         async def nack_once(message: Message) -> None:
             if len(worker.seen) == 1:
                 await message.nack()
 
-        async with Worker(trial, nack_once) as worker:
+        async with Worker(context, nack_once) as worker:
             await worker.called(2, "the message that its handler has nacked")
 
     @case()
-    async def test_consumer_runs_sync_handlers(self, trial: Trial) -> None:
+    async def test_consumer_runs_sync_handlers(self, context: CaseContext) -> None:
         """A plain function is called in another thread, with messages that block on settling."""
-        sent = await trial.send(3)
+        sent = await context.send(3)
         seen: list[tuple[object, str, dict[str, Any]]] = []
 
         settled: list[bool] = []
@@ -219,101 +219,103 @@ class HandlingCases(ContractBase):
 
         def handle(message: SyncMessage) -> None:
             seen.append((type(message), threading.current_thread().name, dict(message)))
-            if trial.declared:
+            if context.declared:
                 settled.append(message.ack())
             if len(seen) == 3:
                 loop.call_soon_threadsafe(all_seen.set)
 
         here = threading.current_thread().name
-        consumer = AsyncLoopConsumer(trial.backend, drain_timeout=trial.harness.patience / 2)
+        consumer = AsyncLoopConsumer(context.backend, drain_timeout=context.harness.patience / 2)
         task = asyncio.create_task(consumer.run(handle))
-        await trial.within(all_seen.wait(), "three calls of a plain function")
-        await trial.within(consumer.shutdown(), "shutdown() of the consumer")
-        await trial.within(task, "run() to return after shutdown()")
+        await context.within(all_seen.wait(), "three calls of a plain function")
+        await context.within(consumer.shutdown(), "shutdown() of the consumer")
+        await context.within(task, "run() to return after shutdown()")
         exactly([payload for _, _, payload in seen], sent, "what the function was called with")
         check(all(settled), f"ack() of unsettled messages returned {settled}")
         check(all(kind is SyncMessage for kind, _, _ in seen), f"it was called with {seen[0][0]}")
         check(all(thread != here for _, thread, _ in seen), "it was called on the loop's thread")
 
     @case()
-    async def test_consumer_runs_handler_objects(self, trial: Trial) -> None:
+    async def test_consumer_runs_handler_objects(self, context: CaseContext) -> None:
         """An object with handle_event() is a handler."""
-        sent = await trial.send(1)
+        sent = await context.send(1)
         handler = _HandlerObject()
-        consumer = AsyncLoopConsumer(trial.backend, drain_timeout=trial.harness.patience / 2)
+        consumer = AsyncLoopConsumer(context.backend, drain_timeout=context.harness.patience / 2)
         task = asyncio.create_task(consumer.run(handler))
-        await trial.within(handler.changed.wait(), "handle_event() to be called")
-        await trial.within(consumer.shutdown(), "shutdown() of the consumer")
-        await trial.within(task, "run() to return after shutdown()")
+        await context.within(handler.changed.wait(), "handle_event() to be called")
+        await context.within(consumer.shutdown(), "shutdown() of the consumer")
+        await context.within(task, "run() to return after shutdown()")
         exactly(handler.seen, sent, "what handle_event() was called with")
 
     # -- giving up -------------------------------------------------------------------------
 
     @case("reject")
-    async def test_consumer_rejects(self, trial: Trial) -> None:
+    async def test_consumer_rejects(self, context: CaseContext) -> None:
         """A handler that raises Reject is not called again with that message."""
-        sent = await trial.send(2)
+        sent = await context.send(2)
 
         async def reject_first(message: Message) -> None:
             if message["n"] == 0:
                 raise Reject("never again")
 
-        async with Worker(trial, reject_first) as worker:
+        async with Worker(context, reject_first) as worker:
             await worker.processed(1)
             await worker.until(lambda: worker.consumer.dead == 1, "one message given up")
         exactly(worker.seen, sent, "what the handler was called with")
-        await trial.let_unsettled_return()
-        await trial.collect([], what="after one was handled and one rejected")
+        await context.let_unsettled_return()
+        await context.collect([], what="after one was handled and one rejected")
 
     @case("reject", "dead_letters")
-    async def test_consumer_gives_reasons(self, trial: Trial) -> None:
+    async def test_consumer_gives_reasons(self, context: CaseContext) -> None:
         """The text of Reject is the reason of the dead letter."""
-        await trial.send(1)
+        await context.send(1)
 
         async def reject(message: Message) -> None:
             raise Reject("no such customer")
 
-        async with Worker(trial, reject) as worker:
+        async with Worker(context, reject) as worker:
             await worker.until(lambda: worker.consumer.dead == 1, "one message given up")
-        listed = await trial.within(trial.backend.dead_letters(), "dead_letters()")
+        listed = await context.within(context.backend.dead_letters(), "dead_letters()")
         reason = only(listed, "dead_letters()").headers.get("abe-dead-reason")
         check(reason == "no such customer", f"the reason is {reason!r}")
 
     @case("reject", "dead_letters", "redelivery")
-    async def test_consumer_gives_up(self, trial: Trial) -> None:
+    async def test_consumer_gives_up(self, context: CaseContext) -> None:
         """After max_attempts failures a message is a dead letter that tells error and attempts."""
-        sent = await trial.send(1)
+        sent = await context.send(1)
 
         async def fail(message: Message) -> None:
             raise ZeroDivisionError("by nothing")
 
-        async with Worker(trial, fail) as worker:
+        async with Worker(context, fail) as worker:
             await worker.until(lambda: worker.consumer.dead == 1, "one message given up")
-        if trial.can.attempts != "upper":
+        if context.can.attempts != "upper":
             check(len(worker.seen) == 4, f"max_attempts=4, but {len(worker.seen)} calls")
-        listed = await trial.within(trial.backend.dead_letters(), "dead_letters()")
+        listed = await context.within(context.backend.dead_letters(), "dead_letters()")
         dead = only(listed, "dead_letters()")
         same(dead, sent[0], "payload of the dead letter")
         reason = dead.headers.get("abe-dead-reason", "")
         check(reason == "ZeroDivisionError: by nothing", f"the reason is {reason!r}")
         check("fail" in dead.headers.get("abe-dead-traceback", ""), "it has no traceback")
-        if trial.can.attempts == "exact":
+        if context.can.attempts == "exact":
             attempts = dead.headers.get("abe-dead-attempts")
             check(attempts == "4", f"its attempts are {attempts!r}, not '4'")
 
     @case("!reject", "groups")
-    async def test_consumer_publishes_what_it_gives_up(self, trial: Trial) -> None:
+    async def test_consumer_publishes_what_it_gives_up(self, context: CaseContext) -> None:
         """Without the capability reject, what is given up goes to the dead_letter_key."""
-        async with trial.stream("b") as watcher:
-            sent = await trial.send(1)
+        async with context.stream("b") as watcher:
+            sent = await context.send(1)
 
             async def fail(message: Message) -> None:
                 raise ZeroDivisionError("by nothing")
 
-            async with Worker(trial, fail, "a", dead_letter_key="failed") as worker:
+            async with Worker(context, fail, "a", dead_letter_key="failed") as worker:
                 await worker.until(lambda: worker.consumer.dead == 1, "one message given up")
                 both = [*sent, *sent]
-                arrived = await trial.expect(watcher, both, what="the message and its dead letter")
+                arrived = await context.expect(
+                    watcher, both, what="the message and its dead letter"
+                )
             keys = [message.key for message in arrived]
             check(sorted(map(str, keys)) == ["failed", "orders"], f"their keys are {keys}")
             check({m.key for m in worker.seen} == {"orders"}, "its own dead letter was handled")

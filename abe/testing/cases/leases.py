@@ -5,8 +5,8 @@ from __future__ import annotations
 from abe.backends.message_queue.base import Outcome, capabilities_of
 from abe.testing.base import ContractBase
 from abe.testing.case import case
+from abe.testing.context import CaseContext
 from abe.testing.expect import check, exactly, same
-from abe.testing.trial import Trial
 
 __all__ = ["LeaseCases"]
 
@@ -18,132 +18,132 @@ class LeaseCases(ContractBase):
     """Time runs out, or does not."""
 
     @case("lease", hooks=["advance_time"])
-    async def test_lapsed_lease_redelivers(self, trial: Trial) -> None:
+    async def test_lapsed_lease_redelivers(self, context: CaseContext) -> None:
         """A message whose lease has lapsed is delivered to another consumer, as a new attempt."""
-        (sent,) = await trial.send(1)
-        async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
-            await trial.next(first)
-            await trial.nothing(second, "the only message is leased to another consumer")
-            await trial.lapse()
-            again = await trial.next(second, "the message whose lease has lapsed")
+        (sent,) = await context.send(1)
+        async with context.stream(prefetch=1) as first, context.stream(prefetch=1) as second:
+            await context.next(first)
+            await context.nothing(second, "the only message is leased to another consumer")
+            await context.lapse()
+            again = await context.next(second, "the message whose lease has lapsed")
             same(again, sent, "the redelivery")
-            if trial.can.attempts != "none":
+            if context.can.attempts != "none":
                 check(again.attempt >= 2, f"attempt is {again.attempt} after a lapsed lease")
 
     @case("lease", "redelivery", hooks=["advance_time"])
-    async def test_stale_ack_changes_nothing(self, trial: Trial) -> None:
+    async def test_stale_ack_changes_nothing(self, context: CaseContext) -> None:
         """Acking a message that somebody else owns by now changes nothing and is reported lost."""
-        await trial.send(1)
-        async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
-            stale = await trial.next(first)
-            await trial.lapse()
-            current = await trial.next(second, "the message whose lease has lapsed")
+        await context.send(1)
+        async with context.stream(prefetch=1) as first, context.stream(prefetch=1) as second:
+            stale = await context.next(first)
+            await context.lapse()
+            current = await context.next(second, "the message whose lease has lapsed")
             await stale.ack()
-            await trial.flush(first)
+            await context.flush(first)
             check(
                 stale.outcome is Outcome.LOST,
                 f"the outcome of the stale delivery is {stale.outcome}, not lost",
             )
             check(not await stale.ack(), "ack() of a lost delivery should return False")
             check(await current.nack(), "its present owner can still settle it")
-            again = await trial.next(second, "the message, whose stale ack must not count")
+            again = await context.next(second, "the message, whose stale ack must not count")
             same(again, current, "the redelivery")
 
     @case("lease", "redelivery", hooks=["advance_time"])
-    async def test_stale_nack_changes_nothing(self, trial: Trial) -> None:
+    async def test_stale_nack_changes_nothing(self, context: CaseContext) -> None:
         """Nacking a message that somebody else owns by now does not deliver it a third time."""
-        await trial.send(1)
-        async with trial.stream(prefetch=1) as first, trial.stream(prefetch=1) as second:
-            stale = await trial.next(first)
-            await trial.lapse()
-            current = await trial.next(second, "the message whose lease has lapsed")
+        await context.send(1)
+        async with context.stream(prefetch=1) as first, context.stream(prefetch=1) as second:
+            stale = await context.next(first)
+            await context.lapse()
+            current = await context.next(second, "the message whose lease has lapsed")
             await stale.nack()
-            await trial.flush(first)
-            await trial.nothing(first, "the message is in the hands of another consumer")
+            await context.flush(first)
+            await context.nothing(first, "the message is in the hands of another consumer")
             check(await current.ack(), "its present owner can still ack it")
-            await trial.flush(second)
+            await context.flush(second)
             check(current.outcome is Outcome.ACK, f"its outcome is {current.outcome}")
 
     @case("lease", "redelivery", hooks=["advance_time"])
-    async def test_flushed_ack_outlives_the_lease(self, trial: Trial) -> None:
+    async def test_flushed_ack_outlives_the_lease(self, context: CaseContext) -> None:
         """Once flush() has returned the broker has the acks: their leases may lapse."""
-        await trial.spread(3)
-        async with trial.stream() as first:
-            for message in await trial.take(first, 3):
+        await context.spread(3)
+        async with context.stream() as first:
+            for message in await context.take(first, 3):
                 await message.ack()
-            await trial.flush(first)
-            await trial.lapse()
-            async with trial.stream() as second:
-                await trial.expect(second, [], what="after all were acked and flushed")
+            await context.flush(first)
+            await context.lapse()
+            async with context.stream() as second:
+                await context.expect(second, [], what="after all were acked and flushed")
 
     @case("lease", "redelivery", hooks=["make_short_lease"], limit=12.0)
-    async def test_lease_is_kept_while_working(self, trial: Trial) -> None:
+    async def test_lease_is_kept_while_working(self, context: CaseContext) -> None:
         """A message that is worked on for longer than its lease is not delivered to others."""
-        backend = await trial.make("make_short_lease", SHORT_LEASE)
+        backend = await context.make("make_short_lease", SHORT_LEASE)
         lease = capabilities_of(backend).lease or SHORT_LEASE
-        await trial.send(1)
+        await context.send(1)
         async with (
-            trial.stream(prefetch=1, backend=backend) as first,
-            trial.stream(prefetch=1, backend=backend) as second,
+            context.stream(prefetch=1, backend=backend) as first,
+            context.stream(prefetch=1, backend=backend) as second,
         ):
-            held = await trial.next(first)
+            held = await context.next(first)
             longer = 1.5 * lease
-            came = await trial.within(
+            came = await context.within(
                 second.take(1, timeout=longer), "take() to return", longer + 5
             )
             exactly(came, [], f"what a second consumer got while the first worked {longer} s")
             check(await held.ack(), "ack() after working for longer than the lease returns True")
-            await trial.flush(first)
+            await context.flush(first)
             check(held.outcome is Outcome.ACK, f"its outcome is {held.outcome}")
 
     @case("lease", "release", "redelivery=message", hooks=["make_short_lease"], limit=12.0)
-    async def test_idle_consumer_gives_back(self, trial: Trial) -> None:
+    async def test_idle_consumer_gives_back(self, context: CaseContext) -> None:
         """A consumer that is stuck on one message gives back those it has received ahead."""
-        backend = await trial.make("make_short_lease", SHORT_LEASE)
-        sent = await trial.spread(40)
+        backend = await context.make("make_short_lease", SHORT_LEASE)
+        sent = await context.spread(40)
         async with (
-            trial.stream(backend=backend) as stuck,
-            trial.stream(prefetch=1, backend=backend) as other,
+            context.stream(backend=backend) as stuck,
+            context.stream(prefetch=1, backend=backend) as other,
         ):
             for _ in range(14):
-                await trial.next(stuck)
-            held = await trial.next(stuck)
-            rest = await trial.take(other, len(sent) - 15, "what the stuck consumer held ahead")
+                await context.next(stuck)
+            held = await context.next(stuck)
+            rest = await context.take(other, len(sent) - 15, "what the stuck consumer held ahead")
             exactly(rest, [p for p in sent if p["n"] > held["n"]], "what the other received")
 
     @case("redelivery", "lease", hooks=["kill_consumer"])
-    async def test_killed_consumer_loses_nothing(self, trial: Trial) -> None:
+    async def test_killed_consumer_loses_nothing(self, context: CaseContext) -> None:
         """What a consumer held that was killed with SIGKILL is delivered to another, all of it."""
-        sent = await trial.spread(6)
-        await trial.within(
-            trial.harness.call("kill_consumer", trial.namespace, None, 2),
+        sent = await context.spread(6)
+        await context.within(
+            context.harness.call("kill_consumer", context.namespace, None, 2),
             "the harness's kill_consumer()",
-            3 * trial.harness.patience,
+            3 * context.harness.patience,
         )
-        await trial.let_held_by_the_dead_return()
-        again = await trial.collect(sent, what="all, the killed consumer's included")
-        if trial.can.attempts == "exact":
+        await context.let_held_by_the_dead_return()
+        again = await context.collect(sent, what="all, the killed consumer's included")
+        if context.can.attempts == "exact":
             attempts = sorted(message.attempt for message in again)
             check(attempts == [1] * 4 + [2] * 2, f"two were held by it, but attempts: {attempts}")
 
     @case("durable", hooks=["kill_publisher"])
-    async def test_killed_publisher_loses_nothing(self, trial: Trial) -> None:
+    async def test_killed_publisher_loses_nothing(self, context: CaseContext) -> None:
         """What publish() has returned for survives the SIGKILL of the publishing process."""
-        count: int = await trial.within(
-            trial.harness.call("kill_publisher", trial.namespace, "orders"),
+        count: int = await context.within(
+            context.harness.call("kill_publisher", context.namespace, "orders"),
             "the harness's kill_publisher()",
-            3 * trial.harness.patience,
+            3 * context.harness.patience,
         )
         check(count > 0, "the publisher was killed before it had published anything")
         accepted = [{"n": n} for n in range(count)]
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             arrived = [
-                await trial.next(stream, f"message {n + 1} of {count} accepted")
+                await context.next(stream, f"message {n + 1} of {count} accepted")
                 for n in range(count)
             ]
             # One more may be there: stored, but its publish() had not returned yet.
-            arrived += await trial.within(
-                stream.take(2, timeout=trial.harness.quiet), "take() to return"
+            arrived += await context.within(
+                stream.take(2, timeout=context.harness.quiet), "take() to return"
             )
         counted = [message for message in arrived if message["n"] < count]
         exactly(counted, accepted, "what was accepted before the process was killed")

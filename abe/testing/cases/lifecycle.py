@@ -9,8 +9,8 @@ from abe.backends.message_queue.base import Message
 from abe.errors import BackendClosedError, ConnectionLostError
 from abe.testing.base import ContractBase
 from abe.testing.case import case
+from abe.testing.context import CaseContext
 from abe.testing.expect import check, exactly, refused
-from abe.testing.trial import Trial
 
 __all__ = ["LifecycleCases"]
 
@@ -21,189 +21,189 @@ class LifecycleCases(ContractBase):
     # -- closing ---------------------------------------------------------------------------
 
     @case("declared")
-    async def test_closing_twice_is_fine(self, trial: Trial) -> None:
+    async def test_closing_twice_is_fine(self, context: CaseContext) -> None:
         """aclose() may be called again, at the same time, and on a backend never used."""
-        await trial.send(1)
-        closing = asyncio.gather(trial.backend.aclose(), trial.backend.aclose())
-        await trial.within(closing, "two calls of aclose() at the same time")
-        await trial.within(trial.backend.aclose(), "a third aclose()")
-        if trial.harness.reopen:
-            unused = await trial.another()
-            await trial.within(unused.aclose(), "aclose() of a backend that was never used")
+        await context.send(1)
+        closing = asyncio.gather(context.backend.aclose(), context.backend.aclose())
+        await context.within(closing, "two calls of aclose() at the same time")
+        await context.within(context.backend.aclose(), "a third aclose()")
+        if context.harness.reopen:
+            unused = await context.another()
+            await context.within(unused.aclose(), "aclose() of a backend that was never used")
 
     @case("declared")
-    async def test_async_with_closes(self, trial: Trial) -> None:
+    async def test_async_with_closes(self, context: CaseContext) -> None:
         """Entering ``async with`` gives the backend itself and closes it at the end."""
-        async with trial.backend as entered:
-            check(entered is trial.backend, f"async with gave {entered!r}")
-            await trial.send(1)
+        async with context.backend as entered:
+            check(entered is context.backend, f"async with gave {entered!r}")
+            await context.send(1)
         with refused("publish() after async with", BackendClosedError):
-            await trial.backend.publish("orders", {"n": 1})
+            await context.backend.publish("orders", {"n": 1})
 
     @case("declared")
-    async def test_closed_backend_refuses(self, trial: Trial) -> None:
+    async def test_closed_backend_refuses(self, context: CaseContext) -> None:
         """Every method of a closed backend raises BackendClosedError."""
-        backend = trial.backend
-        await trial.within(backend.aclose(), "aclose()")
+        backend = context.backend
+        await context.within(backend.aclose(), "aclose()")
         calls: dict[str, tuple[Any, ...]] = {"publish": ("orders", {"n": 0}), "ping": ()}
-        if trial.can.publish_many:
+        if context.can.publish_many:
             calls["publish_many"] = ([("orders", {"n": 0})],)
-        if trial.can.peek:
+        if context.can.peek:
             calls["peek"] = ()
-        if trial.can.stats:
+        if context.can.stats:
             calls["stats"] = ()
-        if trial.can.dead_letters:
+        if context.can.dead_letters:
             calls |= {"dead_letters": (), "replay": ()}
-        if trial.can.admin:
+        if context.can.admin:
             calls |= {"groups": (), "purge": (), "delete_group": ("a",)}
         for method, args in calls.items():
             with refused(f"{method}() of a closed backend", BackendClosedError):
-                await trial.within(getattr(backend, method)(*args), f"{method}() to raise")
+                await context.within(getattr(backend, method)(*args), f"{method}() to raise")
         with refused("consume() of a closed backend", BackendClosedError):
-            stream = trial.open()
-            await trial.within(stream.__aenter__(), "opening a stream of a closed backend")
+            stream = context.open()
+            await context.within(stream.__aenter__(), "opening a stream of a closed backend")
 
     @case("declared")
-    async def test_closing_ends_streams(self, trial: Trial) -> None:
+    async def test_closing_ends_streams(self, context: CaseContext) -> None:
         """Closing the backend ends the loops of its waiting consumers."""
-        stream = trial.open()
+        stream = context.open()
         waiting = asyncio.ensure_future(anext(stream, None))
         await asyncio.sleep(0)
-        await trial.within(trial.backend.aclose(), "aclose() while a consumer waits")
-        ended = await trial.within(waiting, "the waiting consumer to end")
+        await context.within(context.backend.aclose(), "aclose() while a consumer waits")
+        ended = await context.within(waiting, "the waiting consumer to end")
         check(ended is None, f"the waiting consumer got {ended!r} instead of the end")
 
     @case("release", hooks=["reopen"])
-    async def test_closing_gives_back(self, trial: Trial) -> None:
+    async def test_closing_gives_back(self, context: CaseContext) -> None:
         """Closing the backend gives back what its consumers hold, and sends their acks."""
-        sent = await trial.spread(4)
-        stream = trial.open(prefetch=1)
-        await (await trial.next(stream)).ack()
-        held = await trial.next(stream)
-        await trial.within(trial.backend.aclose(), "aclose() of the backend")
-        other = await trial.another()
-        rest = await trial.collect(sent[1:], backend=other, what="all but the acked")
+        sent = await context.spread(4)
+        stream = context.open(prefetch=1)
+        await (await context.next(stream)).ack()
+        held = await context.next(stream)
+        await context.within(context.backend.aclose(), "aclose() of the backend")
+        other = await context.another()
+        rest = await context.collect(sent[1:], backend=other, what="all but the acked")
         check(held.id in {m.id for m in rest}, "what was held did not come back")
 
     @case(hooks=["reopen"])
-    async def test_closing_publisher_loses_nothing(self, trial: Trial) -> None:
+    async def test_closing_publisher_loses_nothing(self, context: CaseContext) -> None:
         """A publisher may be closed as soon as its publishes have returned: all of them arrive."""
-        publisher = await trial.another()
+        publisher = await context.another()
         sent = [{"n": n} for n in range(30)]
         publishing = [publisher.publish("orders", payload) for payload in sent]
-        await trial.within(asyncio.gather(*publishing), "30 publishes at the same time")
+        await context.within(asyncio.gather(*publishing), "30 publishes at the same time")
         if hasattr(publisher, "aclose"):
-            await trial.within(publisher.aclose(), "aclose() of the publisher")
-        await trial.collect(sent, what="what was published before the publisher was closed")
+            await context.within(publisher.aclose(), "aclose() of the publisher")
+        await context.collect(sent, what="what was published before the publisher was closed")
 
     @case("redelivery", hooks=["reopen"], limit=6.0)
-    async def test_reopening_loses_nothing(self, trial: Trial) -> None:
+    async def test_reopening_loses_nothing(self, context: CaseContext) -> None:
         """Over many closings and reopenings of the backend no message is lost or done twice."""
-        sent = await trial.spread(40)
+        sent = await context.spread(40)
         done: list[Message] = []
         while len(done) < len(sent):
-            backend = await trial.another()
-            stream = trial.open(backend=backend)
+            backend = await context.another()
+            stream = context.open(backend=backend)
             for n in range(7):
-                message = await trial.next(stream, f"message {len(done) + 1} of {len(sent)}")
+                message = await context.next(stream, f"message {len(done) + 1} of {len(sent)}")
                 if n < 6:
                     await message.ack()
                     done.append(message)
                 if len(done) == len(sent):
                     break
-            await trial.within(backend.aclose(), "aclose() of the backend")
-            await trial.let_unsettled_return()
+            await context.within(backend.aclose(), "aclose() of the backend")
+            await context.let_unsettled_return()
         exactly(done, sent, "what was done over several openings")
 
     @case()
-    async def test_lively_use_leaves_nothing(self, trial: Trial) -> None:
+    async def test_lively_use_leaves_nothing(self, context: CaseContext) -> None:
         """After use by several consumers no task, thread or socket is left once all is closed."""
-        sent = await trial.spread(20)
-        streams = [trial.open() for _ in range(3)]
-        await trial.share(streams, sent, "what three consumers received")
+        sent = await context.spread(20)
+        streams = [context.open() for _ in range(3)]
+        await context.share(streams, sent, "what three consumers received")
 
     # -- health ----------------------------------------------------------------------------
 
     @case("declared")
-    async def test_ping_answers(self, trial: Trial) -> None:
+    async def test_ping_answers(self, context: CaseContext) -> None:
         """ping() returns while the broker answers, before and after other use."""
         for _ in range(2):
-            await trial.within(trial.backend.ping(trial.harness.patience), "ping()")
-            await trial.send(1)
+            await context.within(context.backend.ping(context.harness.patience), "ping()")
+            await context.send(1)
 
     @case("declared", hooks=["make_unreachable"])
-    async def test_ping_tells_unreachable(self, trial: Trial) -> None:
+    async def test_ping_tells_unreachable(self, context: CaseContext) -> None:
         """ping() raises ConnectionLostError while the broker cannot be reached."""
-        backend = await trial.make("make_unreachable")
+        backend = await context.make("make_unreachable")
         with refused("ping() of an unreachable broker", ConnectionLostError):
-            await trial.within(backend.ping(trial.harness.patience / 2), "ping() to raise")
+            await context.within(backend.ping(context.harness.patience / 2), "ping() to raise")
 
     # -- losing the connection -------------------------------------------------------------
 
     @case("durable", hooks=["restart_broker"], limit=8.0)
-    async def test_restart_keeps_messages(self, trial: Trial) -> None:
+    async def test_restart_keeps_messages(self, context: CaseContext) -> None:
         """What was published before the broker restarted arrives after it; what was acked not."""
-        sent = await trial.send(6)
-        async with trial.stream(prefetch=1) as stream:
+        sent = await context.send(6)
+        async with context.stream(prefetch=1) as stream:
             for _ in range(2):
-                await (await trial.next(stream)).ack()
-            await trial.flush(stream)
-        await trial.hook("restart_broker")
-        await trial.collect(sent[2:], what="what was published and not acked before the restart")
+                await (await context.next(stream)).ack()
+            await context.flush(stream)
+        await context.hook("restart_broker")
+        await context.collect(sent[2:], what="what was published and not acked before the restart")
 
     @case("durable", hooks=["restart_broker"], limit=8.0)
-    async def test_consumer_outlives_restart(self, trial: Trial) -> None:
+    async def test_consumer_outlives_restart(self, context: CaseContext) -> None:
         """A waiting consumer goes on by itself after the broker has restarted, twice."""
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             for n in range(2):
                 waiting = asyncio.ensure_future(anext(stream))
                 await asyncio.sleep(0)
-                await trial.hook("restart_broker")
-                await trial.publish_until_accepted({"n": n})
-                message = await trial.within(
-                    waiting, "a message after the restart", 3 * trial.harness.patience
+                await context.hook("restart_broker")
+                await context.publish_until_accepted({"n": n})
+                message = await context.within(
+                    waiting, "a message after the restart", 3 * context.harness.patience
                 )
                 while message["n"] < n:  # a publish that was tried again may arrive twice
-                    message = await trial.next(stream, f"message {n} after the restart")
+                    message = await context.next(stream, f"message {n} after the restart")
                 check(message["n"] == n, f"{message!r} came instead of message {n}")
 
     @case("redelivery", hooks=["cut_connections"], limit=8.0)
-    async def test_consumer_outlives_cut(self, trial: Trial) -> None:
+    async def test_consumer_outlives_cut(self, context: CaseContext) -> None:
         """A consumer whose connection is cut goes on by itself, and no message is lost."""
         sent = [{"n": n} for n in range(12)]
         arrived: set[int] = set()
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             for payload in sent[:8]:
-                await trial.publish_until_accepted(payload)
+                await context.publish_until_accepted(payload)
             for _ in range(3):
-                arrived.add((await trial.next(stream))["n"])
-            await trial.hook("cut_connections")
+                arrived.add((await context.next(stream))["n"])
+            await context.hook("cut_connections")
             for payload in sent[8:]:
-                await trial.publish_until_accepted(payload)
+                await context.publish_until_accepted(payload)
             while len(arrived) < len(sent):
                 missing = sorted(set(range(len(sent))) - arrived)
                 what = f"messages {missing} after the cut"
-                message = await trial.next(stream, what, trial.after_cut)
+                message = await context.next(stream, what, context.after_cut)
                 arrived.add(message["n"])
 
     @case("redelivery", hooks=["cut_connections"], limit=8.0)
-    async def test_unsettled_survives_cut(self, trial: Trial) -> None:
+    async def test_unsettled_survives_cut(self, context: CaseContext) -> None:
         """A message in hand when the connection is cut is either settled or comes again."""
-        await trial.send(1)
-        async with trial.stream() as stream:
-            held = await trial.next(stream)
-            await trial.hook("cut_connections")
+        await context.send(1)
+        async with context.stream() as stream:
+            held = await context.next(stream)
+            await context.hook("cut_connections")
             await held.nack()
             what = "the message that was nacked after the cut"
-            again = await trial.next(stream, what, trial.after_cut)
+            again = await context.next(stream, what, context.after_cut)
             check(again.id == held.id, f"{again!r} came instead of {held!r}")
 
     @case("declared", hooks=["cut_connections"])
-    async def test_publisher_outlives_cut(self, trial: Trial) -> None:
+    async def test_publisher_outlives_cut(self, context: CaseContext) -> None:
         """After a cut publish() works again, raising at most a few AbeErrors meanwhile."""
-        await trial.send(1)
-        await trial.hook("cut_connections")
-        await trial.publish_until_accepted({"n": 1})
-        async with trial.stream() as stream:
-            arrived = {(await trial.next(stream))["n"] for _ in range(2)}
+        await context.send(1)
+        await context.hook("cut_connections")
+        await context.publish_until_accepted({"n": 1})
+        async with context.stream() as stream:
+            arrived = {(await context.next(stream))["n"] for _ in range(2)}
         check(arrived == {0, 1}, f"messages {arrived} arrived, not 0 and 1")

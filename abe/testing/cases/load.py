@@ -9,8 +9,8 @@ import random
 from abe.backends.message_queue.base import Message, MessageStream
 from abe.testing.base import ContractBase
 from abe.testing.case import case
+from abe.testing.context import CaseContext
 from abe.testing.expect import exactly
-from abe.testing.trial import Trial
 
 __all__ = ["LoadCases"]
 
@@ -19,42 +19,42 @@ class LoadCases(ContractBase):
     """Under load nothing is lost and nothing is shared."""
 
     @case(limit=12.0)
-    async def test_load_is_shared_exactly(self, trial: Trial) -> None:
+    async def test_load_is_shared_exactly(self, context: CaseContext) -> None:
         """Many messages, published while many consumers compete, each arrive at exactly one."""
-        streams = [trial.open() for _ in range(self.stress_consumers)]
+        streams = [context.open() for _ in range(self.stress_consumers)]
         for stream in streams:
-            await trial.within(stream.__aenter__(), "opening a stream")
+            await context.within(stream.__aenter__(), "opening a stream")
         sent = [{"n": n} for n in range(self.stress_messages)]
         publishing = asyncio.gather(
             *(
-                _publish(trial, sent[k :: self.stress_consumers])
+                _publish(context, sent[k :: self.stress_consumers])
                 for k in range(self.stress_consumers)
             )
         )
         received = asyncio.create_task(
-            trial.share(streams, sent, f"what {len(streams)} consumers received together")
+            context.share(streams, sent, f"what {len(streams)} consumers received together")
         )
-        await trial.within(publishing, "publishing under load", 4 * trial.harness.patience)
-        await trial.within(received, "receiving under load", 4 * trial.harness.patience)
+        await context.within(publishing, "publishing under load", 4 * context.harness.patience)
+        await context.within(received, "receiving under load", 4 * context.harness.patience)
 
     @case("redelivery=message", limit=12.0)
-    async def test_load_with_failures(self, trial: Trial) -> None:
+    async def test_load_with_failures(self, context: CaseContext) -> None:
         """Under load, with consumers that fail and leave at random, each message is done once."""
         sent = [{"n": n} for n in range(self.stress_messages // 2)]
-        await _publish(trial, sent)
+        await _publish(context, sent)
         done: list[Message] = []
         open_streams: set[MessageStream] = set()
         dice = random.Random(7)
 
         async def work(stream: MessageStream) -> bool:
             """Settle one message somehow; False if no more come."""
-            taken = await stream.take(1, timeout=trial.harness.patience)
+            taken = await stream.take(1, timeout=context.harness.patience)
             if not taken:
                 return False
             chance = dice.random()
             if chance < 0.1:
                 await taken[0].nack()
-            elif chance < 0.15 and trial.can.release:
+            elif chance < 0.15 and context.can.release:
                 await taken[0].release()
             elif await taken[0].ack():
                 done.append(taken[0])
@@ -63,7 +63,7 @@ class LoadCases(ContractBase):
         async def consume() -> None:
             more = True
             while more and len(done) < len(sent):
-                async with trial.stream() as stream:
+                async with context.stream() as stream:
                     open_streams.add(stream)
                     while more and len(done) < len(sent) and dice.random() > 0.05:
                         more = await work(stream)
@@ -72,12 +72,12 @@ class LoadCases(ContractBase):
                 stream.stop()  # all is done, or nothing comes any more
 
         consumers = asyncio.gather(*(consume() for _ in range(self.stress_consumers)))
-        patience = 8 * trial.harness.patience
-        await trial.within(consumers, f"{len(sent)} messages to be done", patience)
+        patience = 8 * context.harness.patience
+        await context.within(consumers, f"{len(sent)} messages to be done", patience)
         exactly(done, sent, "what was done under load")
 
     @case("redelivery=message", hooks=["cut_connections"], limit=12.0)
-    async def test_load_through_cuts(self, trial: Trial) -> None:
+    async def test_load_through_cuts(self, context: CaseContext) -> None:
         """Under load, with failures and connections cut again and again, every message is done."""
         portion = max(5, self.stress_messages // 8)
         numbers = iter(range(4 * portion))
@@ -87,23 +87,23 @@ class LoadCases(ContractBase):
         async def publish_more() -> None:
             for n in itertools.islice(numbers, portion):
                 missing.add(n)
-                await trial.publish_until_accepted({"n": n}, f"key.{n % 16}")
+                await context.publish_until_accepted({"n": n}, f"key.{n % 16}")
 
         await publish_more()
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             while missing:
                 what = f"{len(missing)} more messages"
-                message = await trial.next(stream, what, trial.after_cut)
+                message = await context.next(stream, what, context.after_cut)
                 if dice.random() < 0.2:
                     await message.nack()
                     continue
                 missing.discard(message["n"])
                 await message.ack()
                 if len(missing) == portion // 2:
-                    await trial.hook("cut_connections")
+                    await context.hook("cut_connections")
                     await publish_more()
 
 
-async def _publish(trial: Trial, payloads: list[dict[str, int]]) -> None:
+async def _publish(context: CaseContext, payloads: list[dict[str, int]]) -> None:
     for payload in payloads:
-        await trial.backend.publish(f"key.{payload['n'] % 16}", payload)
+        await context.backend.publish(f"key.{payload['n'] % 16}", payload)

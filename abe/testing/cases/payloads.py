@@ -9,8 +9,8 @@ from typing import Any
 from abe.errors import InvalidKeyError, PayloadError
 from abe.testing.base import ContractBase
 from abe.testing.case import case
+from abe.testing.context import CaseContext
 from abe.testing.expect import check, refused, same, shown
-from abe.testing.trial import Trial
 
 __all__ = ["PayloadCases"]
 
@@ -127,88 +127,88 @@ class PayloadCases(ContractBase):
     """What a message may consist of."""
 
     @case(limit=6.0)
-    async def test_payloads_arrive_exactly(self, trial: Trial) -> None:
+    async def test_payloads_arrive_exactly(self, context: CaseContext) -> None:
         """Any JSON object arrives exactly: odd strings, large and small numbers, types, order."""
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             for number, payload in enumerate(PAYLOADS):
-                await trial.publish(payload)
-                message = await trial.next(stream, f"odd payload {number}")
+                await context.publish(payload)
+                message = await context.next(stream, f"odd payload {number}")
                 same(message, payload, "payload")
 
     @case()
-    async def test_large_payload_arrives(self, trial: Trial) -> None:
+    async def test_large_payload_arrives(self, context: CaseContext) -> None:
         """A payload of many bytes arrives whole."""
         payload = {
             "text": "é" * (self.large_bytes // 4),
             "items": list(range(self.large_bytes // 20)),
         }
-        await trial.publish(payload)
-        async with trial.stream() as stream:
-            same(await trial.next(stream, f"{self.large_bytes} bytes"), payload, "payload")
+        await context.publish(payload)
+        async with context.stream() as stream:
+            same(await context.next(stream, f"{self.large_bytes} bytes"), payload, "payload")
 
     @case("declared")
-    async def test_poison_payloads_are_refused(self, trial: Trial) -> None:
+    async def test_poison_payloads_are_refused(self, context: CaseContext) -> None:
         """What is not JSON raises PayloadError naming the path, and nothing of it is sent."""
         for name, (make, path) in POISON.items():
             with refused(f"publish() of {name}", PayloadError, naming=path):
-                await trial.backend.publish("orders", make())
-        sent = await trial.send(1)
-        await trial.collect(sent, what="the only payload that was not refused")
+                await context.backend.publish("orders", make())
+        sent = await context.send(1)
+        await context.collect(sent, what="the only payload that was not refused")
 
     @case("declared")
-    async def test_keys_arrive_exactly(self, trial: Trial) -> None:
+    async def test_keys_arrive_exactly(self, context: CaseContext) -> None:
         """Every well-formed key is accepted and arrives unchanged as message.key."""
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             for key in GOOD_KEYS:
-                await trial.publish({"key": key}, key)
-                message = await trial.next(stream, f"the message of key {key!r}")
+                await context.publish({"key": key}, key)
+                message = await context.next(stream, f"the message of key {key!r}")
                 same(message, {"key": key}, "payload")
                 check(message.key == key, f"key {key!r} arrived as {message.key!r}")
 
     @case("declared")
-    async def test_malformed_keys_are_refused(self, trial: Trial) -> None:
+    async def test_malformed_keys_are_refused(self, context: CaseContext) -> None:
         """A malformed key raises InvalidKeyError and nothing is sent."""
         for key in BAD_KEYS:
             with refused(f"publish() to key {shown(key, 60)}", InvalidKeyError):
-                await trial.backend.publish(key, {"key": "malformed"})
+                await context.backend.publish(key, {"key": "malformed"})
         with refused("publish() to key None", InvalidKeyError):
-            await trial.backend.publish(None, {"key": "malformed"})
-        sent = await trial.send(1)
-        await trial.collect(sent, what="the only message whose key was well-formed")
+            await context.backend.publish(None, {"key": "malformed"})
+        sent = await context.send(1)
+        await context.collect(sent, what="the only message whose key was well-formed")
 
     @case("groups")
-    async def test_malformed_groups_are_refused(self, trial: Trial) -> None:
+    async def test_malformed_groups_are_refused(self, context: CaseContext) -> None:
         """A malformed group name raises InvalidKeyError."""
         for group in BAD_KEYS:
             with refused(f"consume(group={shown(group, 60)})", InvalidKeyError):
-                trial.open(group)
+                context.open(group)
 
     @case("headers")
-    async def test_headers_arrive_exactly(self, trial: Trial) -> None:
+    async def test_headers_arrive_exactly(self, context: CaseContext) -> None:
         """Headers arrive exactly as published, apart from the payload, and none if none were."""
-        async with trial.stream() as stream:
+        async with context.stream() as stream:
             for headers in ({}, *HEADERS):
                 given = dict(headers)
-                await trial.publish({"n": 0}, headers=given)
+                await context.publish({"n": 0}, headers=given)
                 given["later"] = "changed"
-                message = await trial.next(stream, "the message with headers")
+                message = await context.next(stream, "the message with headers")
                 same(dict(message.headers), headers, "headers")
                 same(message, {"n": 0}, "payload of a message with headers")
 
     @case("headers")
-    async def test_malformed_headers_are_refused(self, trial: Trial) -> None:
+    async def test_malformed_headers_are_refused(self, context: CaseContext) -> None:
         """Headers that are not text raise PayloadError and nothing is sent."""
         for name, headers in BAD_HEADERS.items():
             with refused(f"publish() with headers with {name}", PayloadError):
-                await trial.backend.publish("orders", {"n": 1}, headers=headers)
-        sent = await trial.send(1)
-        await trial.collect(sent, what="the only message whose headers were not refused")
+                await context.backend.publish("orders", {"n": 1}, headers=headers)
+        sent = await context.send(1)
+        await context.collect(sent, what="the only message whose headers were not refused")
 
     @case("headers", "redelivery")
-    async def test_headers_survive_redelivery(self, trial: Trial) -> None:
+    async def test_headers_survive_redelivery(self, context: CaseContext) -> None:
         """A redelivered message has the headers it was published with."""
-        await trial.publish({"n": 0}, headers={"trace": "abc"})
-        async with trial.stream() as stream:
-            await (await trial.next(stream)).nack()
-            again = await trial.next(stream, "the redelivery")
+        await context.publish({"n": 0}, headers={"trace": "abc"})
+        async with context.stream() as stream:
+            await (await context.next(stream)).nack()
+            again = await context.next(stream, "the redelivery")
             same(dict(again.headers), {"trace": "abc"}, "headers of the redelivery")

@@ -7,11 +7,11 @@ from typing import Any
 
 from abe.backends.message_queue.base import Delivery, KeyFilter, MessageStream, Outgoing
 from abe.errors import InvalidKeyError
-from abe.testing._store import Group, Place, Store, Stored
-from abe.testing.broken.registry import Streamed, broken
-from abe.testing.reference import ReferenceBackend, ReferenceReceiver
-from abe.testing.variants import GroupFiltered, KeyOrdered, Modest
 from abe.types import ConsumerGroup
+from tests.selftest.broken.registry import Streamed, broken
+from tests.selftest.reference import ReferenceBackend, ReferenceReceiver
+from tests.selftest.store import Group, Place, Store, Stored
+from tests.selftest.variants import GroupFiltered, KeyOrdered, Modest
 
 # -- groups --------------------------------------------------------------------------------
 

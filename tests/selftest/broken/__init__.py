@@ -6,7 +6,15 @@ known to have, one to a class; the tests of abe run the named cases on each and 
 
 from __future__ import annotations
 
-from abe.testing.broken import claiming, counting, delivering, keeping, settling, sorting, streaming  # noqa: F401
-from abe.testing.broken.registry import BROKEN, BrokenBackend, broken
+from tests.selftest.broken import (  # noqa: F401
+    claiming,
+    counting,
+    delivering,
+    keeping,
+    settling,
+    sorting,
+    streaming,
+)
+from tests.selftest.broken.registry import BROKEN, BrokenBackend, broken
 
 __all__ = ["BROKEN", "BrokenBackend", "broken"]

@@ -14,9 +14,9 @@ from abe.backends.message_queue.base import (
     SettleFailure,
     Settlement,
 )
-from abe.testing._store import Group, Lease, Place, Store
-from abe.testing.broken.registry import Streamed, broken
-from abe.testing.reference import ReferenceBackend, ReferenceReceiver
+from tests.selftest.broken.registry import Streamed, broken
+from tests.selftest.reference import ReferenceBackend, ReferenceReceiver
+from tests.selftest.store import Group, Lease, Place, Store
 
 
 @broken(

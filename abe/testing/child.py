@@ -1,4 +1,4 @@
-"""A process that uses a backend until it is killed: ``python -m abe.testing.victim``.
+"""A process that uses a backend until it is killed: ``python -m abe.testing.child``.
 
 ``NAME consume GROUP COUNT`` takes COUNT messages of GROUP (as JSON), says ``holding`` and waits;
 ``NAME publish KEY`` publishes without end and says after each how many there are.

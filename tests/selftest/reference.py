@@ -27,9 +27,9 @@ from abe.backends.message_queue.base import (
 )
 from abe.backends.message_queue.base.capabilities import unsupported
 from abe.errors import ConfigurationError, ConnectionLostError
-from abe.testing._store import Group, Lease, Store, Stored
 from abe.testing.harness import Harness
 from abe.types import ConsumerGroup, QueueStats
+from tests.selftest.store import Group, Lease, Store, Stored
 
 __all__ = ["FULL", "ReferenceBackend", "ReferenceHarness", "ReferenceReceiver"]
 

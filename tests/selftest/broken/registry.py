@@ -10,8 +10,8 @@ from typing import Any, ClassVar, TypeVar
 
 from abe.backends.message_queue.base import Capabilities, Message, MessageStream
 from abe.testing.harness import Harness
-from abe.testing.reference import ReferenceBackend, ReferenceHarness
 from abe.types import ConsumerGroup
+from tests.selftest.reference import ReferenceBackend, ReferenceHarness
 
 __all__ = ["BROKEN", "BrokenBackend", "Disguised", "Streamed", "broken"]
 

@@ -17,11 +17,11 @@ from abe.backends.message_queue.base import (
     Outgoing,
     decode_payload,
 )
-from abe.testing._store import Group, Lease, Store
-from abe.testing.broken.registry import Streamed, broken
-from abe.testing.reference import ReferenceBackend, ReferenceHarness, ReferenceReceiver
-from abe.testing.variants import PlainBackend, PlainHarness
 from abe.types import ConsumerGroup
+from tests.selftest.broken.registry import Streamed, broken
+from tests.selftest.reference import ReferenceBackend, ReferenceHarness, ReferenceReceiver
+from tests.selftest.store import Group, Lease, Store
+from tests.selftest.variants import PlainBackend, PlainHarness
 
 
 def _item(body: str, item: Outgoing) -> Outgoing:

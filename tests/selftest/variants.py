@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 
 from abe.backends.message_queue.base import Capabilities
 from abe.testing.harness import Harness
-from abe.testing.reference import FULL, ReferenceBackend
 from abe.types import ConsumerGroup
+from tests.selftest.reference import FULL, ReferenceBackend
 
 __all__ = [
     "Bare",

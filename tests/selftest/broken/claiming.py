@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from abe.backends.message_queue.base import Capabilities, MessageStream
-from abe.testing.broken.registry import Disguised, broken
-from abe.testing.reference import FULL, ReferenceBackend
-from abe.testing.variants import Bare
 from abe.types import ConsumerGroup
+from tests.selftest.broken.registry import Disguised, broken
+from tests.selftest.reference import FULL, ReferenceBackend
+from tests.selftest.variants import Bare
 
 
 class _Claims(ReferenceBackend):

@@ -11,10 +11,10 @@ from typing import Any
 
 from abe.backends.message_queue.base import KeyFilter, Message, Outgoing
 from abe.errors import PayloadError, PublishError
-from abe.testing._store import Group, Place, Store, Stored
-from abe.testing.broken.registry import broken
-from abe.testing.reference import ReferenceBackend, message_of
 from abe.types import ConsumerGroup, KeyStats, QueueStats
+from tests.selftest.broken.registry import broken
+from tests.selftest.reference import ReferenceBackend, message_of
+from tests.selftest.store import Group, Place, Store, Stored
 
 # -- publishing ----------------------------------------------------------------------------
 

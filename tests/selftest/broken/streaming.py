@@ -19,9 +19,9 @@ from abe.backends.message_queue.base import (
     Settlement,
 )
 from abe.errors import BackendClosedError, ConfigurationError, PublishError
-from abe.testing._store import Lease, Store
-from abe.testing.broken.registry import Streamed, broken
-from abe.testing.reference import ReferenceBackend, ReferenceReceiver
+from tests.selftest.broken.registry import Streamed, broken
+from tests.selftest.reference import ReferenceBackend, ReferenceReceiver
+from tests.selftest.store import Lease, Store
 
 
 class _DiesOfTimeouts(MessageStream):

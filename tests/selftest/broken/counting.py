@@ -16,10 +16,10 @@ from abe.backends.message_queue.base import (
     SettleFailure,
     Settlement,
 )
-from abe.testing._store import Group, Lease, Place, Store
-from abe.testing.broken.registry import Streamed, broken
-from abe.testing.reference import FULL, ReferenceBackend, ReferenceReceiver
-from abe.testing.variants import Modest, UpperBound
+from tests.selftest.broken.registry import Streamed, broken
+from tests.selftest.reference import FULL, ReferenceBackend, ReferenceReceiver
+from tests.selftest.store import Group, Lease, Place, Store
+from tests.selftest.variants import Modest, UpperBound
 
 
 @broken(

@@ -1,4 +1,4 @@
-"""`Trial`: what a scenario works with. It names every wait, and closes what the scenario opened."""
+"""The tools of a scenario: every wait has a name, and everything it opened is closed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from abe.backends.message_queue.base import (
     open_stream,
 )
 from abe.errors import AbeError
-from abe.testing.case import Case, Skipped, unmet
 from abe.testing.expect import check, exactly, shown
 from abe.testing.harness import Harness
+from abe.testing.requirements import Skipped, unmet
 from abe.types import ConsumerGroup
 
-__all__ = ["Trial"]
+__all__ = ["CaseContext"]
 
 T = TypeVar("T")
 
 
-class Trial:
+class CaseContext:
     """One run of one case, in a namespace of its own.
 
     Attributes:
@@ -37,14 +37,14 @@ class Trial:
         waiting_for: What is being waited for now, for the failure of a case that hangs.
     """
 
-    def __init__(self, case: Case, harness: Harness, namespace: str) -> None:
+    def __init__(self, needs: Sequence[str], harness: Harness, namespace: str) -> None:
         self.harness = harness
         self.namespace = namespace
         self.backend: Any = None
         self.can = Capabilities()
         self.declared = False
         self.waiting_for = "nothing in particular"
-        self._case = case
+        self._needs = needs
         self._sent: list[Mapping[str, Any]] = []
         self._arrived: list[Message] = []
         self._streams: list[MessageStream] = []
@@ -58,7 +58,7 @@ class Trial:
         self.can = capabilities_of(self.backend)
         self.declared = isinstance(getattr(self.backend, "capabilities", None), Capabilities)
         self.harness.declared = self.can if self.declared else None
-        reason = unmet(self._case.needs, self.can, self.declared)
+        reason = unmet(self._needs, self.can, self.declared)
         if reason:
             raise Skipped(reason)
 
@@ -119,7 +119,7 @@ class Trial:
         return task.result()
 
     def account(self) -> str:
-        """Say what this trial has published and what has arrived."""
+        """Say what this case has published and what has arrived."""
         sent = ", ".join(shown(p, 80) for p in self._sent[-8:]) or "nothing"
         arrived = ", ".join(shown(m, 80) for m in self._arrived[-8:]) or "nothing"
         return (
