@@ -36,7 +36,7 @@ from abe.backends.message_queue.base import (
 )
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.backends.message_queue.service.sqlite import SQLiteBackend
-from abe.sync.portal.thread import get_portal
+from abe.sync.portal import get_portal
 
 KEY = "orders.eu.created"
 

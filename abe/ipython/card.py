@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from abe.ipython.plot import sparkline
 from abe.ipython.render import Table, cell, whose
-from abe.sync.portal.thread import get_portal
+from abe.sync.portal import get_portal
 
 if TYPE_CHECKING:
     from IPython.core.display_functions import DisplayHandle

@@ -10,7 +10,7 @@ from abe.errors import AbeError, PublishError
 from abe.ipython.progress import Progress
 from abe.ipython.session import say
 from abe.sync.bulk import first_chunk, publish_in_chunks
-from abe.sync.portal.thread import get_portal
+from abe.sync.portal import get_portal
 
 if TYPE_CHECKING:
     from abe.sync import SyncBackend

@@ -16,7 +16,7 @@ from abe.sync.bulk import check_all, first_chunk, publish_in_chunks
 from abe.sync.feed import Feed
 from abe.sync.home import Home, place_of
 from abe.sync.iterator import SyncBatch, SyncStream
-from abe.sync.portal.thread import get_portal
+from abe.sync.portal import get_portal
 from abe.sync.worker import Worker
 from abe.types import (
     ConsumerGroup,

@@ -15,7 +15,7 @@ from abe.types import ConsumerGroup
 if TYPE_CHECKING:
     from abe.backends.message_queue.client import AsyncBackend
     from abe.sync.feed import Feed
-    from abe.sync.portal.thread import Portal
+    from abe.sync.portal import Portal
     from abe.sync.worker import Worker
 
 __all__ = ["Home", "Place", "place_of"]

@@ -13,14 +13,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
 
-from abe.errors import BackendClosedError, LoopError
+from abe.errors import BackendClosedError, ConnectionLostError, LoopError
+from abe.sync.portal import get_portal
 from abe.sync.portal.operation import Operation
-from abe.sync.portal.thread import Portal, get_portal
+from abe.sync.portal.thread import ThreadPortal
 
 T = TypeVar("T")
 
@@ -28,9 +30,9 @@ LONG = 30.0
 
 
 @pytest.fixture
-def portal() -> Iterator[Portal]:
+def portal() -> Iterator[ThreadPortal]:
     """Another portal than the process's own, closed after the test."""
-    portal = Portal()
+    portal = ThreadPortal()
     yield portal
     portal.close(grace=1.0)
 
@@ -65,7 +67,7 @@ def run_python(
 def dedent(script: str) -> str:
     head = """
         import asyncio, os, signal, sys, threading, time
-        from abe.sync.portal.thread import get_portal
+        from abe.sync.portal import get_portal
     """
     return textwrap.dedent(head) + textwrap.dedent(script)
 
@@ -87,7 +89,7 @@ async def until(condition: Callable[[], bool]) -> None:
 # -- calling -------------------------------------------------------------------------------
 
 
-def test_a_call_returns_the_result_and_raises_the_error(portal: Portal) -> None:
+def test_a_call_returns_the_result_and_raises_the_error(portal: ThreadPortal) -> None:
     """The simplest use."""
     assert portal.call(double(21)) == 42
     with pytest.raises(ValueError, match="on the portal"):
@@ -102,7 +104,7 @@ def test_there_is_one_portal_in_a_process() -> None:
     assert portals.pop().call(double(1)) == 2
 
 
-def test_calls_from_many_threads_are_independent(portal: Portal) -> None:
+def test_calls_from_many_threads_are_independent(portal: ThreadPortal) -> None:
     """Fifty threads at once get their own results."""
     with ThreadPoolExecutor(50) as pool:
         assert list(pool.map(lambda n: portal.call(double(n)), range(1000))) == [
@@ -110,7 +112,7 @@ def test_calls_from_many_threads_are_independent(portal: Portal) -> None:
         ]
 
 
-def test_a_call_works_under_a_running_event_loop(portal: Portal) -> None:
+def test_a_call_works_under_a_running_event_loop(portal: ThreadPortal) -> None:
     """As in a notebook cell, or in code called by a coroutine."""
 
     async def main() -> int:
@@ -119,7 +121,7 @@ def test_a_call_works_under_a_running_event_loop(portal: Portal) -> None:
     assert asyncio.run(main()) == 8
 
 
-def test_context_variables_are_seen_and_not_changed(portal: Portal) -> None:
+def test_context_variables_are_seen_and_not_changed(portal: ThreadPortal) -> None:
     """So output of a background task goes to the cell that started it."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
     variable.set("caller")
@@ -134,7 +136,7 @@ def test_context_variables_are_seen_and_not_changed(portal: Portal) -> None:
     assert portal.submit(change()).result(LONG) == "caller"
 
 
-def test_blocking_work_on_the_portal_runs_in_threads_that_are_reused(portal: Portal) -> None:
+def test_blocking_work_on_the_portal_runs_in_threads_that_are_reused(portal: ThreadPortal) -> None:
     """As many as are needed at a time, daemons all of them."""
     together = threading.Barrier(20)
 
@@ -152,7 +154,7 @@ def test_blocking_work_on_the_portal_runs_in_threads_that_are_reused(portal: Por
     assert all(daemon for _, daemon in first)
 
 
-def test_blocking_work_may_fail_or_be_cancelled(portal: Portal) -> None:
+def test_blocking_work_may_fail_or_be_cancelled(portal: ThreadPortal) -> None:
     """The error reaches whoever awaits; the thread goes on."""
 
     def fail_in_thread() -> None:
@@ -162,12 +164,12 @@ def test_blocking_work_may_fail_or_be_cancelled(portal: Portal) -> None:
         portal.call(asyncio.to_thread(fail_in_thread))
     go_on = threading.Event()
     with pytest.raises(TimeoutError):
-        portal.call(asyncio.to_thread(go_on.wait, LONG), timeout=0.01)
+        portal.call(asyncio.wait_for(asyncio.to_thread(go_on.wait, LONG), 0.01))
     go_on.set()
     assert portal.call(asyncio.to_thread(lambda: 42)) == 42
 
 
-def test_a_call_on_its_own_thread_raises_instead_of_waiting_for_ever(portal: Portal) -> None:
+def test_a_call_on_its_own_thread_raises_instead_of_waiting_for_ever(portal: ThreadPortal) -> None:
     """From a coroutine and from a plain callback."""
     seen: list[BaseException] = []
 
@@ -189,7 +191,9 @@ def test_a_call_on_its_own_thread_raises_instead_of_waiting_for_ever(portal: Por
     assert "q.aio.publish" in str(seen[0])
 
 
-def test_what_a_coroutine_raises_beside_exceptions_does_not_end_the_portal(portal: Portal) -> None:
+def test_what_a_coroutine_raises_beside_exceptions_does_not_end_the_portal(
+    portal: ThreadPortal,
+) -> None:
     """`sys.exit` in a handler must not take every other backend with it."""
 
     async def leave(error: BaseException) -> None:
@@ -201,7 +205,7 @@ def test_what_a_coroutine_raises_beside_exceptions_does_not_end_the_portal(porta
     assert portal.call(double(3)) == 6
 
 
-def test_somebody_elses_cancellation_is_an_error_of_threads(portal: Portal) -> None:
+def test_somebody_elses_cancellation_is_an_error_of_threads(portal: ThreadPortal) -> None:
     """asyncio's own would look like a cancellation of the caller's task."""
 
     async def cancelled() -> None:
@@ -211,7 +215,7 @@ def test_somebody_elses_cancellation_is_an_error_of_threads(portal: Portal) -> N
         portal.call(cancelled())
 
 
-def test_the_traceback_shows_the_caller_and_the_cause(portal: Portal) -> None:
+def test_the_traceback_shows_the_caller_and_the_cause(portal: ThreadPortal) -> None:
     """And nothing of `concurrent.futures`; the portal's own frames are marked as hidden."""
     with pytest.raises(ValueError, match="on the portal") as caught:
         portal.call(fail())
@@ -221,37 +225,6 @@ def test_the_traceback_shows_the_caller_and_the_cause(portal: Portal) -> None:
     assert not any("concurrent" in frame.filename for frame in frames)
     shown = [e for e in caught.traceback if not e.frame.f_locals.get("__tracebackhide__")]
     assert [entry.name for entry in shown] == [frames[0].name, "fail"]
-
-
-# -- timeouts ------------------------------------------------------------------------------
-
-
-def test_a_timeout_cancels_and_raises(portal: Portal) -> None:
-    """The coroutine does not go on behind the caller's back."""
-    ended = threading.Event()
-
-    async def wait() -> None:
-        try:
-            await asyncio.sleep(LONG)
-        finally:
-            ended.set()
-
-    with pytest.raises(TimeoutError):
-        portal.call(wait(), timeout=0.01)
-    assert ended.is_set()
-
-
-def test_a_result_that_comes_with_the_timeout_is_returned(portal: Portal) -> None:
-    """Throwing it away could lose a message."""
-
-    async def late() -> str:
-        try:
-            await asyncio.sleep(LONG)
-        except asyncio.CancelledError:
-            return "late"
-        return "never"
-
-    assert portal.call(late(), timeout=0.01) == "late"
 
 
 # -- interrupts ----------------------------------------------------------------------------
@@ -274,7 +247,7 @@ class Stubborn:
         return "message"
 
 
-def test_an_interrupt_cancels_and_waits_for_the_outcome(portal: Portal) -> None:
+def test_an_interrupt_cancels_and_waits_for_the_outcome(portal: ThreadPortal) -> None:
     """Nothing is left running, and the handler that was there is there again."""
     events: list[str] = []
 
@@ -294,7 +267,7 @@ def test_an_interrupt_cancels_and_waits_for_the_outcome(portal: Portal) -> None:
     assert portal.call(double(1)) == 2
 
 
-def test_a_result_that_won_against_the_interrupt_is_kept(portal: Portal) -> None:
+def test_a_result_that_won_against_the_interrupt_is_kept(portal: ThreadPortal) -> None:
     """It is kept before anything that the caller starts next."""
     stubborn, kept = Stubborn(), list[str]()
     stubborn.release.set()
@@ -307,7 +280,7 @@ def test_a_result_that_won_against_the_interrupt_is_kept(portal: Portal) -> None
     assert portal.call(look()) == ["message"]
 
 
-def test_a_second_interrupt_returns_at_once_and_still_loses_nothing(portal: Portal) -> None:
+def test_a_second_interrupt_returns_at_once_and_still_loses_nothing(portal: ThreadPortal) -> None:
     """The coroutine ends later, and its result is kept then."""
     stubborn, kept = Stubborn(), list[str]()
 
@@ -322,18 +295,18 @@ def test_a_second_interrupt_returns_at_once_and_still_loses_nothing(portal: Port
     helper.join()
     assert kept == []
     stubborn.release.set()
-    portal.call(until(lambda: bool(kept)), timeout=LONG)
+    portal.call(asyncio.wait_for(until(lambda: bool(kept)), LONG))
     assert kept == ["message"]
 
 
-def test_a_result_is_kept_only_once(portal: Portal) -> None:
+def test_a_result_is_kept_only_once(portal: ThreadPortal) -> None:
     """Also if its waiter leaves between the end of the task and the news of it."""
     kept: list[int] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         operation = Operation(double(1), kept.append, lambda: None)
-        operation.start(portal)
+        operation.start()
         await asyncio.sleep(0)  # the first of the two steps of double()
         loop.call_soon(operation.abandon)
         assert operation._task is not None
@@ -344,7 +317,37 @@ def test_a_result_is_kept_only_once(portal: Portal) -> None:
     assert kept == [2]
 
 
-def test_a_handler_of_the_program_that_returns_leaves_the_call_alone(portal: Portal) -> None:
+def test_a_cancellation_reaches_a_task_that_handles_a_timeout_of_its_own(
+    portal: ThreadPortal,
+) -> None:
+    """Which has asked the task to cancel itself just before."""
+
+    async def main() -> str:
+        loop = asyncio.get_running_loop()
+        rounds = 0
+
+        async def patient() -> str:  # like a publisher while the broker is away
+            nonlocal rounds
+            while rounds < 20:
+                rounds += 1
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline := loop.time() + 0.01):
+                        if rounds == 1:  # in the turn of the loop in which the time is over
+                            loop.call_at(deadline, operation.cancel)
+                        await asyncio.Event().wait()
+            return "gave up by itself"
+
+        ended = asyncio.Event()
+        operation = Operation(patient(), None, ended.set)
+        operation.start()
+        await ended.wait()
+        return operation.outcome()
+
+    with pytest.raises(CancelledError):
+        portal.call(main())
+
+
+def test_a_handler_of_the_program_that_returns_leaves_the_call_alone(portal: ThreadPortal) -> None:
     """A service that sets a flag on Ctrl-C goes on waiting, as with any blocking call."""
     flags: list[int] = []
     with handler_for(signal.SIGINT, lambda number, frame: flags.append(number)):
@@ -358,7 +361,7 @@ def test_a_handler_of_the_program_that_returns_leaves_the_call_alone(portal: Por
     assert flags == [signal.SIGINT]
 
 
-def test_a_handler_of_the_program_decides_what_is_raised(portal: Portal) -> None:
+def test_a_handler_of_the_program_decides_what_is_raised(portal: ThreadPortal) -> None:
     """Its exception arrives after the outcome, like `KeyboardInterrupt`."""
 
     class Stop(Exception):
@@ -375,7 +378,7 @@ def test_a_handler_of_the_program_decides_what_is_raised(portal: Portal) -> None
     assert kept == ["message"]
 
 
-def test_ignored_interrupts_stay_ignored(portal: Portal) -> None:
+def test_ignored_interrupts_stay_ignored(portal: ThreadPortal) -> None:
     """As in a child that its parent started with SIGINT ignored."""
     with handler_for(signal.SIGINT, signal.SIG_IGN):
 
@@ -387,7 +390,7 @@ def test_ignored_interrupts_stay_ignored(portal: Portal) -> None:
         assert portal.call(interrupted()) == "undisturbed"
 
 
-def test_another_signals_exception_comes_at_once_and_loses_nothing(portal: Portal) -> None:
+def test_another_signals_exception_comes_at_once_and_loses_nothing(portal: ThreadPortal) -> None:
     """E.g. a SIGALRM that enforces a time limit."""
 
     class Alarm(Exception):
@@ -416,7 +419,7 @@ def test_another_signals_exception_comes_at_once_and_loses_nothing(portal: Porta
     assert kept == ["message"]
 
 
-def test_an_interrupt_ends_a_call_made_inside_asyncio_run(portal: Portal) -> None:
+def test_an_interrupt_ends_a_call_made_inside_asyncio_run(portal: ThreadPortal) -> None:
     """asyncio's handler would only cancel a task of the loop that the call blocks."""
     started = time.monotonic()
     caught: list[str] = []
@@ -436,7 +439,7 @@ def test_an_interrupt_ends_a_call_made_inside_asyncio_run(portal: Portal) -> Non
     assert time.monotonic() - started < LONG / 2
 
 
-def test_an_interrupt_does_not_concern_other_threads(portal: Portal) -> None:
+def test_an_interrupt_does_not_concern_other_threads(portal: ThreadPortal) -> None:
     """Only the main thread's call is cancelled."""
     go_on = threading.Event()
 
@@ -456,7 +459,7 @@ def test_an_interrupt_does_not_concern_other_threads(portal: Portal) -> None:
         assert other.result(LONG) == "done"
 
 
-def test_interrupt_main_is_noticed_too(portal: Portal) -> None:
+def test_interrupt_main_is_noticed_too(portal: ThreadPortal) -> None:
     """It sets a flag without a real signal, which would not end a wait for a lock."""
     import _thread
 
@@ -484,7 +487,7 @@ class handler_for:
 # -- from event loops ----------------------------------------------------------------------
 
 
-def test_a_coroutine_is_awaited_from_any_loop(portal: Portal) -> None:
+def test_a_coroutine_is_awaited_from_any_loop(portal: ThreadPortal) -> None:
     """Results and errors arrive; on the portal itself it is simply awaited."""
 
     async def main() -> None:
@@ -496,7 +499,7 @@ def test_a_coroutine_is_awaited_from_any_loop(portal: Portal) -> None:
     portal.call(main())
 
 
-def test_a_cancelled_await_waits_for_the_outcome_and_keeps_it(portal: Portal) -> None:
+def test_a_cancelled_await_waits_for_the_outcome_and_keeps_it(portal: ThreadPortal) -> None:
     """As with an interrupt, a message that had arrived is not lost."""
     kept: list[str] = []
     started = threading.Event()
@@ -521,7 +524,7 @@ def test_a_cancelled_await_waits_for_the_outcome_and_keeps_it(portal: Portal) ->
     asyncio.run(main())
 
 
-def test_a_second_cancellation_does_not_wait(portal: Portal) -> None:
+def test_a_second_cancellation_does_not_wait(portal: ThreadPortal) -> None:
     """And the result is kept once it comes."""
     kept: list[str] = []
     cancelled, release = threading.Event(), threading.Event()
@@ -551,7 +554,7 @@ def test_a_second_cancellation_does_not_wait(portal: Portal) -> None:
     assert kept == ["message"]
 
 
-def test_a_timeout_around_an_await_works(portal: Portal) -> None:
+def test_a_timeout_around_an_await_works(portal: ThreadPortal) -> None:
     """`asyncio.timeout` cancels, which reaches the portal."""
 
     async def main() -> None:
@@ -562,7 +565,7 @@ def test_a_timeout_around_an_await_works(portal: Portal) -> None:
     asyncio.run(main())
 
 
-def test_a_callback_that_did_not_wake_its_loop_runs_soon(portal: Portal) -> None:
+def test_a_callback_that_did_not_wake_its_loop_runs_soon(portal: ThreadPortal) -> None:
     """ipykernel's interrupt of an idle cell is such a callback (ipykernel#881)."""
 
     async def main() -> float:
@@ -578,7 +581,7 @@ def test_a_callback_that_did_not_wake_its_loop_runs_soon(portal: Portal) -> None
     assert asyncio.run(main(), debug=False) < 2.0
 
 
-def test_uvloop_may_run_the_caller(portal: Portal) -> None:
+def test_uvloop_may_run_the_caller(portal: ThreadPortal) -> None:
     """A loop that nest-asyncio cannot patch is no obstacle."""
     uvloop = pytest.importorskip("uvloop")
 
@@ -622,6 +625,46 @@ def test_a_forked_child_gets_a_portal_of_its_own() -> None:
         """
     )
     assert out.split("\n")[:3] == ["LoopError True False", "4", "6"]
+
+
+def test_a_child_forked_without_hooks_gets_a_portal_of_its_own() -> None:
+    """C code forks without telling Python, whose locks and threads are then the parent's."""
+    out = run_python(
+        """
+        import ctypes
+        async def double(n): return n * 2
+        before = get_portal()
+        assert before.call(double(1)) == 2
+        child = ctypes.PyDLL(None).fork()
+        if child == 0:
+            try:
+                before.call(double(1))
+            except Exception as error:
+                print(type(error).__name__, before.post(print, "never"))
+            print(get_portal().call(double(2)), flush=True)
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        print(before.call(double(3)))
+        """
+    )
+    assert out.split("\n")[:3] == ["LoopError False", "4", "6"]
+
+
+def test_a_thread_that_cannot_start_is_an_error_that_may_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next attempt starts one; nothing is left of the first."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ConnectionLostError, match="limit of processes"):
+            ThreadPortal()
+    portal = ThreadPortal()
+    assert portal.call(double(1)) == 2
+    portal.close()
 
 
 def test_a_child_of_multiprocessing_closes_its_portal() -> None:
@@ -677,7 +720,7 @@ def test_at_exit_everything_is_closed_in_silence() -> None:
                 print(type(error).__name__)
 
         atexit.register(last)
-        from abe.sync.portal import thread as module
+        from abe.sync.portal import process as module
         atexit.unregister(module._close_at_exit)
         atexit.register(module._close_at_exit)
         portal = get_portal()
@@ -739,7 +782,7 @@ def test_threads_that_outlive_the_main_thread_go_on_working() -> None:
 
 @pytest.mark.parametrize("bridged", [False, True])
 def test_nothing_is_begun_once_everything_is_closed(
-    portal: Portal, monkeypatch: pytest.MonkeyPatch, bridged: bool
+    portal: ThreadPortal, monkeypatch: pytest.MonkeyPatch, bridged: bool
 ) -> None:
     """The loop may stop before the first step; here the call was posted just before the end."""
     begin = portal._begin

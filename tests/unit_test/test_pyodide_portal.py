@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import abe
-from abe.sync.portal import thread as portal_module
+from abe.backends.message_queue.base.process import PerProcess
+from abe.sync.portal import process as portal_module
+from abe.sync.portal.browser import BrowserPortal
 
 
 @pytest.fixture
@@ -25,11 +27,11 @@ def browser(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     ffi.run_sync = loop.run_until_complete  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pyodide", ModuleType("pyodide"))
     monkeypatch.setitem(sys.modules, "pyodide.ffi", ffi)
-    monkeypatch.setattr(portal_module, "_portal", None)
+    monkeypatch.setattr(portal_module, "_this", PerProcess(portal_module._Process))
     monkeypatch.setattr(asyncio, "get_event_loop", lambda: loop)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "emscripten")
-        assert type(portal_module.get_portal()).__name__ == "PyodidePortal"
+        assert isinstance(portal_module.get_portal(), BrowserPortal)
     yield state
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()

@@ -11,7 +11,7 @@ import pytest
 
 import abe
 from abe.sync import bulk
-from abe.sync.portal.thread import get_portal
+from abe.sync.portal import get_portal
 
 ITEMS: list[dict[str, Any]] = [{"n": n} for n in range(2000)]
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from abe.sync.portal import get_portal
 from abe.sync.portal.operation import Operation
-from abe.sync.portal.thread import Portal, get_portal
+from abe.sync.portal.thread import ThreadPortal
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +30,13 @@ async def answer() -> int:
 
 def test_between_the_handler_and_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nothing to cancel yet, so it has to be cancelled once it is started."""
-    begin = Portal._begin
+    begin = ThreadPortal._begin
 
-    def interrupted_begin(self: Portal, operation: Operation[Any], *more: Any) -> None:
+    def interrupted_begin(self: ThreadPortal, operation: Operation[Any], *more: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         begin(self, operation, *more)
 
-    monkeypatch.setattr(Portal, "_begin", interrupted_begin)
+    monkeypatch.setattr(ThreadPortal, "_begin", interrupted_begin)
     with pytest.raises(KeyboardInterrupt):
         get_portal().call(asyncio.sleep(60))
     monkeypatch.undo()

@@ -7,29 +7,32 @@ from collections.abc import Callable, Coroutine
 from importlib import import_module
 from typing import Any, TypeVar
 
-from abe.errors import LoopError
-from abe.sync.portal.thread import Portal
+from abe.errors import BackendClosedError, LoopError
 
-__all__ = ["PyodidePortal"]
+__all__ = ["BrowserPortal"]
 
 T = TypeVar("T")
 
 
-class PyodidePortal(Portal):
-    """Runs everything on the browser's own event loop.
+class BrowserPortal:
+    """Runs everything on the browser's own event loop; implements `abe.sync.portal.Portal`.
 
     A call blocks by switching stacks (``pyodide.ffi.run_sync``), which only some browsers and
-    entry points allow; elsewhere it says to use ``.aio``.
+    entry points allow; elsewhere it says to use ``.aio``. The caller is suspended, not
+    interrupted, so a result always reaches it and ``keep`` is never called.
     """
-
-    threaded = False
 
     def __init__(self) -> None:
         self.loop = asyncio.get_event_loop()
-        self.closers = set()
-        self.forked = False
+        self.closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
+        self.threaded = False
         self.exiting = False
         self.refuses = False
+
+    @property
+    def forked(self) -> bool:
+        """Never: there are no processes."""
+        return False
 
     @property
     def is_current(self) -> bool:
@@ -37,17 +40,12 @@ class PyodidePortal(Portal):
         return False
 
     def call(
-        self,
-        coroutine: Coroutine[Any, Any, T],
-        *,
-        timeout: float | None = None,
-        keep: Callable[[T], object] | None = None,
+        self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
     ) -> T:
         """Run ``coroutine`` and suspend the caller until it has ended.
 
         Raises:
             LoopError: If this caller cannot be suspended.
-            TimeoutError: After ``timeout`` seconds.
         """
         __tracebackhide__ = True
         ffi = import_module("pyodide.ffi")
@@ -58,7 +56,7 @@ class PyodidePortal(Portal):
                 "started, cannot suspend Python; use the awaitable view, e.g. "
                 "'await q.aio.publish(…)'"
             )
-        result: T = ffi.run_sync(asyncio.wait_for(coroutine, timeout))
+        result: T = ffi.run_sync(coroutine)
         return result
 
     async def bridge(
@@ -71,6 +69,14 @@ class PyodidePortal(Portal):
         """Call ``callback`` soon."""
         self.loop.call_soon(callback, *arguments)
         return True
+
+    def post_from_finalizer(self, callback: Callable[..., object]) -> None:
+        """Call ``callback`` soon."""
+        self.post(callback)
+
+    def refusal(self) -> BaseException:
+        """Return what a call raises once the interpreter is exiting."""
+        return BackendClosedError("the backend is closed: the interpreter is exiting")
 
     def close(self, grace: float = 0.0) -> None:
         """Do nothing: the loop belongs to the browser."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from abe.sync.portal.thread import Portal
+from typing import Any, Generic, TypeVar
 
 __all__ = ["Operation"]
 
@@ -30,12 +27,12 @@ class Operation(Generic[T]):
 
     __slots__ = (
         "_abandoned",
+        "_cancelled",
         "_coroutine",
         "_finished",
         "_keep",
         "_notify",
         "_task",
-        "expired",
         "posted",
     )
 
@@ -49,10 +46,9 @@ class Operation(Generic[T]):
         self._keep = keep
         self._notify = notify
         self._task: asyncio.Task[T] | None = None
+        self._cancelled = False
         self._abandoned = False
         self._finished = False
-        self.expired = False
-        """Set by the waiter when it cancels because its time is over."""
         self.posted = False
         """Set by the waiter before it posts `start`."""
 
@@ -60,9 +56,9 @@ class Operation(Generic[T]):
         """Instead of `start`: the coroutine will never run."""
         self._coroutine.close()
 
-    def start(self, portal: Portal) -> None:
-        """Begin; the task runs in a copy of the poster's context variables."""
-        if portal.refuses:  # the loop may stop before the first step
+    def start(self, *, refused: bool = False) -> None:
+        """Begin, unless ``refused``; the task runs in a copy of the poster's context variables."""
+        if refused:
             self._coroutine.close()
             self._finished = True
             self._notify()
@@ -72,7 +68,8 @@ class Operation(Generic[T]):
 
     def cancel(self) -> None:
         """Ask the task to stop, once: a second time would disturb its clean-up."""
-        if self._task is not None and not self._task.cancelling():
+        if self._task is not None and not self._cancelled:
+            self._cancelled = True
             self._task.cancel()
 
     def abandon(self) -> None:
@@ -103,7 +100,6 @@ class Operation(Generic[T]):
         """Return the result or raise the error; only after ``notify``.
 
         Raises:
-            TimeoutError: If it was cancelled because its time was over.
             CancelledError: Of `concurrent.futures`, if somebody else cancelled it, or it was not
                 begun because the interpreter is exiting.
         """
@@ -112,7 +108,5 @@ class Operation(Generic[T]):
         if task is None:
             raise concurrent.futures.CancelledError
         if task.cancelled():
-            if self.expired:
-                raise TimeoutError("the call did not end in time and was cancelled")
             raise concurrent.futures.CancelledError
         return task.result()

@@ -1,4 +1,4 @@
-"""The portal: one event loop on a background thread, and calls into it from everywhere else.
+"""An event loop on a background thread, and calls into it from everywhere else.
 
 Our own small module, because no library handles fork, Ctrl-C, interpreter exit and the async
 cells of a notebook together.
@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import _thread
 import asyncio
-import atexit
 import concurrent.futures
 import logging
-import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from abe.backends.message_queue.base.process import fork_error, start_thread
 from abe.backends.message_queue.handling.threads import DaemonExecutor
 from abe.errors import BackendClosedError, LoopError
 from abe.sync.portal.interrupts import Interrupts
 from abe.sync.portal.operation import Operation
 
-__all__ = ["Portal", "get_portal"]
+__all__ = ["ThreadPortal"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +39,11 @@ WAIT_SLICE = 0.25
 """Neither Ctrl-C on Windows nor `_thread.interrupt_main` ends a wait for a lock."""
 
 
-class Portal:
-    """An event loop on a daemon thread, on which every backend of the facade lives.
+class ThreadPortal:
+    """An event loop on a daemon thread; implements `abe.sync.portal.Portal`.
 
-    Use `get_portal`: there is one in each process.
-
-    Attributes:
-        loop: The event loop.
-        closers: Coroutine functions that are run, concurrently, when the interpreter exits.
-        forked: Whether this is the portal of a parent process.
-        exiting: Whether the interpreter is exiting and the closers have been started.
-        refuses: Whether the closers have ended, after which nothing is begun any more.
-        threaded: Whether the loop runs on a thread of its own.
+    Raises:
+        ConnectionLostError: If the thread cannot be started now.
     """
 
     threaded = True
@@ -62,12 +53,14 @@ class Portal:
         self.loop.set_default_executor(DaemonExecutor("abe-worker"))
         self.closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
         self._process = os.getpid()
-        self.forked = False
         self.exiting = False
         self.refuses = False
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="abe-portal", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = start_thread(self._run, "abe-portal")
+        except BaseException:
+            self.loop.close()
+            raise
         self._ident = self._thread.ident
 
     def _run(self) -> None:
@@ -77,6 +70,11 @@ class Portal:
             with suppress(KeyboardInterrupt, SystemExit):
                 self.loop.run_forever()
         self.loop.close()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the portal's: its thread does not run here."""
+        return self._process != os.getpid()
 
     @property
     def is_current(self) -> bool:
@@ -89,7 +87,6 @@ class Portal:
         self,
         coroutine: Coroutine[Any, Any, T],
         *,
-        timeout: float | None = None,
         keep: Callable[[T], object] | None = None,
     ) -> T:
         """Run ``coroutine`` on the portal and block until it has ended; return what it returns.
@@ -100,15 +97,12 @@ class Portal:
 
         Args:
             coroutine: What to run.
-            timeout: Seconds after which it is cancelled; a result that comes nevertheless is
-                returned.
             keep: Called on the portal, before anything that is started later, with a result
                 that does not reach the caller because of an interrupt.
 
         Raises:
             LoopError: If called on the portal's own thread, or after a fork.
             BackendClosedError: If the interpreter is exiting; `SystemExit` in a daemon thread.
-            TimeoutError: After ``timeout`` seconds.
         """
         __tracebackhide__ = True
         if self.is_current:
@@ -130,10 +124,8 @@ class Portal:
                 self._begin(operation)
                 if interrupts.raised is not None:  # before there was anything to cancel
                     self.post(operation.cancel)
-                if not _acquire(done, timeout):
-                    operation.expired = True
-                    self.post(operation.cancel)
-                    _acquire(done, None)
+                while not done.acquire(timeout=WAIT_SLICE):
+                    pass
             if interrupts.raised is not None:
                 raise interrupts.raised
             return operation.outcome()
@@ -221,10 +213,7 @@ class Portal:
 
     def _check(self) -> None:
         if self.forked:
-            raise LoopError(
-                f"this backend was opened in process {self._process}, before a fork, and cannot "
-                f"be used in its child {os.getpid()}; call abe.connect() in the child"
-            )
+            raise fork_error("this backend", self._process)
         if self.refuses:
             raise self.refusal()
 
@@ -233,11 +222,14 @@ class Portal:
         try:
             self._check()
             operation.posted = True
-            if not self.post(operation.start, self):
+            if not self.post(self._start, operation):
                 raise self.refusal()
         except (RuntimeError, SystemExit):
             operation.drop()
             raise
+
+    def _start(self, operation: Operation[Any]) -> None:
+        operation.start(refused=self.refuses)  # the loop may stop before the first step
 
     def refusal(self) -> BaseException:
         """Return what a call raises once the interpreter is exiting.
@@ -291,19 +283,6 @@ class Portal:
             await asyncio.wait(rest, timeout=LAST_CHANCE / 2)
         await self.loop.shutdown_asyncgens()
 
-    def orphan(self) -> None:
-        """After a fork: the thread is gone, and the loop's descriptors belong to the parent."""
-        self.forked = True
-        self.closers.clear()
-
-
-def _acquire(done: threading.Lock, timeout: float | None) -> bool:
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while not done.acquire(timeout=max(0.0, min(WAIT_SLICE, deadline - time.monotonic()))):
-        if time.monotonic() >= deadline:
-            return False
-    return True
-
 
 class _Alarm:
     """Wakes an event loop of the main thread four times a second.
@@ -343,65 +322,3 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     if sys.platform == "win32":
         return asyncio.ProactorEventLoop()
     return asyncio.SelectorEventLoop()
-
-
-_lock = threading.Lock()
-_portal: Portal | None = None
-_exiting = False
-
-
-def get_portal() -> Portal:
-    """Return the portal of this process, starting it if need be.
-
-    Raises:
-        BackendClosedError: If the interpreter is exiting.
-    """
-    global _portal
-    portal = _portal
-    if portal is not None:
-        return portal
-    with _lock:
-        if _exiting:
-            raise BackendClosedError("abe cannot be used any more: the interpreter is exiting")
-        if _portal is None:
-            _portal = _new_portal()
-            _close_with_child_process()
-        return _portal
-
-
-def _new_portal() -> Portal:
-    if sys.platform == "emscripten":
-        from abe.sync.portal.browser import PyodidePortal
-
-        return PyodidePortal()
-    return Portal()
-
-
-def _close_at_exit() -> None:
-    global _exiting, _portal
-    with _lock:
-        portal, _portal, _exiting = _portal, None, True
-    if portal is not None:
-        portal.close()
-
-
-def _close_with_child_process() -> None:
-    """Children of `multiprocessing` leave without running what is registered with `atexit`."""
-    if "multiprocessing.util" in sys.modules:
-        from multiprocessing import parent_process, util
-
-        if parent_process() is not None:
-            util.Finalize(None, _close_at_exit, exitpriority=0)
-
-
-def _forget_after_fork() -> None:
-    global _lock, _portal
-    _lock = threading.Lock()
-    if _portal is not None:
-        _portal.orphan()
-        _portal = None
-
-
-atexit.register(_close_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)

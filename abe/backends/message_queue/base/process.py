@@ -1,0 +1,73 @@
+"""Process identity: state of one process, threads that cannot start, objects that stay here.
+
+A fork made by C code runs none of Python's at-fork hooks, so process ids are compared instead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NoReturn, SupportsIndex, TypeVar
+
+from abe.errors import ConnectionLostError, LoopError
+
+__all__ = ["PerProcess", "Unshareable", "fork_error", "start_thread"]
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """A value that every process makes for itself; a child never sees its parent's.
+
+    Args:
+        make: Makes the value when a process first asks for it.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._values: dict[int, T] = {}
+
+    def get(self) -> T:
+        """Return this process's value, the same in all of its threads."""
+        process = os.getpid()
+        value = self._values.get(process)
+        # No lock: a fork could leave it locked for ever. `setdefault` is atomic.
+        return self._values.setdefault(process, self._make()) if value is None else value
+
+
+class Unshareable:
+    """Refuses to be copied and pickled: it owns a connection, which has one owner."""
+
+    instead: ClassVar[str] = "call abe.connect() or abe.aconnect() where it is needed"
+    """What to do, for the error."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"{name} cannot be copied or pickled; {self.instead}")
+
+
+def fork_error(what: str, process: int) -> LoopError:
+    """Return the error for ``what`` when ``process``, where it was opened, is an ancestor."""
+    return LoopError(
+        f"{what} was opened in process {process}, before a fork, and cannot be used in its child "
+        f"{os.getpid()}; call abe.connect() in the child"
+    )
+
+
+def start_thread(function: Callable[[], Any], name: str) -> threading.Thread:
+    """Start ``function`` on a new daemon thread and return the thread.
+
+    Raises:
+        ConnectionLostError: If no thread can be started now, as at a limit of processes or, in
+            Python 3.12, while the interpreter exits.
+    """
+    thread = threading.Thread(target=function, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ConnectionLostError(
+            f"thread {name!r} cannot be started: {error}. Try again, or raise the limit of "
+            "processes (ulimit -u, a container's pids limit)"
+        ) from error
+    return thread
