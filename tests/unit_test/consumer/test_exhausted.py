@@ -1,0 +1,206 @@
+"""Messages whose attempts are exhausted become dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.errors import ConnectionLostError, PublishError, Reject
+from tests.unit_test.consumer.support import (
+    FAST,
+    STEADY,
+    Recorder,
+    Scripted,
+    announced,
+    settled,
+    until,
+)
+
+if TYPE_CHECKING:
+    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+
+
+def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(
+    tools: type[Toolbox], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = tools.broker(reject=False)
+
+    async def main() -> None:
+        broker.publish(3)
+        consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
+        await settled(consumer, Recorder(*[ValueError("no")] * 9), lambda: consumer.dead == 3)
+        assert [r.outcomes[-1] for r in broker.records] == ["ack"] * 3
+        assert consumer.processed == 0
+
+    tools.run(main())
+    broker.check()
+    (warning,) = announced(caplog)
+    assert warning == (
+        "backend scripted has no dead letters and no dead_letter_key is given: a message that "
+        "fails 3 times will be logged as an error and dropped"
+    )
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert errors == [
+        f"dropped: ValueError: no (backend=scripted group=None key=k id=id-{n} attempt=3)"
+        for n in range(3)
+    ]
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_with_a_dead_letter_key_it_is_published_there_and_never_received(
+    headers: bool, tools: type[Toolbox], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = tools.broker(reject=False, headers=headers)
+    backend = Scripted(broker)
+
+    async def main() -> None:
+        broker.publish(2)
+        consumer = AsyncLoopConsumer(backend, retry=FAST, dead_letter_key="failed.orders")
+        handler = Recorder(*[ValueError("no")] * 6)
+        await settled(consumer, handler, lambda: not broker.unsettled())
+        assert set(handler.numbers) == {0, 1}
+        assert len(handler.messages) == 6
+        assert consumer.dead == 2
+        assert [r.outcome for r in broker.records] == ["ack"] * 4
+
+    tools.run(main())
+    broker.check()
+    assert announced(caplog) == []
+    assert [(key, payload["n"]) for key, payload, _ in backend.published] == [
+        ("failed.orders", 0),
+        ("failed.orders", 1),
+    ]
+    for n, (_, _, extras) in enumerate(backend.published):
+        assert bool(extras) is headers
+        if headers:
+            assert extras["headers"]["abe-dead-reason"] == "ValueError: no"
+            assert extras["headers"]["abe-dead-attempts"] == "3"
+            assert extras["headers"]["abe-dead-id"] == f"id-{n}"
+            assert extras["headers"]["abe-dead-key"] == "k"
+
+
+def test_a_dead_letter_is_published_before_the_message_is_acked(tools: type[Toolbox]) -> None:
+    broker = tools.broker(reject=False)
+    backend = Scripted(broker)
+
+    async def main() -> None:
+        (record,) = broker.publish()
+        consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
+        outcomes: list[str] = []
+        original = backend.publish
+
+        async def publish(key: str, payload: dict[str, Any], **extras: Any) -> None:
+            outcomes.append(record.outcome)
+            await original(key, payload, **extras)
+            outcomes.append(record.outcome)
+
+        backend.publish = publish  # type: ignore[method-assign]
+        await settled(consumer, Recorder(Reject("x")), lambda: not broker.unsettled())
+        assert outcomes == ["", ""]
+
+    tools.run(main())
+
+
+def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
+    tools: type[Toolbox], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = tools.broker(reject=False)
+    backend = Scripted(broker)
+    backend.refusals += [
+        ConnectionLostError("away"),
+        TimeoutError(),
+        PublishError("full", retryable=True),
+    ]
+
+    async def main() -> None:
+        broker.publish()
+        consumer = AsyncLoopConsumer(backend, retry=STEADY, dead_letter_key="dead")
+        handler = Recorder(Reject("x"))
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await settled(consumer, handler, lambda: consumer.dead)
+        assert loop.time() - started == pytest.approx(6.0, abs=0.1)
+        assert len(handler.messages) == 1
+        assert len(backend.published) == 1
+        assert broker.records[0].outcomes == ["ack"]
+
+    tools.run(main())
+    broker.check()
+    texts = [r.getMessage() for r in caplog.records if "cannot publish" in r.getMessage()]
+    assert [t.partition(" (")[0] for t in texts] == [
+        f"cannot publish to 'dead'; trying again in {n} s" for n in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("how", ["shutdown", "cancel"])
+def test_a_dead_letter_that_cannot_be_published_is_released_at_the_end(
+    how: str, tools: type[Toolbox]
+) -> None:
+    broker = tools.broker(reject=False)
+    backend = Scripted(broker)
+    backend.refusals += [ConnectionLostError("away")] * 1000
+
+    async def main() -> None:
+        broker.publish()
+        consumer = AsyncLoopConsumer(backend, retry=STEADY, dead_letter_key="dead")
+        task = asyncio.create_task(consumer.run(Recorder(Reject("x"))))
+        await until(lambda: len(backend.refusals) < 999, 0.1)
+        if how == "shutdown":
+            await consumer.shutdown()
+            await task
+        else:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert broker.records[0].outcomes == ["release"]
+        assert consumer.dead == 0
+
+    tools.run(main())
+    broker.check()
+
+
+@pytest.mark.parametrize("attempts", ["first", "poison"])
+def test_a_dead_letter_that_is_refused_for_good_ends_the_run_and_releases_the_message(
+    attempts: str, tools: type[Toolbox]
+) -> None:
+    broker = tools.broker(reject=False)
+    backend = Scripted(broker)
+    cause = OSError("disk")
+    backend.refusals.append(PublishError("too large"))
+    backend.refusals[0].__cause__ = cause
+
+    async def main() -> None:
+        record, other = broker.publish(2)
+        record.failed = 20 if attempts == "poison" else 0
+        other.due = 10.0
+        consumer = AsyncLoopConsumer(backend, concurrency=3, dead_letter_key="dead")
+        with pytest.raises(PublishError, match="too large") as caught:
+            await consumer.run(Recorder(Reject("x")))
+        assert caught.value.__cause__ is cause
+        assert set(record.outcomes) == {"release"}
+        assert broker.leased() == []
+
+    tools.run(main())
+    broker.check()
+
+
+def test_a_poisonous_message_is_rejected_unhandled(
+    broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        at_limit, beyond = broker.publish(2)
+        at_limit.failed, beyond.failed = 5, 6
+        consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
+        handler = Recorder()
+        await settled(consumer, handler, lambda: not broker.unsettled())
+        assert handler.attempts == [6]
+        assert (at_limit.outcome, beyond.outcome) == ("ack", "reject")
+        assert (consumer.processed, consumer.dead, consumer.failed) == (1, 1, 0)
+
+    run(main())
+    (error,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert error.startswith("delivered 7 times without a verdict; not handled again (backend=")

@@ -1,0 +1,175 @@
+"""Every kind of handler is run in its way; what cannot handle is refused."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from abe.backends.message_queue.base import Message, SyncMessage
+from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.errors import LoopError
+from tests.unit_test.consumer.support import (
+    AsyncObject,
+    Scripted,
+    memory,
+    note,
+    real,
+    seen,
+    settled,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit_test.conftest import Broker, VirtualRun
+
+
+def sync_handler(message: Any) -> None:
+    note(message)
+
+
+async def async_handler(message: Any, extra: object = None) -> None:
+    note(message)
+
+
+def generator(message: Any) -> Any:
+    yield message
+
+
+async def async_generator(message: Any) -> Any:
+    yield message
+
+
+def with_database(function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(function)
+    def call(message: Any) -> None:
+        function(message, "database")
+
+    return call
+
+
+@with_database
+def decorated(message: Any, database: str) -> None:
+    assert database == "database"
+    note(message)
+
+
+class SyncObject:
+    def handle_event(self, event: Any) -> None:
+        note(event)
+
+    def method(self, message: Any) -> None:
+        note(message)
+
+
+class AsyncCallable:
+    async def __call__(self, message: Any) -> None:
+        note(message)
+
+
+class SyncCallable:
+    def __call__(self, message: Any) -> None:
+        note(message)
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "in_loop"),
+    [
+        (sync_handler, SyncMessage, False),
+        (async_handler, Message, True),
+        (AsyncObject(), Message, True),
+        (SyncObject(), SyncMessage, False),
+        (AsyncObject().method, Message, True),
+        (SyncObject().method, SyncMessage, False),
+        (AsyncCallable(), Message, True),
+        (SyncCallable(), SyncMessage, False),
+        (functools.partial(sync_handler), SyncMessage, False),
+        (functools.partial(async_handler, extra=1), Message, True),
+        (functools.partial(AsyncCallable()), SyncMessage, True),
+        (lambda message: async_handler(message, 1), SyncMessage, True),
+        (lambda message: sync_handler(message), SyncMessage, False),
+        (decorated, SyncMessage, False),
+    ],
+    ids=[
+        "function",
+        "coroutine function",
+        "handle_event",
+        "sync handle_event",
+        "method",
+        "sync method",
+        "async callable",
+        "sync callable",
+        "partial",
+        "partial of coroutine function",
+        "partial of async callable",
+        "lambda that returns a coroutine",
+        "lambda",
+        "decorator that adds an argument",
+    ],
+)
+def test_every_kind_of_handler(handler: Any, kind: type, in_loop: bool) -> None:
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {"n": 1})
+            consumer = AsyncLoopConsumer(backend)
+            seen.clear()
+            await settled(consumer, handler, lambda: consumer.processed)
+            assert consumer.failed == 0
+            assert (await backend.stats()).entries == ()
+        ((given, thread),) = seen
+        assert given is kind
+        assert (thread == threading.get_ident()) is in_loop
+
+    real(main())
+
+
+@pytest.mark.parametrize(
+    ("handler", "text"),
+    [
+        (AsyncObject, "handler is the class AsyncObject; give an instance of it"),
+        (SyncCallable, "handler is the class SyncCallable; give an instance of it"),
+        (None, "handler is NoneType; it must be a function or have handle_event()"),
+        ("f", "handler is str; it must be a function or have handle_event()"),
+        (generator, "handler contains 'yield': calling it would not run any of it"),
+        (async_generator, "handler contains 'yield': calling it would not run any of it"),
+        (
+            lambda: None,
+            "handler is called with one argument, the message: too many positional arguments",
+        ),
+        (
+            AsyncObject.method,
+            "handler is called with one argument, the message: missing a required argument:"
+            " 'message'",
+        ),
+    ],
+)
+def test_what_cannot_handle_is_refused_before_anything_is_opened(
+    handler: Any, text: str, broker: Broker, run: VirtualRun
+) -> None:
+    async def main() -> None:
+        backend = Scripted(broker)
+        consumer = AsyncLoopConsumer(backend)
+        with pytest.raises(TypeError) as caught:
+            await consumer.run(handler)
+        assert str(caught.value) == text
+        assert backend.opened == []
+
+    run(main())
+
+
+def test_a_blocking_settlement_on_the_loop_is_an_error_instead_of_a_deadlock() -> None:
+    async def settle(message: SyncMessage) -> None:
+        message.ack()
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {})
+            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+            await settled(consumer, lambda m: settle(m), lambda: consumer.dead)
+            assert isinstance(consumer.last_error, LoopError)
+            assert "must be an async function itself" in str(consumer.last_error)
+
+    real(main())

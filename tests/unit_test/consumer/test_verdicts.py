@@ -1,0 +1,172 @@
+"""What becomes of a message is decided by what its handler does."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from abe.backends.message_queue import consumer as module
+from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.errors import Reject
+from tests.unit_test.consumer.support import Recorder, Scripted, memory, real, settled
+
+if TYPE_CHECKING:
+    from abe.backends.message_queue.base import Message
+    from tests.unit_test.conftest import Broker, VirtualRun
+
+
+def test_returned_is_acked(broker: Broker, run: VirtualRun) -> None:
+    async def main() -> None:
+        broker.publish(20)
+        consumer = AsyncLoopConsumer(Scripted(broker), "g")
+        handler = Recorder()
+        await settled(consumer, handler, lambda: consumer.processed == 20)
+        assert handler.numbers == list(range(20))
+        assert broker.acked() == list(range(20))
+        assert (consumer.failed, consumer.retried, consumer.dead) == (0, 0, 0)
+        assert consumer.last_error is None
+
+    run(main())
+
+
+def test_reject_goes_to_the_dead_letters_with_the_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {"n": 1})
+            consumer = AsyncLoopConsumer(backend, "g")
+            with caplog.at_level(logging.INFO):
+                await settled(consumer, Recorder(Reject("no such customer")), lambda: consumer.dead)
+            (dead,) = await backend.dead_letters(group="g")
+            assert dead.headers["abe-dead-reason"] == "no such customer"
+            assert dead.attempt == 1
+            assert (consumer.processed, consumer.failed, consumer.retried) == (0, 1, 0)
+            assert isinstance(consumer.last_error, Reject)
+
+    real(main())
+    (record,) = [r for r in caplog.records if r.name == module.__name__]
+    assert record.levelno == logging.INFO
+    assert record.getMessage().startswith("rejected by the handler: no such customer (backend=")
+
+
+def test_a_reason_that_is_an_exception_is_kept_as_text() -> None:
+    """Neither ``raise Reject(error)`` nor ``message.reject(error)`` loses the message."""
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {"n": 1})
+            consumer = AsyncLoopConsumer(backend, "g")
+            await settled(consumer, Recorder(Reject(KeyError("a"))), lambda: consumer.dead)
+            await backend.publish("k", {"n": 2})
+            async with backend.consume(group="g") as stream:
+                await (await anext(stream)).reject(KeyError("b"))
+            dead = await backend.dead_letters(group="g")
+            reasons = [letter.headers["abe-dead-reason"] for letter in dead]
+            assert reasons == ["KeyError: 'a'", "KeyError: 'b'"]
+
+    real(main())
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_the_traceback_begins_in_the_handler(
+    threaded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(message: Any) -> None:
+        raise ValueError("no price")
+
+    async def handler(message: Message) -> None:
+        fail(message)
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {})
+            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+            await settled(consumer, fail if threaded else handler, lambda: consumer.dead)
+
+    real(main())
+    (record,) = [r for r in caplog.records if r.name == module.__name__]
+    assert record.exc_info is not None
+    frames = [frame.name for frame in traceback.extract_tb(record.exc_info[2])]
+    assert frames == (["fail"] if threaded else ["handler", "fail"])
+
+
+def test_the_traceback_is_whole_if_it_does_not_reach_a_handler_in_python() -> None:
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {})
+            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+            await settled(consumer, operator.itemgetter("missing"), lambda: consumer.dead)
+            assert isinstance(consumer.last_error, KeyError)
+            assert consumer.last_error.__traceback__ is not None
+
+    real(main())
+
+
+def test_the_reason_of_a_dead_letter_says_what_was_raised_and_where() -> None:
+    async def handler(message: Message) -> None:
+        raise KeyError("customer")
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish("k", {})
+            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+            await settled(consumer, handler, lambda: consumer.dead)
+            (dead,) = await backend.dead_letters()
+            assert dead.headers["abe-dead-reason"] == "KeyError: 'customer'"
+            assert 'raise KeyError("customer")' in dead.headers["abe-dead-traceback"]
+            assert dead.headers["abe-dead-attempts"] == "1"
+
+    real(main())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_the_handler_settled_stays_settled(
+    fails: bool, broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(message: Message) -> None:
+        await getattr(message, script[message["n"]].popleft())()
+        if fails:
+            raise ValueError
+
+    script = [deque(["ack"]), deque(["reject"]), deque(["nack", "release", "ack"])]
+
+    async def main() -> None:
+        broker.publish(3)
+        consumer = AsyncLoopConsumer(Scripted(broker), retry=RetryPolicy(max_attempts=1))
+        await settled(consumer, handler, lambda: not broker.unsettled())
+        assert [r.outcomes for r in broker.records] == [
+            ["ack"],
+            ["reject"],
+            ["nack", "release", "ack"],
+        ]
+        assert consumer.processed == (0 if fails else 2)
+        assert consumer.failed == (5 if fails else 0)
+        assert (consumer.retried, consumer.dead) == (0, 0)
+
+    run(main())
+    text = "handler failed; the handler settled it"
+    assert sum(text in r.getMessage() for r in caplog.records) == (5 if fails else 0)
+
+
+def test_an_exception_that_is_no_exception_ends_the_run_and_releases(
+    broker: Broker, run: VirtualRun
+) -> None:
+    class Abort(BaseException):
+        pass
+
+    async def main() -> None:
+        broker.publish(3)
+        consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
+        with pytest.raises(Abort):
+            await consumer.run(Recorder(Abort(), 1000.0))
+        assert broker.leased() == []
+        assert {o for r in broker.records for o in r.outcomes} <= {"release"}
+        assert consumer.in_flight == 0
+
+    run(main())
