@@ -1,0 +1,148 @@
+"""`abe consume`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+import abe
+from abe.backends.message_queue.base import Message
+from abe.cli import consuming, messages, output
+from tests.unit_test.cli.support import UNREACHABLE, Abe
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeDistribution
+
+
+class TestConsume:
+    """abe consume."""
+
+    def test_json_lines(self, cli: Abe) -> None:
+        cli.ok("publish", "o.a", '{"id": 1}', "-H", "a=b")
+        cli.ok("publish", "o.b", '{"id": 2}')
+        first, second = cli.ok("consume", "-q", "0").records
+        assert tuple(first) == messages.FIELDS
+        assert (first["key"], first["attempt"], first["headers"]) == ("o.a", 1, {"a": "b"})
+        assert first["payload"] == {"id": 1}
+        assert first["timestamp"].endswith("+00:00")
+        assert second["payload"] == {"id": 2}
+        assert cli.payloads() == []
+
+    def test_number_keys_and_group(self, cli: Abe) -> None:
+        for key in ("o.a", "o.b", "p.a"):
+            cli.ok("publish", key, "{}")
+        assert [it["key"] for it in cli.ok("consume", "o.*", "-g", "x", "-q", "0").records] == [
+            "o.a",
+            "o.b",
+        ]
+        assert [it["key"] for it in cli.ok("consume", "-g", "x", "-n", "1").records] == ["p.a"]
+
+    def test_text(self, cli: Abe) -> None:
+        cli.ok("publish", "o", '{"id": 1}', "-H", "a=b")
+        done = cli.ok("consume", "--text", "-n", "1", "-g", "x")
+        assert done.out.endswith('  o  {"id": 1}  (headers {"a": "b"})\n')
+        assert done.err == "acked 1 message of group x\n"
+
+    def test_nothing_comes(self, cli: Abe) -> None:
+        done = cli.ok("consume", "-t", "0")
+        assert (done.out, done.err) == ("", "")
+
+    def test_a_message_is_acked_after_its_line_is_out(
+        self, cli: Abe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cli.ok("publish", "o", '[{"n": 1}, {"n": 2}, {"n": 3}]')
+        acked: list[int] = []
+        ack = Message.ack
+        written: list[str] = []
+
+        async def recorded_ack(self: Message) -> bool:
+            acked.append(self["n"])
+            return await ack(self)
+
+        def emit(text: str) -> None:
+            written.append(text)
+            assert acked == [json.loads(line)["payload"]["n"] for line in written[:-1]]
+            if len(written) == 2:
+                raise output.OutputClosed
+
+        monkeypatch.setattr(Message, "ack", recorded_ack)
+        monkeypatch.setattr(consuming, "emit", emit)
+        done = cli("consume")
+        assert (done.status, done.out, done.err) == (141, "", "")
+        assert acked == [1]
+        assert cli.payloads() == [{"n": 2}, {"n": 3}]
+        assert [it["attempt"] for it in cli.ok("peek").records] == [1, 1]
+
+    def test_output_error(self, cli: Abe, monkeypatch: pytest.MonkeyPatch) -> None:
+        cli.ok("publish", "o", '{"n": 1}')
+
+        def full(text: str) -> None:
+            raise output.OutputError("cannot write to standard output: No space left on device")
+
+        monkeypatch.setattr(consuming, "emit", full)
+        done = cli("consume")
+        assert (done.status, done.err) == (
+            1,
+            "abe: cannot write to standard output: No space left on device\n",
+        )
+        assert cli.payloads() == [{"n": 1}]
+
+    def test_slow_reader_does_not_block_the_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        threads = []
+        monkeypatch.setattr(consuming, "emit", lambda line: threads.append(_thread_name()))
+        monkeypatch.setattr(consuming, "would_block", lambda size: True)
+
+        async def main() -> None:
+            async with abe.aconnect("memory", env={"ABE_MEMORY_NAME": "slow-reader"}) as q:
+                await q.publish("o", {})
+                wanted = consuming.Consumption((), None, 1, 1.0, 1.0, True)
+                assert await consuming.consume(q, wanted) == 1
+
+        asyncio.run(main())
+        assert threads == ["abe-output-1"]
+
+    def test_interrupt(self, cli: Abe, monkeypatch: pytest.MonkeyPatch) -> None:
+        cli.ok("publish", "o", '[{"n": 1}, {"n": 2}]')
+
+        def interrupt(text: str) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(consuming, "emit", interrupt)
+        done = cli("consume", "-f")
+        assert (done.status, done.out, done.err) == (130, "", "")
+
+    @pytest.mark.parametrize(
+        ("arguments", "status", "problem"),
+        [
+            (["-n", "0"], 2, "-n"),
+            (["-t", "-1"], 2, "for --timeout: must be a number of seconds"),
+            (["-q", "nan"], 2, "for --quiet: must be a number of seconds"),
+            (["a b"], 1, "abe: key filter 'a b' is malformed"),
+            (["-g", "a b"], 1, "abe: group 'a b' contains ' '"),
+        ],
+    )
+    def test_refused(self, cli: Abe, arguments: list[str], status: int, problem: str) -> None:
+        done = cli("consume", *arguments)
+        assert (done.status, done.out) == (status, "")
+        assert problem in done.err
+
+    def test_unreachable_broker_is_an_error(
+        self, cli: Abe, fake_distribution: FakeDistribution
+    ) -> None:
+        fake_distribution("gone", {"gone": "gone:Backend"}, {"gone.py": UNREACHABLE})
+        for command in (["consume"], ["doctor"]):
+            done = cli(*command, "-b", "gone")
+            assert done.status == 1
+            assert "pa55word" not in done.out + done.err
+            assert "gone does not answer at redis://***@host" in done.out + done.err
+
+
+def _thread_name() -> str:
+    import threading
+
+    return threading.current_thread().name
