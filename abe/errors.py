@@ -42,7 +42,14 @@ __all__ = [
 
 
 class AbeError(Exception):
-    """Base of every error raised by abe and its providers."""
+    """Base of every error raised by abe and its providers.
+
+    Attributes:
+        retryable: Whether the same call may succeed later, with nothing changed by the caller:
+            true of `ConnectionLostError`, of some `PublishError` and of no other.
+    """
+
+    retryable: bool = False
 
 
 class UnknownBackendError(AbeError, LookupError, RuntimeError):
@@ -83,7 +90,7 @@ class PublishError(AbeError, RuntimeError):
     """The broker did not accept what was published.
 
     Attributes:
-        retryable: Whether publishing the same message again may succeed.
+        retryable: Whether publishing the same messages again may succeed.
         published: Positions (0-based) in the items of ``publish_many`` that were accepted.
         failed: Position and reason of every item that was not accepted.
     """
@@ -104,6 +111,8 @@ class PublishError(AbeError, RuntimeError):
 
 class ConnectionLostError(AbeError, ConnectionError):
     """The broker cannot be reached; a stream retries by itself, ``publish`` raises this."""
+
+    retryable = True
 
 
 class UnsupportedError(AbeError, NotImplementedError):

@@ -68,7 +68,7 @@ async def _one_by_one(
                 raise
             raise PublishError(
                 f"item {done} failed: {error}",
-                retryable=getattr(error, "retryable", False),
+                retryable=error.retryable,
                 published=range(done),
                 failed={done: str(error), **dict.fromkeys(range(done + 1, total), "not sent")},
             ) from error

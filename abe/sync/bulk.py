@@ -7,7 +7,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from abe.backends.message_queue.base import Capabilities, encode_payload, validate_key
+from abe.backends.message_queue.base import (
+    Capabilities,
+    encode_payload,
+    transient,
+    validate_key,
+)
 from abe.backends.message_queue.base.payload import split_pair
 from abe.errors import AbeError, PublishError
 
@@ -145,7 +150,7 @@ def _shifted(error: AbeError, start: int, total: int) -> PublishError:
         del rest[position]
     return PublishError(
         f"published {len(published):,} of {total:,}; item {first} failed: {failed[first]}",
-        retryable=getattr(error, "retryable", isinstance(error, ConnectionError)),
+        retryable=transient(error),
         published=published,
         failed={**rest, **failed},
     )

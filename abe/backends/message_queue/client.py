@@ -17,6 +17,7 @@ from abe.backends.message_queue.base import (
     validate_group,
     validate_key,
 )
+from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.capabilities import unsupported
 from abe.backends.message_queue.base.payload import split_pair
 from abe.backends.message_queue.base.subscription.plain import backend_name, check_backend
@@ -31,8 +32,6 @@ from abe.types import (
 )
 
 __all__ = ["AsyncBackend", "aconnect"]
-
-_TRANSIENT = (ConnectionError, TimeoutError)
 
 
 def aconnect(
@@ -172,7 +171,7 @@ class AsyncBackend:
                 failed = {n: str(error), **dict.fromkeys(range(n + 1, len(pairs)), "not sent")}
                 raise PublishError(
                     f"published {n} of {len(pairs)}; item {n} failed: {error}",
-                    retryable=getattr(error, "retryable", isinstance(error, _TRANSIENT)),
+                    retryable=transient(error),
                     published=range(n),
                     failed=failed,
                 ) from error

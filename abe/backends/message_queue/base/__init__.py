@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abe.backends.message_queue.base.backend import BaseBackend, Outgoing
+from abe.backends.message_queue.base.backoff import Backoff, pause, transient
+from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
 from abe.backends.message_queue.base.dead_letters import dead_headers
 from abe.backends.message_queue.base.env import env_flag, env_number
@@ -26,8 +28,10 @@ from abe.backends.message_queue.base.subscription.plain import open_stream
 from abe.backends.message_queue.base.subscription.stream import MessageStream
 
 __all__ = [
+    "Backoff",
     "BaseBackend",
     "BaseMessage",
+    "Batcher",
     "Capabilities",
     "Delivery",
     "EndOfStream",
@@ -51,6 +55,8 @@ __all__ = [
     "env_flag",
     "env_number",
     "open_stream",
+    "pause",
+    "transient",
     "validate_group",
     "validate_key",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
+from abe.backends.message_queue.base.backoff import Backoff
 from abe.errors import ConfigurationError
 
 __all__ = ["RetryPolicy"]
@@ -40,8 +40,4 @@ class RetryPolicy:
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after attempt number ``attempt`` (from 1) has failed."""
-        try:
-            wait = min(self.base * self.factor ** (attempt - 1), self.max_delay)
-        except OverflowError:
-            wait = self.max_delay
-        return wait * random.uniform(0.5, 1.0) if self.jitter else wait
+        return Backoff(self.base, self.factor, self.max_delay, self.jitter).delay(attempt)
