@@ -71,7 +71,7 @@ def lint(session: nox.Session) -> None:
     shellcheck = tool(session, "shellcheck")
     session.run(shellcheck, ".ci/run", *map(str, Path("scripts").rglob("*.sh")), external=True)
     session.run(tool(session, "actionlint"), "-shellcheck", shellcheck, external=True)
-    for check in ("notebooks", "structure"):
+    for check in ("notebooks", "repository", "structure"):
         run(session, f"scripts/ci/check_{check}.py")
 
 
