@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Self, TypeVar
-from urllib.parse import urlsplit
 
 from abe.backends.message_queue.base import (
     BaseBackend,
@@ -29,12 +28,13 @@ from abe.errors import (
 )
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_sqs.codec import prepare
-from abe_backend_sqs.letters import Letters, purge
-from abe_backend_sqs.link import LONGEST_WAIT, Access, Link
-from abe_backend_sqs.places import Places, Queue, region_in
-from abe_backend_sqs.polls import Polls
+from abe_backend_sqs.dead_letters import DeadLetterQueue, purge
+from abe_backend_sqs.link import LONGEST_WAIT, Access, Link, check_endpoint
+from abe_backend_sqs.long_poll import LongPoller
 from abe_backend_sqs.publisher import Publisher, QueueTarget, Target, TopicTarget
-from abe_backend_sqs.receiver import SqsReceiver
+from abe_backend_sqs.queue import Queue
+from abe_backend_sqs.receiver import Source, SqsReceiver
+from abe_backend_sqs.resolver import QueueResolver, region_in
 
 __all__ = ["SqsBackend"]
 
@@ -95,13 +95,13 @@ class SqsBackend(BaseBackend):
         super().__init__()
         self._lease = _whole("ABE_SQS_LEASE", lease, LONGEST_LEASE)
         self._wait = _whole("ABE_SQS_WAIT", wait, LONGEST_WAIT)
-        self._endpoint = _check_endpoint(endpoint) if endpoint else None
+        self._endpoint = check_endpoint("ABE_SQS_ENDPOINT", endpoint) if endpoint else None
         self._link = Link(self._endpoint, access, timeout)
-        self._places = Places(
+        self._resolver = QueueResolver(
             self._link, queue=queue, topic=topic, groups=groups or {}, template=group_queue
         )
         self._shown = topic or queue
-        fifo = self._places.fifo
+        fifo = self._resolver.fifo
         self.capabilities = Capabilities(
             durable=True,
             groups=topic is not None,
@@ -127,7 +127,7 @@ class SqsBackend(BaseBackend):
         self._opening = asyncio.Lock()
         self._target: Target | None = None
         self._publisher: Publisher | None = None
-        self._polls: dict[str, Polls] = {}
+        self._pollers: dict[str, LongPoller] = {}
 
     @classmethod
     def from_env(cls) -> Self:
@@ -164,7 +164,7 @@ class SqsBackend(BaseBackend):
 
     async def _send(self, items: Sequence[Outgoing]) -> None:
         publisher, target = await self._patiently(self._reach)
-        if not await self._patiently(self._places.has_audience):
+        if not await self._patiently(self._resolver.has_audience):
             text = f"no queue is subscribed to {self._shown}, so nobody would receive this"
             raise PublishError(text, failed=dict.fromkeys(range(len(items)), text))
         prepared = [prepare(item) for item in items]
@@ -188,9 +188,9 @@ class SqsBackend(BaseBackend):
         return self._publisher, self._target
 
     async def _find_target(self) -> Target:
-        if self._places.topic is not None:
-            return TopicTarget(self._link, self._places.topic)
-        return QueueTarget(self._link, await self._places.queue_of(None))
+        if self._resolver.topic is not None:
+            return TopicTarget(self._link, self._resolver.topic)
+        return QueueTarget(self._link, await self._resolver.queue_of(None))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call, and call again while AWS cannot be reached and there is time."""
@@ -209,27 +209,27 @@ class SqsBackend(BaseBackend):
     # -- consuming -------------------------------------------------------------------------
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SqsReceiver:
-        self._places.configured(group)
+        self._resolver.configured(group)
 
-        async def find() -> tuple[Queue, Polls, Letters | None]:
-            queue = await self._places.queue_of(group)
-            if self._places.topic is not None:
-                await self._places.check_subscription(queue)
-            if queue.url not in self._polls:
-                self._polls[queue.url] = Polls(self._link, queue.url, self._lease, self._wait)
-            letters = await self._letters(queue) if self._dead_letters else None
-            return queue, self._polls[queue.url], letters
+        async def find() -> Source:
+            queue = await self._resolver.queue_of(group)
+            if self._resolver.topic is not None:
+                await self._resolver.check_subscription(queue)
+            if queue.url not in self._pollers:
+                self._pollers[queue.url] = LongPoller(queue, self._lease, self._wait)
+            dead = await self._dead_letters_of(queue) if self._dead_letters else None
+            return Source(queue, self._pollers[queue.url], dead)
 
-        return SqsReceiver(self._link, find, lease=self._lease, clock=self._clock)
+        return SqsReceiver(find, lease=self._lease, clock=self._clock)
 
-    async def _letters(self, queue: Queue) -> Letters:
-        return Letters(self._link, queue, await self._places.dead_of(queue))
+    async def _dead_letters_of(self, queue: Queue) -> DeadLetterQueue:
+        return DeadLetterQueue(queue, await self._resolver.dead_of(queue))
 
     async def _disconnect(self) -> None:
         if self._publisher is not None:
             await self._publisher.aclose()
-        for polls in self._polls.values():
-            await polls.aclose()
+        for poller in self._pollers.values():
+            await poller.aclose()
         await self._link.aclose()
 
     # -- looking and cleaning up -----------------------------------------------------------
@@ -244,22 +244,15 @@ class SqsBackend(BaseBackend):
         await super().ping(timeout)
         try:
             async with asyncio.timeout(timeout):
-                if self._places.topic is not None:
-                    await self._places.subscriptions()
+                if self._resolver.topic is not None:
+                    await self._resolver.subscriptions()
                 else:
-                    queue = await self._places.queue_of(None)
-                    await self._attributes(queue, "QueueArn")
+                    queue = await self._resolver.queue_of(None)
+                    await queue.attributes("QueueArn")
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"{self._link.where()} did not answer in {timeout:g} s"
             ) from error
-
-    async def _attributes(self, queue: Queue, *names: str) -> Mapping[str, str]:
-        answer = await self._link.sqs(
-            "get_queue_attributes", QueueUrl=queue.url, AttributeNames=list(names)
-        )
-        attributes: Mapping[str, str] = answer["Attributes"]
-        return attributes
 
     async def stats(self) -> QueueStats:
         """Return what SQS estimates for the queue of every group; it does not count by key.
@@ -268,14 +261,14 @@ class SqsBackend(BaseBackend):
         """
         self._bind()
         entries = []
-        for group in await self._places.groups():
-            queue = await self._places.queue_of(group)
+        for group in await self._resolver.groups():
+            queue = await self._resolver.queue_of(group)
             prefix = "ApproximateNumberOfMessages"
-            about = await self._attributes(queue, prefix, f"{prefix}NotVisible", f"{prefix}Delayed")
+            about = await queue.attributes(prefix, f"{prefix}NotVisible", f"{prefix}Delayed")
             dead = None
             if self._dead_letters:
-                letters = await self._places.dead_of(queue)
-                dead = int((await self._attributes(letters, prefix))[prefix])
+                about_dead = await (await self._resolver.dead_of(queue)).attributes(prefix)
+                dead = int(about_dead[prefix])
             entries.append(
                 KeyStats(
                     EVERY_KEY,
@@ -297,7 +290,7 @@ class SqsBackend(BaseBackend):
         Raises:
             UnsupportedError: If the backend does not use dead-letter queues.
         """
-        return await (await self._letters_of(group, "dead_letters()")).list(limit)
+        return await (await self._open_dead_letters(group, "dead_letters()")).list(limit)
 
     async def replay(
         self,
@@ -314,18 +307,18 @@ class SqsBackend(BaseBackend):
         Raises:
             UnsupportedError: If the backend does not use dead-letter queues.
         """
-        letters = await self._letters_of(group, "replay()")
+        dead = await self._open_dead_letters(group, "replay()")
         wanted = None if ids is None else {ids} if isinstance(ids, str) else set(ids)
-        return await letters.replay(wanted, limit)
+        return await dead.replay(wanted, limit)
 
-    async def _letters_of(self, group: ConsumerGroup, what: str) -> Letters:
+    async def _open_dead_letters(self, group: ConsumerGroup, what: str) -> DeadLetterQueue:
         self._bind()
         if not self._dead_letters:
             raise UnsupportedError(
                 f"backend 'sqs' does not support {what} (capability 'dead_letters'); set "
                 "ABE_SQS_DEAD_LETTERS=1 if its queues have a redrive policy"
             )
-        return await self._letters(await self._places.queue_of(self._checked(group)))
+        return await self._dead_letters_of(await self._resolver.queue_of(self._checked(group)))
 
     def _checked(self, group: ConsumerGroup) -> ConsumerGroup:
         if group is not None and not self.capabilities.groups:
@@ -337,7 +330,7 @@ class SqsBackend(BaseBackend):
     async def groups(self) -> list[ConsumerGroup]:
         """Return the groups whose queues are there; ``None`` stands for the default group."""
         self._check_admin("groups()")
-        return await self._places.groups()
+        return await self._resolver.groups()
 
     def _check_admin(self, what: str) -> None:
         self._bind()
@@ -355,12 +348,12 @@ class SqsBackend(BaseBackend):
             UnsupportedError: Without a topic: then the only group is the queue itself.
         """
         self._check_admin("delete_group()")
-        if self._places.topic is None:
+        if self._resolver.topic is None:
             raise UnsupportedError(
                 "backend 'sqs' does not support delete_group() (capability 'groups') without a "
                 "topic; purge() empties the queue"
             )
-        await self._places.delete(validate_group(name))
+        await self._resolver.delete(validate_group(name))
 
     async def purge(
         self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
@@ -374,28 +367,14 @@ class SqsBackend(BaseBackend):
             How many messages were dropped.
         """
         self._check_admin("purge()")
-        queue = await self._places.queue_of(self._checked(group))
-        return await purge(self._link, queue, KeyFilter(keys))
+        queue = await self._resolver.queue_of(self._checked(group))
+        return await purge(queue, KeyFilter(keys))
 
 
 def _whole(variable: str, seconds: float, longest: int) -> int:
     if not 0 < seconds <= longest:
         raise ConfigurationError(f"{variable} is {seconds:g}; it must be 1 to {longest} seconds")
     return int(seconds + 0.999)
-
-
-def _check_endpoint(endpoint: str) -> str:
-    """Return ``endpoint``; the error does not repeat it, because it may hold a password."""
-    form = "it must look like http://localhost:4566, without user and password"
-    try:
-        parts = urlsplit(endpoint)
-        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        _ = parts.port
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigurationError(f"ABE_SQS_ENDPOINT is malformed; {form}") from None
-    return endpoint
 
 
 def _read_groups(text: str | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from botocore import exceptions as driver
 from abe.backends.message_queue.base import Secrets
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["DRIVER_ERRORS", "Refused", "Translator", "UnreachedError"]
+__all__ = ["DRIVER_ERRORS", "LapsedError", "Refused", "Translator", "UnreachedError"]
 
 _TOKEN = re.compile(r"(x-amz-security-token\s*[:=]\s*)[^\s&'\"]+", re.IGNORECASE)
 """AWS repeats a refused request, with a token that may be newer than the one we know."""
@@ -74,6 +74,10 @@ class Refused(ConfigurationError):
     """AWS answered a call with an error that trying again does not cure."""
 
 
+class LapsedError(ConfigurationError):
+    """A receipt handle is no longer valid: the delivery is over."""
+
+
 class Translator(Secrets):
     """Turns the driver's exceptions into abe's."""
 
@@ -101,6 +105,8 @@ class Translator(Secrets):
             return ConfigurationError(
                 "no AWS region is known: set ABE_SQS_REGION or AWS_DEFAULT_REGION"
             )
+        if isinstance(error, driver.SSLError) and (advice := _advice_on_tls(text)):
+            return ConfigurationError(f"{where}: {advice}: {text}")
         if isinstance(error, _UNREACHED):
             return UnreachedError(f"{where} cannot be reached: {text}")
         if isinstance(error, driver.BotoCoreError) and not isinstance(
@@ -125,3 +131,15 @@ def _of_answer(error: driver.ClientError, text: str, where: str) -> Exception:
     if status >= 500 or name.startswith(_PASSING):
         return ConnectionLostError(f"{where} cannot serve this now: {text}")
     return Refused(f"{where} refuses a call: {text}")
+
+
+def _advice_on_tls(text: str) -> str:
+    """Return what to do about a TLS connection that cannot be made; "" if it broke."""
+    if "CERTIFICATE" in text.upper():
+        return (
+            "the certificate cannot be verified; set AWS_CA_BUNDLE to a file with the certificate "
+            "of its authority"
+        )
+    if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER" in text:
+        return "no TLS is spoken there; let the endpoint begin with http://"
+    return ""

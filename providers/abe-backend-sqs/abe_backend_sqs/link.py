@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.loaders import create_loader
 
+from abe.errors import ConfigurationError
 from abe_backend_sqs.failures import DRIVER_ERRORS, Translator, UnreachedError
 
-__all__ = ["Access", "Link"]
+__all__ = ["Access", "Link", "check_endpoint"]
 
 POOL = 1000
 """Connections at most: each waiting consumer holds one."""
@@ -34,6 +38,8 @@ class Access:
         key_id: Access key.
         secret: Its secret.
         token: Its session token, if it is temporary.
+        endpoints: URL of each service, if it is not at AWS.
+        variables: AWS's other variables; they may belong to this backend alone.
     """
 
     region: str | None = None
@@ -41,6 +47,8 @@ class Access:
     key_id: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_env(cls, region: str | None) -> Self:
@@ -48,13 +56,74 @@ class Access:
 
         Args:
             region: Region, if one is known already.
+
+        Raises:
+            ConfigurationError: If an endpoint is malformed.
         """
-        env = os.environ.get
-        region = region or env("AWS_REGION") or env("AWS_DEFAULT_REGION") or None
-        key_id, secret = env("AWS_ACCESS_KEY_ID"), env("AWS_SECRET_ACCESS_KEY")
-        if key_id and secret:
-            return cls(region, None, key_id, secret, env("AWS_SESSION_TOKEN") or None)
-        return cls(region, env("AWS_PROFILE") or None)
+        left = {name: value for name, value in os.environ.items() if name[:4] == "AWS_" and value}
+
+        def take(*names: str) -> str | None:
+            return next(filter(None, [left.pop(name, None) for name in names]), None)
+
+        region = next(filter(None, [region, take("AWS_REGION", "AWS_DEFAULT_REGION")]), None)
+        endpoint = take("AWS_ENDPOINT_URL")
+        endpoints = {s: take(f"AWS_ENDPOINT_URL_{s.upper()}") or endpoint for s in ("sqs", "sns")}
+        if left.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+            endpoints = {}
+        key_id, secret = take("AWS_ACCESS_KEY_ID"), take("AWS_SECRET_ACCESS_KEY")
+        profile, token = take("AWS_DEFAULT_PROFILE", "AWS_PROFILE"), take("AWS_SESSION_TOKEN")
+        if not (key_id and secret):
+            key_id = secret = token = None
+        return cls(
+            region,
+            None if key_id else profile,
+            key_id,
+            secret,
+            token,
+            {s: check_endpoint("AWS_ENDPOINT_URL", url) for s, url in endpoints.items() if url},
+            left,
+        )
+
+    def session(self) -> AioSession:
+        """Return a session of the driver with these settings.
+
+        Raises:
+            ConfigurationError: If one of `variables` would be read from the environment of the
+                process, which has another value.
+        """
+        session = AioSession(profile=self.profile)
+        session.register_component("data_loader", _loader)
+        own = {n: value for n, value in self.variables.items() if os.environ.get(n) != value}
+        for name, (_, variables, _, convert) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
+            if isinstance(variables, str) and variables in own and name != "data_path":
+                value = own.pop(variables)
+                session.set_config_variable(name, convert(value) if convert else value)
+        if own:
+            raise ConfigurationError(
+                f"{', '.join(sorted(own))} cannot be given to one backend alone; set it in the "
+                "environment of the process, or use a profile in AWS_CONFIG_FILE"
+            )
+        return session
+
+
+def check_endpoint(variable: str, endpoint: str) -> str:
+    """Return ``endpoint``; the error does not repeat it, because it may hold a password.
+
+    Raises:
+        ConfigurationError: If it is not the URL of a server.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        _ = parts.port
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(
+            f"{variable} is malformed; it must look like http://localhost:4566, without user and "
+            "password"
+        ) from None
+    return endpoint
 
 
 class Link:
@@ -84,7 +153,8 @@ class Link:
 
     def where(self, service: str = "sqs") -> str:
         """Return what to call the service in texts."""
-        return f"{service.upper()} at {self._endpoint or self._region or 'AWS'}"
+        endpoint = self._endpoint or self._access.endpoints.get(service)
+        return f"{service.upper()} at {endpoint or self._region or 'AWS'}"
 
     async def sqs(self, operation: str, *, wait: float = 0.0, **parameters: Any) -> dict[str, Any]:
         """Call SQS; see `call`."""
@@ -127,13 +197,12 @@ class Link:
         async with self._lock:
             if service in self._clients:
                 return self._clients[service]
-            session = AioSession(profile=self._access.profile)
-            session.register_component("data_loader", _loader)
+            session = self._access.session()
             client = await self._stack.enter_async_context(
                 session.create_client(
                     service,
                     region_name=self._region,
-                    endpoint_url=self._endpoint,
+                    endpoint_url=self._endpoint or self._access.endpoints.get(service),
                     aws_access_key_id=self._access.key_id,
                     aws_secret_access_key=self._access.secret,
                     aws_session_token=self._access.token,

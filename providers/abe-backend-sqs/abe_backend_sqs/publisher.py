@@ -12,8 +12,7 @@ from abe.errors import AbeError, ConfigurationError, ConnectionLostError, Publis
 from abe_backend_sqs.codec import Prepared
 from abe_backend_sqs.failures import Refused, UnreachedError
 from abe_backend_sqs.link import Link
-from abe_backend_sqs.places import Queue
-from abe_backend_sqs.polls import BATCH
+from abe_backend_sqs.queue import BATCH, Queue
 
 __all__ = ["Publisher", "QueueTarget", "Target", "TopicTarget"]
 

@@ -7,15 +7,24 @@ import http.client
 import json
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import botocore.session
 import pytest
 from botocore.exceptions import ClientError
 
-from abe.backends.message_queue.base import KeyFilter, Outcome, Settlement
-from abe.errors import ConfigurationError, ConnectionLostError, PayloadError, PublishError
+import abe
+from abe.backends.message_queue.base import KeyFilter, Message, Outcome, Settlement
+from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    PayloadError,
+    PublishError,
+    Reject,
+)
 from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.link import Access
 from abe_backend_sqs.testing import REGION, SqsServer
@@ -30,6 +39,11 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def backend(endpoint: str, queue: str | None = "orders", **options: Any) -> SqsBackend:
     return SqsBackend(queue, endpoint=endpoint, access=ACCESS, **options)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - a consumer's counters have no event
+        await asyncio.sleep(0.01)
 
 
 class Raw:
@@ -64,6 +78,11 @@ class Raw:
         )
         found: list[Parameters] = answer.get("Messages", [])
         return found
+
+    def limit(self, size: int) -> None:
+        """Let the queue take messages of so many bytes at most."""
+        attributes = {"MaximumMessageSize": str(size)}
+        self.client.set_queue_attributes(QueueUrl=self.url, Attributes=attributes)
 
 
 @pytest.fixture
@@ -162,6 +181,29 @@ class TestConsuming:
         assert dead["Body"] == "<xml/>"
         assert "is not JSON" in dead["MessageAttributes"]["abe-headers"]["StringValue"]
 
+    @pytest.mark.parametrize("dead_letters", [False, True])
+    def test_what_cannot_be_given_up_stays_out_of_the_way(
+        self, server: SqsServer, raw: Raw, queue: str, dead_letters: bool
+    ) -> None:
+        """No dead letters, or a queue of them that takes no message of this size."""
+        Raw(server, f"{queue}-dead").limit(1024)
+        raw.send(f"<xml>{'x' * 2000}</xml>")
+        raw.send('{"n": 1}')
+
+        async def main() -> None:
+            async with (
+                backend(server.endpoint, queue, dead_letters=dead_letters) as q,
+                q.consume() as stream,
+            ):
+                message = await anext(stream)
+                assert message == {"n": 1}
+                await message.ack()
+            assert raw.receive() == []
+            server.advance(900)
+            assert [message["Body"][:5] for message in raw.receive()] == ["<xml>"]
+
+        run(main())
+
     def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(self, queue: str) -> None:
         with SqsServer() as server:
             server.create_queue(queue)
@@ -173,7 +215,7 @@ class TestConsuming:
                         assert await stream.take(1, timeout=0.3) == []
                         started = time.monotonic()
                     assert time.monotonic() - started < 1.0, "closing waited for its poll"
-                    assert first._polls[Raw(server, queue).url]._left
+                    assert first._pollers[Raw(server, queue).url]._left
                     await first.publish("k", {"n": 0})
                     async with backend(server.endpoint, queue) as q, q.consume() as stream:
                         (message,) = await stream.take(1, timeout=10)
@@ -243,10 +285,7 @@ class TestConsuming:
 
     def test_a_reason_too_long_is_shortened(self, server: SqsServer, queue: str) -> None:
         server.create_queue(queue)
-        dead = Raw(server, f"{queue}-dead")
-        dead.client.set_queue_attributes(
-            QueueUrl=dead.url, Attributes={"MaximumMessageSize": "2048"}
-        )
+        Raw(server, f"{queue}-dead").limit(2048)
 
         async def main() -> None:
             async with backend(server.endpoint, queue, dead_letters=True) as q:
@@ -260,6 +299,93 @@ class TestConsuming:
                     for letter in letters
                 }
                 assert reasons == {10: 900, 700: 900, 1300: 100, 1800: 0}
+
+        run(main())
+
+    @pytest.mark.parametrize("refused", ["too large", "forbidden"])
+    def test_a_message_that_the_dead_letters_refuse_stays_and_ends_nothing(
+        self,
+        server: SqsServer,
+        queue: str,
+        refused: str,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        server.create_queue(queue)
+        handled: list[int] = []
+
+        async def handle(message: Message) -> None:
+            handled.append(message["n"])
+            if message["n"] == 0:
+                raise Reject("bad")
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue, dead_letters=True) as q:
+                call = q._link.call
+
+                async def forbid(service: str, operation: str, **rest: Any) -> dict[str, Any]:
+                    if operation == "send_message" and refused == "forbidden":
+                        raise ConfigurationError("AccessDenied")
+                    return await call(service, operation, **rest)
+
+                monkeypatch.setattr(q._link, "call", forbid)
+                consumer = AsyncLoopConsumer(q)
+                running = asyncio.create_task(consumer.run(handle))
+                await q.publish("k", {"n": 0, "x": "x" * 2000})
+                await until(lambda: consumer.dead == 1)
+                await q.publish("k", {"n": 1})
+                await until(lambda: consumer.processed == 1)
+                await consumer.shutdown()
+                await running
+                assert await q.dead_letters() == []
+
+        if refused == "too large":
+            Raw(server, f"{queue}-dead").limit(1024)
+        run(main())
+        assert handled == [0, 1]
+        (record,) = [r for r in caplog.records if "refused by its dead-letter queue" in r.message]
+        assert record.levelno == logging.ERROR
+        server.advance(900)
+        assert len(Raw(server, queue).receive()) == 1
+
+    def test_replay_ends_beside_a_consumer_that_rejects(
+        self, server: SqsServer, queue: str
+    ) -> None:
+        server.create_queue(queue)
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue, dead_letters=True) as q:
+
+                async def handle(message: Message) -> None:
+                    raise Reject("never")
+
+                await q.publish_many([{"n": n} for n in range(12)], key="k")
+                consumer = AsyncLoopConsumer(q)
+                running = asyncio.create_task(consumer.run(handle))
+                await until(lambda: consumer.dead == 12)
+                assert await asyncio.wait_for(q.replay(), 15) == 12
+                await until(lambda: consumer.dead == 24)
+                await consumer.shutdown()
+                await running
+                assert sorted(letter["n"] for letter in await q.dead_letters()) == [*range(12)]
+
+        run(main())
+
+    def test_purge_ends_beside_a_publisher(self, server: SqsServer, queue: str) -> None:
+        server.create_queue(queue)
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue) as q:
+
+                async def publish_on() -> None:
+                    while True:
+                        await q.publish_many([{"new": True}] * 10, key="k")
+
+                await q.publish_many([{}] * 5, key="k")
+                publishing = asyncio.create_task(publish_on())
+                assert await asyncio.wait_for(q.purge(), 30) >= 5
+                publishing.cancel()
+                await asyncio.wait([publishing])
 
         run(main())
 
@@ -454,6 +580,51 @@ class TestSetup:
         async def main() -> None:
             async with SqsBackend("q", endpoint=server.endpoint, access=Access(REGION)) as q:
                 with pytest.raises(ConfigurationError, match="AWS_ACCESS_KEY_ID"):
+                    await q.publish("k", {})
+
+        run(main())
+
+    @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"])
+    def test_the_endpoint_of_one_backend(
+        self, server: SqsServer, raw: Raw, queue: str, variable: str
+    ) -> None:
+        given = {**server.env, "ABE_SQS_ENDPOINT": "", variable: server.endpoint}
+
+        async def main() -> None:
+            async with abe.aconnect("sqs", env={**given, "ABE_SQS_QUEUE": queue}) as q:
+                await q.publish("k", {"n": 1})
+
+        run(main())
+        assert len(raw.receive()) == 1
+
+    @pytest.mark.parametrize("place", ["config", "credentials"])
+    def test_configuration_files_of_one_backend(
+        self, server: SqsServer, raw: Raw, queue: str, place: str, tmp_path: Path
+    ) -> None:
+        access = "aws_access_key_id = testing\naws_secret_access_key = testing\n"
+        (tmp_path / "file").write_text(f"[{'profile ' * (place == 'config')}mine]\n{access}")
+        name = {"config": "AWS_CONFIG_FILE", "credentials": "AWS_SHARED_CREDENTIALS_FILE"}[place]
+        given = {
+            "ABE_SQS_QUEUE": queue,
+            "ABE_SQS_ENDPOINT": server.endpoint,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_PROFILE": "mine",
+            name: str(tmp_path / "file"),
+        }
+
+        async def main() -> None:
+            async with abe.aconnect("sqs", env=given) as q:
+                await q.publish("k", {"n": 1})
+
+        run(main())
+        assert len(raw.receive()) == 1
+
+    def test_a_variable_that_one_backend_cannot_have_is_refused(self, server: SqsServer) -> None:
+        given = {**server.env, "ABE_SQS_QUEUE": "q", "AWS_ROLE_ARN": "arn:aws:iam::1:role/x"}
+
+        async def main() -> None:
+            async with abe.aconnect("sqs", env=given) as q:
+                with pytest.raises(ConfigurationError, match="AWS_ROLE_ARN cannot be given"):
                     await q.publish("k", {})
 
         run(main())

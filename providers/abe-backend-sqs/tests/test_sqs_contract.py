@@ -106,7 +106,7 @@ class TopicHarness(SqsHarness):
         )
         if namespace not in self._made:
             self._made.add(namespace)
-            names = [backend._places.configured(group) for group in self.groups]
+            names = [backend._resolver.configured(group) for group in self.groups]
             for name in names:
                 self._server.create_queue(name)
             self._server.create_topic(f"{namespace}{self.suffix}", names)

@@ -6,14 +6,22 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_sqs.backend import SqsBackend
@@ -35,7 +43,12 @@ def backend(endpoint: str, queue: str | None = "orders", **options: Any) -> SqsB
 
 
 @asynccontextmanager
-async def aws(answer: Callable[[str, Parameters], Answer], port: int = 0) -> AsyncIterator[str]:
+async def aws(
+    answer: Callable[[str, Parameters], Answer],
+    port: int = 0,
+    *,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[str]:
     """Serve what ``answer`` returns for an operation and its parameters; None breaks off."""
 
     async def handle(request: web.Request) -> web.Response:
@@ -53,10 +66,10 @@ async def aws(answer: Callable[[str, Parameters], Answer], port: int = 0) -> Asy
     app.router.add_post("/{path:.*}", handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port)
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
     await site.start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -111,6 +124,25 @@ def break_off(entries: list[Parameters]) -> Answer:
 
 def fault(code: str, status: int) -> Callable[..., Answer]:
     return lambda *_: (status, {"__type": f"com.amazonaws.sqs#{code}", "message": "refused"})
+
+
+def self_signed(place: Path) -> ssl.SSLContext:
+    """Return the context of a server that no client trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(Encoding.PEM)
+    pem += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (place / "server.pem").write_bytes(pem)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(place / "server.pem")
+    return context
 
 
 class TestPublishing:
@@ -251,6 +283,30 @@ class TestBroker:
         with caplog.at_level(logging.DEBUG, logger="abe"):
             run(main())
         assert SENTINEL not in caplog.text
+
+    def test_a_certificate_that_cannot_be_verified_is_refused_at_once(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            async with (
+                aws(Aws(), tls=self_signed(tmp_path)) as endpoint,
+                backend(endpoint) as q,
+            ):
+                for call in (q.ping(), q.publish("k", {}), anext(q.consume()), q.stats()):
+                    with pytest.raises(ConfigurationError, match="AWS_CA_BUNDLE"):
+                        await asyncio.wait_for(call, 5)
+
+        run(main())
+
+    def test_tls_to_a_port_that_speaks_none(self) -> None:
+        async def main() -> None:
+            async with (
+                aws(Aws()) as endpoint,
+                backend(endpoint.replace("http://", "https://")) as q,
+            ):
+                for call in (q.ping(), q.publish("k", {}), anext(q.consume())):
+                    with pytest.raises(ConfigurationError, match="begin with http://"):
+                        await asyncio.wait_for(call, 5)
+
+        run(main())
 
     def test_a_broker_that_comes_late(self) -> None:
         with socket.socket() as probe:

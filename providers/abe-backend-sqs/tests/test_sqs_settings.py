@@ -16,7 +16,7 @@ from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.codec import attributes_of, message_of, prepare, size_of
 from abe_backend_sqs.failures import Refused, Translator, UnreachedError
 from abe_backend_sqs.link import Access
-from abe_backend_sqs.places import region_in
+from abe_backend_sqs.resolver import region_in
 
 SENTINEL = "s3cr3t/pä$$:word"
 QUOTED = "s3cr3t%2Fp%C3%A4%24%24%3Aword"
@@ -54,7 +54,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend._publish_timeout == 3.0
     assert backend._link._timeout == 2.0
     assert backend._link._access == Access("us-east-2", None, "AKIA", SENTINEL, "token")
-    places = backend._places
+    places = backend._resolver
     assert [places.configured(g) for g in (None, "billing", "a.b")] == [
         "shop",
         "shop-billing",
@@ -139,7 +139,7 @@ def test_the_region_may_be_in_the_place(place: str, region: str | None) -> None:
 
 class TestGroups:
     def test_each_has_a_queue_of_its_own(self) -> None:
-        places = SqsBackend("main", topic=TOPIC, group_queue="shop-{group}")._places
+        places = SqsBackend("main", topic=TOPIC, group_queue="shop-{group}")._resolver
         names = [places.configured(group) for group in GROUPS]
         assert len({*names}) == len(GROUPS)
         assert all(len(name) <= 80 for name in names)
@@ -263,7 +263,7 @@ class TestSecrets:
     def test_no_repr_tells(self) -> None:
         access = Access("eu-west-1", None, "AKIA", SENTINEL, SENTINEL)
         backend = SqsBackend("orders", access=access)
-        things: list[Any] = [backend, access, backend._link, backend._places]
+        things: list[Any] = [backend, access, backend._link, backend._resolver]
         for thing in [*things, backend._receiver(None, KeyFilter()), backend.consume()]:
             assert SENTINEL not in repr(thing)
             assert SENTINEL not in str(thing)

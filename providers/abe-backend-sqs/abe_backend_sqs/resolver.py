@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
@@ -15,8 +14,9 @@ from urllib.parse import unquote
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup
 from abe_backend_sqs.link import Link
+from abe_backend_sqs.queue import Queue, name_of
 
-__all__ = ["Places", "Queue", "region_in"]
+__all__ = ["QueueResolver", "region_in"]
 
 NAME = 80
 """Most characters of a queue's name."""
@@ -38,34 +38,7 @@ def region_in(place: str) -> str | None:
     return next((part for part in found.groups() if part), None) if found else None
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A queue as SQS describes it.
-
-    Attributes:
-        url: What calls name it by.
-        arn: What policies and subscriptions name it by.
-        limit: Largest message, in bytes.
-        dead_arn: The queue its redrive policy names; ``""`` if there is none.
-    """
-
-    url: str
-    arn: str
-    limit: int
-    dead_arn: str
-
-    @property
-    def name(self) -> str:
-        """Its name, without account and region."""
-        return _name(self.url)
-
-    @property
-    def fifo(self) -> bool:
-        """Whether it keeps order."""
-        return self.url.endswith(".fifo")
-
-
-class Places:
+class QueueResolver:
     """Finds queues, once each.
 
     Args:
@@ -188,6 +161,7 @@ class Places:
         about = answer["Attributes"]
         redrive = json.loads(about.get("RedrivePolicy") or "{}")
         return Queue(
+            self._link,
             url,
             about["QueueArn"],
             int(about["MaximumMessageSize"]),
@@ -200,7 +174,7 @@ class Places:
         owner: dict[str, Any] = {}
         if place.startswith("arn:"):
             owner = {"QueueOwnerAWSAccountId": place.split(":")[-2]}
-        answer = await self._link.sqs("get_queue_url", QueueName=_name(place), **owner)
+        answer = await self._link.sqs("get_queue_url", QueueName=name_of(place), **owner)
         return str(answer["QueueUrl"])
 
     # -- the topic -------------------------------------------------------------------------
@@ -228,13 +202,13 @@ class Places:
         """
         if self.topic is None:
             return [None]
-        known: dict[str, ConsumerGroup] = {_name(q): group for group, q in self._groups.items()}
+        known: dict[str, ConsumerGroup] = {name_of(q): group for group, q in self._groups.items()}
         if self._queue:
-            known[_name(self._queue)] = None
-        start, _, end = _name(self._template or "").partition("{group}")
+            known[name_of(self._queue)] = None
+        start, _, end = name_of(self._template or "").partition("{group}")
         found = []
         for arn in await self.subscriptions():
-            name = _name(arn)
+            name = name_of(arn)
             if name in known:
                 found.append(known[name])
             elif self._template and name.startswith(start) and name.endswith(end):
@@ -259,7 +233,7 @@ class Places:
         if queue.dead_arn:
             dead = await self.dead_of(queue)
             answer = await self._link.sqs("list_dead_letter_source_queues", QueueUrl=dead.url)
-            if [_name(url) for url in answer["queueUrls"]] == [queue.name]:
+            if [name_of(url) for url in answer["queueUrls"]] == [queue.name]:
                 await self._link.sqs("delete_queue", QueueUrl=dead.url)
                 self._known.pop(queue.dead_arn, None)
         await self._link.sqs("delete_queue", QueueUrl=queue.url)
@@ -294,14 +268,9 @@ class Places:
         )
 
 
-def _name(place: str) -> str:
-    """Return the name of a queue given by name, URL or ARN."""
-    return re.split("[/:]", place)[-1]
-
-
 def _room(template: str) -> int:
     """Return how many characters of a queue's name are left to the group."""
-    return NAME + len("{group}") - len(_name(template))
+    return NAME + len("{group}") - len(name_of(template))
 
 
 def _in_a_name(group: str, room: int) -> str:

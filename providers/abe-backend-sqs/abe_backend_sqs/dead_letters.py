@@ -1,0 +1,203 @@
+"""Dead letters, and whatever else takes messages out of a queue to look at them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from email.utils import parsedate_to_datetime
+from hashlib import sha256
+from typing import Any, Self
+
+from abe.backends.message_queue.base import KeyFilter, Message, dead_headers
+from abe.errors import PayloadError
+from abe_backend_sqs.codec import attributes_of, message_of, order_group, size_of
+from abe_backend_sqs.queue import BATCH, Queue, Raw
+
+__all__ = ["DeadLetterQueue", "purge"]
+
+logger = logging.getLogger(__name__)
+
+DEAD = "abe-dead-"
+HOLD = 300
+"""Seconds for which what is being looked at is hidden from others, at most."""
+BRIEF = 100
+"""Characters of a reason that are kept where there is no room for more."""
+SECOND = 1000
+"""Milliseconds; SQS says what time it is in whole seconds."""
+
+
+class Snapshot:
+    """What was ready when it was taken, page by page; what was not removed goes back at the end.
+
+    SQS cannot look without taking: meanwhile others do not see these messages, and each counts
+    one more receipt.
+
+    Args:
+        queue: Where to take from.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._held: set[str] = set()
+        self._seen: set[str] = set()
+        self._began = 0
+
+    async def page(self) -> list[Raw]:
+        """Return up to ten messages not seen yet, oldest first; none if there are no more."""
+        # A wait asks all servers of the queue, where 0 asks some.
+        answer = await self._queue.receive(BATCH, wait=1, hide=HOLD)
+        self._began = self._began or _time_of(answer)
+        raws = answer.get("Messages", ())
+        self._held.update(raw["ReceiptHandle"] for raw in raws)
+        fresh = [raw for raw in raws if raw["MessageId"] not in self._seen]
+        self._seen.update(raw["MessageId"] for raw in fresh)
+        return sorted((raw for raw in fresh if _sent(raw) < self._began + SECOND), key=_sent)
+
+    def is_certain(self, raw: Raw) -> bool:
+        """Whether a message was there for certain: the clock shows no more than seconds."""
+        return _sent(raw) < self._began
+
+    async def remove(self, raws: Sequence[Raw]) -> int:
+        """Delete messages of a page; returns how many were."""
+        handles = [raw["ReceiptHandle"] for raw in raws]
+        results = await self._queue.delete(handles)
+        gone = {handle for handle, error in zip(handles, results, strict=True) if error is None}
+        self._held -= gone
+        for error in results:
+            if error is not None:
+                raise error
+        return len(gone)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        errors = [e for e in await self._queue.hide([(h, 0) for h in self._held]) if e]
+        if errors:
+            logger.warning(
+                "queue %s: %d messages stay hidden for up to %d s: %s",
+                self._queue.name,
+                len(errors),
+                HOLD,
+                errors[0],
+                extra={"backend": "sqs"},
+            )
+
+
+def _sent(raw: Raw) -> int:
+    return int(raw["Attributes"]["SentTimestamp"])
+
+
+def _time_of(answer: Raw) -> int:
+    """Return the time on SQS's clock, by which messages are stamped, in milliseconds."""
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return int((parsedate_to_datetime(date).timestamp() if date else time.time()) * 1000)
+
+
+async def purge(queue: Queue, keys: KeyFilter) -> int:
+    """Drop what is ready and matches; returns how many messages that were."""
+    count = 0
+    async with Snapshot(queue) as snapshot:
+        while page := await snapshot.page():
+            count += await snapshot.remove([raw for raw in page if _matches(raw, queue, keys)])
+    return count
+
+
+def _matches(raw: Raw, queue: Queue, keys: KeyFilter) -> bool:
+    return not keys or keys.matches(str(message_of({**raw, "Body": "{}"}, queue.name).key))
+
+
+class DeadLetterQueue:
+    """The dead letters of one queue.
+
+    Args:
+        source: Where they come from, and go when they are replayed.
+        queue: Where they are.
+    """
+
+    def __init__(self, source: Queue, queue: Queue) -> None:
+        self._source = source
+        self._queue = queue
+
+    async def add(self, message: Message, body: str, handle: str, reason: str) -> None:
+        """Copy a message to the dead letters; the original is not deleted yet.
+
+        Args:
+            message: What it was delivered as.
+            body: Its body, as it was sent.
+            handle: Of its delivery: a repeated call leaves one copy, where the queue is FIFO.
+            reason: Why; as much of it is kept as there is room for.
+
+        Raises:
+            AbeError: If SQS does not accept it.
+        """
+        unique = sha256(handle.encode()).hexdigest()
+        await self._queue.send(body, self._attributes(message, body, reason), unique, unique)
+
+    def _attributes(self, message: Message, body: str, reason: str) -> dict[str, Any]:
+        id, key = str(message.id), str(message.key)
+        summary = reason.partition("\n")[0]
+        for text in (reason, summary, summary[:BRIEF]):
+            headers = dead_headers(
+                message.headers, reason=text, attempts=message.attempt, id=id, key=key
+            )
+            attributes = attributes_of(id, key, headers)
+            if size_of(body, attributes) <= self._queue.limit:
+                return attributes
+        return attributes_of(id, key, message.headers)
+
+    async def list(self, limit: int) -> list[Message]:
+        """Return up to ``limit`` dead letters, oldest first of those that SQS hands out."""
+        found: list[Message] = []
+        async with Snapshot(self._queue) as snapshot:
+            while len(found) < limit and (page := await snapshot.page()):
+                found += [letter for raw in page if (letter := self._read(raw)) is not None]
+        return sorted(found, key=_died)[:limit]
+
+    def _read(self, raw: Raw) -> Message | None:
+        try:
+            letter = message_of(raw, self._source.name)
+        except PayloadError as error:
+            logger.warning(
+                "dead letter %s of queue %s is not shown: %s",
+                raw["MessageId"],
+                self._queue.name,
+                error,
+                extra={"backend": "sqs", "id": raw["MessageId"]},
+            )
+            return None
+        attempts = letter.headers.get(f"{DEAD}attempts", "")
+        letter.attempt = int(attempts) if attempts.isdecimal() else letter.attempt
+        return letter
+
+    async def replay(self, ids: Collection[str] | None, limit: int | None) -> int:
+        """Send the dead letters of this moment to their queue again, as new messages."""
+        replayed: set[str | None] = set()
+        count = 0
+        async with Snapshot(self._queue) as snapshot:
+            while (limit is None or count < limit) and (page := await snapshot.page()):
+                for raw in page:
+                    letter = self._read(raw)
+                    if letter is None or count == limit or not (ids is None or letter.id in ids):
+                        continue
+                    if letter.id in replayed and not snapshot.is_certain(raw):
+                        continue  # rejected again since
+                    replayed.add(letter.id)
+                    await self._revive(raw, letter)
+                    count += await snapshot.remove([raw])
+        return count
+
+    async def _revive(self, raw: Raw, letter: Message) -> None:
+        own = {name: v for name, v in letter.headers.items() if not name.startswith(DEAD)}
+        id, key = str(letter.id), str(letter.key)
+        unique = sha256(raw["ReceiptHandle"].encode()).hexdigest()
+        await self._source.send(raw["Body"], attributes_of(id, key, own), order_group(key), unique)
+
+
+def _died(letter: Message) -> float:
+    text = letter.headers.get(f"{DEAD}time", "")
+    try:
+        return float(text)
+    except ValueError:
+        return letter.timestamp.timestamp() if letter.timestamp is not None else 0.0

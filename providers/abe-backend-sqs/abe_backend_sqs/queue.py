@@ -1,0 +1,151 @@
+"""One SQS queue, and the calls that concern it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from abe.errors import ConnectionLostError
+from abe_backend_sqs.failures import LapsedError, Refused
+from abe_backend_sqs.link import Link
+
+__all__ = ["BATCH", "Queue", "Raw", "name_of"]
+
+BATCH = 10
+"""Entries of a call, at most."""
+LAPSED = ("ReceiptHandleIsInvalid", "MessageNotInflight")
+"""Ends of codes that say: this delivery is over. FIFO queues say it in the message."""
+
+Raw = Mapping[str, Any]
+"""A message as SQS hands it out."""
+
+
+def name_of(place: str) -> str:
+    """Return the name of a queue given by name, URL or ARN."""
+    return re.split("[/:]", place)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue as SQS describes it.
+
+    Attributes:
+        link: Calls SQS.
+        url: What calls name it by.
+        arn: What policies and subscriptions name it by.
+        limit: Largest message, in bytes.
+        dead_arn: The queue its redrive policy names; ``""`` if there is none.
+    """
+
+    link: Link = field(repr=False)
+    url: str
+    arn: str
+    limit: int
+    dead_arn: str
+
+    @property
+    def name(self) -> str:
+        """Its name, without account and region."""
+        return name_of(self.url)
+
+    @property
+    def fifo(self) -> bool:
+        """Whether it keeps order."""
+        return self.url.endswith(".fifo")
+
+    async def attributes(self, *names: str) -> Mapping[str, str]:
+        """Return what SQS says of the queue now."""
+        answer = await self.link.sqs(
+            "get_queue_attributes", QueueUrl=self.url, AttributeNames=list(names)
+        )
+        attributes: Mapping[str, str] = answer["Attributes"]
+        return attributes
+
+    async def receive(self, count: int, *, wait: int, hide: int) -> dict[str, Any]:
+        """Return SQS's answer to a call for up to ``count`` messages, at most ten.
+
+        Args:
+            count: Maximum number of messages.
+            wait: Seconds for which SQS may hold back its answer.
+            hide: Seconds for which the messages are hidden from others.
+        """
+        return await self.link.sqs(
+            "receive_message",
+            wait=wait,
+            QueueUrl=self.url,
+            MaxNumberOfMessages=count,
+            WaitTimeSeconds=wait,
+            VisibilityTimeout=hide,
+            MessageAttributeNames=["All"],
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+        )
+
+    async def send(self, body: str, attributes: Mapping[str, Any], group: str, unique: str) -> None:
+        """Send one message; where the queue is FIFO, in ``group`` and once for each ``unique``."""
+        order: dict[str, Any] = {}
+        if self.fifo:
+            order = {"MessageGroupId": group, "MessageDeduplicationId": unique}
+        await self.link.sqs(
+            "send_message",
+            QueueUrl=self.url,
+            MessageBody=body,
+            MessageAttributes=attributes,
+            **order,
+        )
+
+    async def delete(self, handles: Sequence[str]) -> list[Exception | None]:
+        """Delete deliveries; see `hide`."""
+        entries = [{"ReceiptHandle": handle} for handle in handles]
+        return await self._in_batches("delete_message_batch", entries)
+
+    async def hide(self, times: Sequence[tuple[str, float]]) -> list[Exception | None]:
+        """Let deliveries be hidden for so many seconds from now, rounded up; 0 gives them back.
+
+        Returns:
+            For each the error, or ``None`` once it is done.
+        """
+        entries = [
+            {"ReceiptHandle": handle, "VisibilityTimeout": int(seconds + 0.999)}
+            for handle, seconds in times
+        ]
+        return await self._in_batches("change_message_visibility_batch", entries)
+
+    async def _in_batches(
+        self, operation: str, entries: Sequence[Mapping[str, Any]]
+    ) -> list[Exception | None]:
+        batches = [entries[n : n + BATCH] for n in range(0, len(entries), BATCH)]
+        answers = await asyncio.gather(
+            *(
+                self.link.sqs(
+                    operation,
+                    QueueUrl=self.url,
+                    Entries=[{"Id": str(n), **entry} for n, entry in enumerate(batch)],
+                )
+                for batch in batches
+            ),
+            return_exceptions=True,
+        )
+        results: list[Exception | None] = []
+        for batch, answer in zip(batches, answers, strict=True):
+            if isinstance(answer, Exception):
+                results += [answer] * len(batch)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                rows = {int(row["Id"]): row for row in answer.get("Failed", ())}
+                results += [
+                    _failure(operation, rows[n]) if n in rows else None for n in range(len(batch))
+                ]
+        return results
+
+
+def _failure(operation: str, row: Mapping[str, Any]) -> Exception:
+    code = str(row.get("Code", ""))
+    text = f"{operation}: {code}: {row.get('Message', '')}"
+    if not row.get("SenderFault"):
+        return ConnectionLostError(text)
+    lapsed = code.rpartition(".")[2] in LAPSED or "receipt handle" in text.lower()
+    return LapsedError(text) if lapsed else Refused(text)
