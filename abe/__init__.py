@@ -30,15 +30,17 @@ from abe.errors import (
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from abe.backends.message_queue.base.message import Message
-    from abe.backends.message_queue.client import aconnect
+    from abe.backends.message_queue.base.message import Message, SyncMessage
+    from abe.backends.message_queue.client import AsyncBackend, aconnect
     from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
     from abe.backends.message_queue.loader import list_backends, load_backend
+    from abe.display import Messages
     from abe.sync import SyncBackend, connect, enable_nesting
 
 __all__ = [
     "AbeError",
     "AmbiguousBackendError",
+    "AsyncBackend",
     "AsyncLoopConsumer",
     "BackendClosedError",
     "BackendLoadError",
@@ -47,12 +49,14 @@ __all__ = [
     "InvalidKeyError",
     "LoopError",
     "Message",
+    "Messages",
     "PayloadError",
     "PublishError",
     "Reject",
     "Retry",
     "RetryPolicy",
     "SyncBackend",
+    "SyncMessage",
     "UnknownBackendError",
     "UnsupportedError",
     "__version__",
@@ -64,8 +68,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AsyncBackend": "abe.backends.message_queue.client",
     "AsyncLoopConsumer": "abe.backends.message_queue.consumer",
     "Message": "abe.backends.message_queue.base.message",
+    "Messages": "abe.display",
+    "SyncMessage": "abe.backends.message_queue.base.message",
     "RetryPolicy": "abe.backends.message_queue.consumer",
     "SyncBackend": "abe.sync",
     "aconnect": "abe.backends.message_queue.client",

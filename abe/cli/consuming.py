@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.handling.threads import DaemonThreads
-from abe.cli.messages import as_json, as_text
 from abe.cli.output import emit, would_block
+from abe.display.lines import message_json, message_text
 
 __all__ = ["Consumption", "consume"]
 
@@ -48,7 +48,7 @@ async def consume(backend: AsyncBackend, wanted: Consumption) -> int:
     if wanted.number is not None and backend.capabilities.attempts != "upper":
         prefetch = min(wanted.number, 512)  # what is not asked for stays with the others
     stream = backend.consume(wanted.keys or None, group=wanted.group, prefetch=prefetch)
-    form = as_json if wanted.as_lines else as_text
+    form = message_json if wanted.as_lines else message_text
     threads = DaemonThreads("abe-output")
     acked = 0
     try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from abe._text import cell
-from abe.cli.output import emit_line, json_line
+from abe.cli.output import emit_line
 from abe.cli.session import search_working_directory
+from abe.display.lines import json_line
+from abe.display.text import cell
 from abe.errors import ConfigurationError
 from abe.testing import ContractReport, ContractRow, run_contract
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from abe._text import cell
-from abe.backends.message_queue.base import KeyFilter
+from abe.backends.message_queue.base import Message
+from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.loader import choose_backend
 from abe.cli import publishing
 from abe.cli.consuming import Consumption
 from abe.cli.consuming import consume as take
-from abe.cli.looking import show_dead, show_messages, show_stats
-from abe.cli.messages import counted, whose
 from abe.cli.options import (
     Action,
     BackendName,
@@ -49,8 +48,11 @@ from abe.cli.options import (
     seconds,
     target,
 )
-from abe.cli.output import emit_line, json_line, say
+from abe.cli.output import emit_line, emit_table, say
 from abe.cli.session import Target, Terminated, with_backend
+from abe.display.lines import json_line, message_json
+from abe.display.results import Backlog, DeadLetters, Messages
+from abe.display.text import cell, group_name, plural
 
 __all__ = ["COMMANDS"]
 
@@ -97,7 +99,7 @@ def publish(
             else:
                 _publish_lines(source, what, where, stream)
     record = {"published": what.published, "key": key}
-    text = f"published {counted(what.published)} to {cell(key)}"
+    text = f"published {plural(what.published, 'message')} to {cell(key)}"
     emit_line(json_line(record) if json else text)
 
 
@@ -164,7 +166,7 @@ def consume(
     )
     acked = with_backend(target(backend, env), partial(take, wanted=wanted))
     if not wanted.as_lines:
-        say(f"acked {counted(acked)} of {whose(group)}")
+        say(f"acked {plural(acked, 'message')} of {group_name(group)}")
 
 
 def _patience(value: float | None, option: str, default: float | None) -> float | None:
@@ -183,10 +185,13 @@ def peek(
 
     They are those that the group could take now, oldest first.
     """
-    found = with_backend(
-        target(backend, env), lambda q: q.peek(keys or None, group=group or None, limit=number)
-    )
-    show_messages(found, as_lines=as_lines(json))
+    group = group or None
+
+    async def look(q: AsyncBackend) -> Messages[Message]:
+        found = await q.peek(keys or None, group=group, limit=number)
+        return Messages(found, f"waiting on {cell(q.name)} for {group_name(group)}, not taken")
+
+    _show(with_backend(target(backend, env), look), json)
 
 
 def stats(
@@ -201,14 +206,18 @@ def stats(
     In JSON each line is an object with key, group, ready, in_flight, delayed, dead, oldest_age
     (seconds) and approximate; null where the broker cannot say.
     """
-    wanted = KeyFilter(keys or None)
-    found = with_backend(target(backend, env), lambda q: q.stats())
-    entries = [
-        entry
-        for entry in found.entries
-        if wanted.matches(entry.key) and (group is None or entry.group == (group or None))
-    ]
-    show_stats(entries, approximate=found.approximate, as_lines=json)
+
+    async def look(q: AsyncBackend) -> Backlog:
+        found = await q.stats()
+        return Backlog(found.entries, found.approximate, f"of {cell(q.name)}")
+
+    backlog = with_backend(target(backend, env), look)
+    backlog = backlog.select(keys or None, None if group is None else [group or None])
+    if not json:
+        emit_table(backlog.table())
+        return
+    for entry in backlog:
+        emit_line(json_line({**asdict(entry), "approximate": backlog.approximate}))
 
 
 def dead(
@@ -229,11 +238,15 @@ def dead(
         ctx.fail("--id is for 'abe dead replay'")
     group, where = group or None, target(backend, env)
     if action is Action.LIST:
-        found = with_backend(where, lambda q: q.dead_letters(group=group, limit=number or 100))
-        show_dead(found, as_lines=as_lines(json))
+
+        async def look(q: AsyncBackend) -> Messages[Message]:
+            found = await q.dead_letters(group=group, limit=number or 100)
+            return DeadLetters(found, f"of {group_name(group)} on {cell(q.name)}")
+
+        _show(with_backend(where, look), json)
         return
     count = with_backend(where, lambda q: q.replay(group=group, ids=ids or None, limit=number))
-    _say_count(json, "replayed", f"put {counted(count)} back for {whose(group)}", count, group)
+    _report_count(json, "replayed", count, "dead letter", group)
 
 
 def purge(
@@ -253,11 +266,20 @@ def purge(
         ctx.fail("purge drops messages for good; add --yes")
     group = group or None
     count = with_backend(target(backend, env), lambda q: q.purge(keys or None, group=group))
-    _say_count(json, "purged", f"dropped {counted(count)} of {whose(group)}", count, group)
+    _report_count(json, "purged", count, "message", group)
 
 
-def _say_count(json: bool | None, name: str, text: str, count: int, group: str | None) -> None:
-    emit_line(json_line({name: count, "group": group}) if json else text)
+def _show(messages: Messages[Message], json: bool | None) -> None:
+    if not as_lines(json):
+        emit_table(messages.table(ids=True))
+        return
+    for message in messages:
+        emit_line(message_json(message))
+
+
+def _report_count(json: bool | None, done: str, count: int, noun: str, group: str | None) -> None:
+    text = f"{done} {plural(count, noun)} of {group_name(group)}"
+    emit_line(json_line({done: count, "group": group}) if json else text)
 
 
 COMMANDS: Sequence[Callable[..., None]] = (publish, consume, peek, stats, dead, purge)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from abe import _version
-from abe._text import cell
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.loader import BackendInfo, choose_backend, list_backends
-from abe.cli.output import emit_line, emit_table, json_line
+from abe.cli.output import emit_line, emit_table
 from abe.cli.report import clean
 from abe.cli.session import Target, with_backend
+from abe.display.lines import json_line
+from abe.display.table import Table
+from abe.display.text import cell
 from abe.errors import AbeError
 
 __all__ = ["Diagnosis", "examine", "show"]
@@ -110,7 +112,7 @@ def show(found: Diagnosis, *, as_lines: bool) -> None:
         *([("answers", found.answer)] if found.answer else []),
         *(("problem", problem) for problem in found.problems),
     ]
-    emit_table(("", ""), [(name, cell(text, 1000)) for name, text in rows])
+    emit_table(Table("", ("", ""), [(name, cell(text, 1000)) for name, text in rows]))
 
 
 def _describe(info: BackendInfo) -> str:

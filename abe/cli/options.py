@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import math
-import warnings
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +13,7 @@ import typer
 from abe.cli.output import writes_to_terminal
 from abe.cli.report import hide
 from abe.cli.session import Target
-from abe.errors import ConfigurationError
+from abe.display.prompt import ask_secret
 
 __all__ = [
     "Action",
@@ -290,22 +288,9 @@ def target(backend: str | None, env: Sequence[str] | None) -> Target:
         if not (name.isascii() and name.isidentifier()):
             problem = "must look like NAME=VALUE, or NAME to be asked for the value"
             raise typer.BadParameter(problem, param_hint="--env")
-        found[name] = value if equals else _ask(name)
+        found[name] = value if equals else ask_secret(name)
     hide(found)
     return Target(backend, found)
-
-
-def _ask(name: str) -> str:
-    try:
-        with warnings.catch_warnings():
-            # It falls back to showing what is typed.
-            warnings.simplefilter("error", getpass.GetPassWarning)
-            return getpass.getpass(f"{name}: ")
-    except (EOFError, getpass.GetPassWarning):
-        raise ConfigurationError(
-            f"--env {name} asks for the value, and nobody can be asked here; "
-            f"set {name} in the environment"
-        ) from None
 
 
 def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:

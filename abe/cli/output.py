@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from abe._text import INVISIBLE, visible
+from abe.display.table import Table
+from abe.display.text import MAX_LINE, visible
 from abe.errors import AbeError
 
 __all__ = [
@@ -20,14 +19,10 @@ __all__ = [
     "emit",
     "emit_line",
     "emit_table",
-    "json_line",
     "say",
     "would_block",
     "writes_to_terminal",
 ]
-
-MAX_LINE = 2000
-"""Most characters of one line that is not data."""
 
 
 class OutputClosed(Exception):
@@ -102,42 +97,29 @@ def emit_line(text: str) -> None:
     emit(f"{text}\n")
 
 
-def json_line(record: Mapping[str, Any]) -> str:
-    """Return ``record`` as JSON on one line, with nothing in it that a terminal would obey.
-
-    Raises:
-        ValueError: If it is not JSON.
-        TypeError: If it is not JSON.
-    """
-    return INVISIBLE.sub(_escape, json.dumps(record, ensure_ascii=False, allow_nan=False))
-
-
-def _escape(match: Any) -> str:
-    # Outside strings JSON has none of these characters, so they are always inside one.
-    return json.dumps(match.group())[1:-1]
-
-
-def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table whose cells are fit to be shown; nothing if there are no rows."""
+def emit_table(table: Table) -> None:
+    """Write a table and its notes; the caption alone if it has no rows."""
+    if not table.rows:
+        emit_line(table.caption)
+        return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(columns))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(text) for text in row))
-    if not table.row_count:
-        return
+    grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(table.columns))
+    for column in table.columns:
+        grid.add_column(column, overflow="fold")
+    for row in table.rows:
+        grid.add_row(*map(Text, row))
     # Into a string first: at a broken pipe rich would end the process.
     target = io.StringIO()
     terminal = writes_to_terminal()
     width = None if terminal else 10_000  # programs get one line a row
     console = Console(file=target, width=width, force_terminal=terminal, highlight=False)
-    console.print(table)
-    emit("".join(f"{line.rstrip()}\n" for line in target.getvalue().splitlines()))
+    console.print(grid)
+    lines = [line.rstrip() for line in target.getvalue().splitlines()]
+    emit("".join(f"{line}\n" for line in (*lines, *table.notes)))
 
 
 def say(text: str) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast
 
-from abe._text import cell, plural
 from abe.backends.message_queue.base import encode_payload, validate_key
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.handling.threads import DaemonThreads
+from abe.display.text import cell, plural
 from abe.errors import AbeError, ConnectionLostError, PayloadError, PublishError
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
-from abe.backends.message_queue.loader import choose_backend
+from abe.backends.message_queue.loader import choose_backend, list_backends
 from abe.cli.options import (
     BackendName,
     Concurrency,
@@ -28,8 +29,10 @@ from abe.cli.options import (
     seconds,
     target,
 )
-from abe.cli.output import emit_line
-from abe.errors import ConfigurationError
+from abe.cli.output import emit_line, emit_table
+from abe.display.lines import json_line
+from abe.display.results import Backends
+from abe.errors import AbeError, ConfigurationError
 
 __all__ = ["COMMANDS"]
 
@@ -44,9 +47,17 @@ def backends(
 
     Also says which one is taken if none is named, and why.
     """
-    from abe.cli.looking import show_backends
-
-    show_backends(check=check, as_lines=json)
+    try:
+        choice = choose_backend()
+        chosen, reason = choice.info.name, choice.reason
+    except AbeError as error:
+        chosen, reason = "", str(error)
+    found = Backends(list_backends(check=check), chosen, reason)
+    if not json:
+        emit_table(found.table())
+        return
+    for info in found:
+        emit_line(json_line({**asdict(info), "chosen": info.name == chosen}))
 
 
 def doctor(

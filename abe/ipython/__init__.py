@@ -18,8 +18,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics with ``shell``."""
     from traitlets import TraitError
 
+    from abe.display.text import MAX_LINE, cell
     from abe.ipython.magics import AbeMagics
-    from abe.ipython.render import MAX_LINE, cell
     from abe.ipython.session import say
 
     unload_ipython_extension(shell)
@@ -45,7 +45,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Close the session's backend and remove everything that loading registered."""
-    from abe.ipython.render import MAX_LINE, cell, reset_limits
+    from abe.display.text import MAX_LINE, cell, limits
     from abe.ipython.session import say
 
     manager = shell.magics_manager
@@ -59,7 +59,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     magics.detach()
     if magics in shell.configurables:
         shell.configurables.remove(magics)
-    reset_limits()
+    limits.reset()
     try:
         magics.session.end()
     except AbeError as error:

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from abe.ipython.plot import sparkline
-from abe.ipython.render import Table, cell, whose
+from abe.display.plot import sparkline
+from abe.display.table import Table
+from abe.display.text import cell, group_name
 from abe.sync.portal import get_portal
 
 if TYPE_CHECKING:
@@ -170,4 +171,4 @@ class Card:
 def where(backend: str, group: str | None, keys: Sequence[str] | None) -> str:
     """Return in words what a handler listens to."""
     filtered = f", {cell(' '.join(keys))}" if keys else ""
-    return f"on {cell(backend)}, {whose(group)}{filtered}"
+    return f"on {cell(backend)}, {group_name(group)}{filtered}"

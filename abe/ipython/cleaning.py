@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from abe.backends.message_queue.base.keys import KeyFilter
+from abe.display.results import Count, DeadLetters
+from abe.display.text import cell, group_name, plural
 from abe.errors import AbeError
 from abe.ipython.grammar import Option, Syntax, count, identifier, one_of, parse
-from abe.ipython.render import cell, plural, whose
-from abe.ipython.results import Count, DeadLetters
 from abe.ipython.session import Call
 
 __all__ = ["DEAD", "PURGE", "dead", "purge"]
@@ -51,7 +51,7 @@ def dead(call: Call) -> Any:
     group = call.group(options["group"])
     backend = call.session.backend()
     call.session.note(groups=[group])
-    where = f"of {whose(group)} on {cell(backend.name)}"
+    where = f"of {group_name(group)} on {cell(backend.name)}"
     if action == "list":
         found = backend.dead_letters(group=group, limit=options["number"] or LIMIT)
         return call.result(DeadLetters(found, where), options["out"])
@@ -67,7 +67,7 @@ def purge(call: Call) -> Any:
     KeyFilter(keys)
     group = call.group(arguments.options["group"])
     backend = call.session.backend()
-    where = f"for {whose(group)} on {cell(backend.name)}"
+    where = f"for {group_name(group)} on {cell(backend.name)}"
     if not arguments.options["yes"]:
         raise PURGE.error(
             f"this drops {_how_many(call, keys, group)} waiting {where}, for good;"

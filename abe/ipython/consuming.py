@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from abe.display.results import Messages
+from abe.display.text import cell, group_name, plural
 from abe.ipython.grammar import Option, Syntax, count, identifier, parse, seconds
-from abe.ipython.render import cell, plural, whose
-from abe.ipython.results import Messages
 from abe.ipython.session import Call, say
 
 __all__ = ["CONSUME", "consume"]
@@ -40,7 +40,7 @@ def consume(call: Call) -> Any:
         group=group,
     )
     call.session.note((message.key for message in taken), [group])
-    source = f"from {cell(backend.name)}, {whose(group)}"
+    source = f"from {cell(backend.name)}, {group_name(group)}"
     nothing = "" if taken else f": nothing arrived within {timeout:g} s"
     say(f"acked {plural(len(taken), 'message')} {source}{nothing}")
     return call.result(Messages(taken, source), options["out"])

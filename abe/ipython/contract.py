@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from abe.display.results import Listing
+from abe.display.table import Table
+from abe.display.text import cell, limits
 from abe.errors import UnsupportedError
 from abe.ipython.errors import short
 from abe.ipython.grammar import Option, Syntax, assignment, identifier, parse
 from abe.ipython.progress import Progress
-from abe.ipython.render import Table, cell, limits
-from abe.ipython.results import TableList
 from abe.ipython.session import Call
 
 if TYPE_CHECKING:
     from abe.testing import ContractReport
     from abe.testing.report import ContractRow
 
-    Rows = TableList[ContractRow]
+    Rows = Listing[ContractRow]
 else:
-    Rows = TableList
+    Rows = Listing
 
 __all__ = ["CONTRACT", "Contract", "contract"]
 

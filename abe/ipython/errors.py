@@ -9,8 +9,8 @@ from typing import ParamSpec, TypeVar
 
 from IPython.core.getipython import get_ipython
 
+from abe.display.text import MAX_LINE, redact, visible
 from abe.errors import AbeError, BackendClosedError
-from abe.ipython.render import MAX_LINE, redact, visible
 
 __all__ = ["short", "short_errors"]
 

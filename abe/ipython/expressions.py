@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any, TypeAlias
 
+from abe.display.text import cell
 from abe.ipython.errors import short
-from abe.ipython.render import cell
 
 __all__ = [
     "Evaluate",

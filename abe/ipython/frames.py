@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
+from abe.display.text import cell
 from abe.errors import PayloadError
-from abe.ipython.render import cell
 
 __all__ = ["is_frame", "rows_of"]
 

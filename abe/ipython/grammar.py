@@ -16,8 +16,8 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
+from abe.display.text import redact, visible
 from abe.ipython.expressions import Evaluate, ExpressionError, expand, find_expression
-from abe.ipython.render import redact, visible
 
 __all__ = [
     "Arguments",

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group
 from abe.backends.message_queue.consumer import RetryPolicy
 from abe.backends.message_queue.handling.handlers import check_handler
+from abe.display.results import Listing
+from abe.display.table import Table
+from abe.display.text import cell, limits, plural
 from abe.ipython.card import COLUMNS, NUMERIC, numbers, problem, where
 from abe.ipython.grammar import Option, Syntax, count, identifier, parse
 from abe.ipython.registry import Handler
-from abe.ipython.render import Table, cell, limits, plural
-from abe.ipython.results import TableList
 from abe.ipython.session import Call, say
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ DRAIN_TIMEOUT = 10.0
 """Seconds that stopping waits for messages in flight: somebody is looking at the cell."""
 
 
-class Handlers(TableList[Handler]):
+class Handlers(Listing[Handler]):
     """The handlers of a session, shown as a table."""
 
     def table(self) -> Table:

@@ -10,9 +10,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from abe.display.text import cell
 from abe.errors import PayloadError
 from abe.ipython.expressions import Evaluate, ExpressionError, find_expression
-from abe.ipython.render import cell
 
 __all__ = ["Template", "parse_json"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from abe.backends.message_queue.base.payload import decode_payload, encode_payload
+from abe.display.text import cell
 from abe.errors import PayloadError, UnsupportedError
 from abe.ipython.errors import short
 from abe.ipython.expressions import Evaluate, whole_expression
 from abe.ipython.frames import is_frame, rows_of
 from abe.ipython.json_text import Template, parse_json
-from abe.ipython.render import cell
 
 __all__ = ["FORMATS", "payloads_of", "read_file", "read_payloads"]
 

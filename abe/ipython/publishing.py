@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from abe.backends.message_queue.base.keys import validate_key
+from abe.display.results import Count
+from abe.display.text import cell, plural
 from abe.ipython.grammar import (
     Arguments,
     Option,
@@ -17,8 +19,6 @@ from abe.ipython.grammar import (
 )
 from abe.ipython.payloads import FORMATS, payloads_of, read_file, read_payloads
 from abe.ipython.progress import Progress
-from abe.ipython.render import cell
-from abe.ipython.results import Published
 from abe.ipython.sending import send
 from abe.ipython.session import Call, say
 
@@ -119,4 +119,6 @@ def _send(call: Call, key: str, payloads: list[dict[str, Any]], options: dict[st
     if options["delay"]:
         extras["delay"] = options["delay"]
     send(backend, key, payloads, extras, live=call.session.in_notebook)
-    return Published(len(payloads), key, backend.name)
+    number = len(payloads)
+    where = f"to {cell(key)} on {cell(backend.name)}"
+    return Count(number, f"published {plural(number, 'message')} {where}")

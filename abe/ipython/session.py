@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from IPython.core.error import UsageError
 
+from abe.display.text import cell
 from abe.ipython.errors import short
 from abe.ipython.expressions import Evaluate, evaluator
 from abe.ipython.registry import Registry
-from abe.ipython.render import cell
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell

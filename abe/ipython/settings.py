@@ -7,7 +7,7 @@ from typing import Any
 from IPython.core.magic import Magics
 from traitlets import Float, Int, Unicode, observe
 
-from abe.ipython.render import MAX_CELL, MAX_ROWS, limits
+from abe.display.text import MAX_CELL, MAX_ROWS, limits
 
 __all__ = ["Settings"]
 

@@ -33,6 +33,7 @@ MODULES = (
     "abe.types",
     "abe.errors",
     "abe.sync",
+    "abe.display",
     "abe.ipython",
     "abe.testing",
     "abe.logging",

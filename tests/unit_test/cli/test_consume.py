@@ -12,7 +12,8 @@ import pytest
 
 import abe
 from abe.backends.message_queue.base import Message
-from abe.cli import consuming, messages, output
+from abe.cli import consuming, output
+from abe.display import FIELDS
 from tests.unit_test.cli.support import UNREACHABLE, Abe
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class TestConsume:
         cli.ok("publish", "o.a", '{"id": 1}', "-H", "a=b")
         cli.ok("publish", "o.b", '{"id": 2}')
         first, second = cli.ok("consume", "-q", "0").records
-        assert tuple(first) == messages.FIELDS
+        assert tuple(first) == FIELDS
         assert (first["key"], first["attempt"], first["headers"]) == ("o.a", 1, {"a": "b"})
         assert first["payload"] == {"id": 1}
         assert first["timestamp"].endswith("+00:00")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abe._text import INVISIBLE
 from abe.cli import options, output, report
+from abe.display import json_line
+from abe.display.text import INVISIBLE
 from tests.unit_test.cli.support import UNREACHABLE, Abe
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class TestSecrets:
         done = cli("stats", "-e", "ABE_X_TOKEN")
         assert (done.status, done.err) == (
             1,
-            "abe: --env ABE_X_TOKEN asks for the value, and nobody can be asked here; "
+            "abe: --env ABE_X_TOKEN asks for the value, but no input is available here; "
             "set ABE_X_TOKEN in the environment\n",
         )
 
@@ -76,7 +77,7 @@ class TestOutput:
 
     @given(st.text())
     def test_json_line_is_one_harmless_line(self, text: str) -> None:
-        line = output.json_line({text: [text]})
+        line = json_line({text: [text]})
         assert json.loads(line) == {text: [text]}
         assert not INVISIBLE.search(line)
 

@@ -21,7 +21,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import abe
-from abe.ipython.results import Messages
+from abe.display.results import Messages
 
 Run = Callable[..., Any]
 MAGICS = {
@@ -271,7 +271,7 @@ def test_env_when_nobody_can_be_asked(run: Run, monkeypatch: pytest.MonkeyPatch)
         raise EOFError
 
     monkeypatch.setattr(getpass, "getpass", refuse)
-    with pytest.raises(abe.ConfigurationError, match="nobody can be asked here; set ABE_X in the"):
+    with pytest.raises(abe.ConfigurationError, match="no input is available here; set ABE_X"):
         run("%abe_connect memory --env ABE_X")
 
 

@@ -15,10 +15,9 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import abe
 from abe.backends.message_queue.base.message import Message
-from abe.ipython.looking import Backlog
-from abe.ipython.plot import bars, sparkline
-from abe.ipython.render import limits
-from abe.ipython.results import Count, DeadLetters, Messages
+from abe.display.plot import bars, sparkline
+from abe.display.results import Backlog, Count, DeadLetters, Messages
+from abe.display.text import limits
 from abe.types import KeyStats
 
 Run = Callable[..., Any]
@@ -77,7 +76,9 @@ def test_stats(run: Run, q: abe.SyncBackend) -> None:
     ]
     assert {e.group for e in run("%abe_stats a.x -g billing")} == {"billing"}
     assert {e.group for e in run('%abe_stats -g ""')} == {None}
-    assert run("%abe_stats nothing.*") == []
+    nothing = run("%abe_stats nothing.*")
+    assert len(nothing) == 0
+    assert repr(nothing) == "backlog of memory: nothing is waiting"
 
 
 def test_the_plot_is_accessible_and_takes_the_pages_colour(run: Run, q: abe.SyncBackend) -> None:

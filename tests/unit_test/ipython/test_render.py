@@ -14,17 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abe.backends.message_queue.base.message import Message
-from abe.ipython.render import (
-    MAX_CELL,
-    Table,
-    cell,
-    plural,
-    preview,
-    redact,
-    visible,
-    when,
-)
-from abe.ipython.results import Messages, Published
+from abe.display.results import Count, Messages
+from abe.display.table import Table
+from abe.display.text import MAX_CELL, cell, plural, preview, redact, visible, when
 
 HOSTILE = "<script>alert(1)</script>\"'onload=x&amp;\x1b[31m\u202eabc\x00\x9b\u2028"
 INVISIBLE = [
@@ -283,8 +275,8 @@ def test_no_messages() -> None:
     assert Tags(Messages([], "from x")._repr_html_()).text.strip() == "0 messages from x"
 
 
-def test_published_is_a_number() -> None:
-    result = Published(1200, "orders.created", "memory")
+def test_a_count_is_a_number() -> None:
+    result = Count(1200, "published 1,200 messages to orders.created on memory")
     assert result == 1200
     assert repr(result) == "published 1,200 messages to orders.created on memory"
     assert f"{result} {result:,} {json.dumps(result)}" == "1200 1,200 1200"

@@ -1,11 +1,11 @@
-"""Small plots as inline SVG: they take the page's text colour, and say in words what they show."""
+"""Small plots as inline SVG in the colour of the page, each with its text alternative."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 
-from abe.ipython.render import visible
+from abe.display.text import visible
 
 __all__ = ["bars", "sparkline"]
 
@@ -21,10 +21,10 @@ def bars(
     """Return stacked horizontal bars.
 
     Args:
-        title: What the plot shows.
+        title: The title.
         rows: The name of each bar and its numbers, one for each of ``parts``.
-        parts: What the numbers are, from the strongest shade to the faintest.
-        text: The same in words, for who cannot see it.
+        parts: Names of the numbers, from the strongest shade to the faintest.
+        text: The text alternative.
     """
     most = max((sum(numbers) for _, numbers in rows), default=0)
     if not most:
@@ -68,7 +68,7 @@ def sparkline(values: Sequence[float], text: str) -> str:
 
     Args:
         values: The numbers, oldest first.
-        text: The same in words.
+        text: The text alternative.
     """
     width, height = 120, 20
     most = max(values, default=0.0)
