@@ -10,12 +10,14 @@ from abe.backends.message_queue.base.dead_letters import dead_headers
 from abe.backends.message_queue.base.env import env_flag, env_number
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
+from abe.backends.message_queue.base.mover import Mover
 from abe.backends.message_queue.base.payload import (
     check_headers,
     decode_payload,
     encode_payload,
 )
 from abe.backends.message_queue.base.protocol import EventConsumer, MessageQueueBackend
+from abe.backends.message_queue.base.publisher import Publisher, not_published
 from abe.backends.message_queue.base.receiver import (
     Delivery,
     EndOfStream,
@@ -40,8 +42,10 @@ __all__ = [
     "Message",
     "MessageQueueBackend",
     "MessageStream",
+    "Mover",
     "Outcome",
     "Outgoing",
+    "Publisher",
     "Receiver",
     "Secrets",
     "SettleFailure",
@@ -54,6 +58,7 @@ __all__ = [
     "encode_payload",
     "env_flag",
     "env_number",
+    "not_published",
     "open_stream",
     "pause",
     "transient",

@@ -104,10 +104,10 @@ class Batcher(Generic[T]):
             if last and not any(batch.cancelled() for batch in batches):
                 return
 
-    async def close(self, timeout: float) -> list[T]:
+    async def close(self, timeout: float | None) -> list[T]:
         """Send everything, within ``timeout`` seconds; returns what is not answered for by then.
 
-        May be called again after a cancellation.
+        With ``None`` that takes as long as it takes. May be called again after a cancellation.
         """
         try:
             async with asyncio.timeout(timeout):
