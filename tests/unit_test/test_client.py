@@ -525,8 +525,9 @@ def test_errors_of_a_first_party_backend_pass_through() -> None:
             with pytest.raises(PublishError) as caught:
                 await queue.publish_many([{}, {}], key="k")
             assert list(caught.value.published) == [0]
-            with pytest.raises(ConfigurationError, match="delay is -1"):
-                await queue.publish("k", {}, delay=-1)
+            for delay in (-1, float("nan")):
+                with pytest.raises(ConfigurationError, match=f"delay is {delay}"):
+                    await queue.publish("k", {}, delay=delay)
             with pytest.raises(UnsupportedError, match="longest is"):
                 await queue.publish("k", {}, delay=1e12)
             with pytest.raises(PayloadError):

@@ -1,0 +1,186 @@
+"""Dead letters, looking and cleaning up, beyond the contract."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from abe.errors import ConfigurationError, InvalidKeyError, UnsupportedError
+from tests.unit_test.memory.support import (
+    LEASE,
+    NACK,
+    REJECT,
+    RELEASE,
+    driver,
+    ns,
+    pass_time,
+    publish,
+    remembers,
+    until,
+    waiting,
+    waits,
+)
+
+if TYPE_CHECKING:
+    from abe.backends.message_queue.service.memory import MemoryBackend
+
+
+async def test_a_dead_letter_keeps_its_headers_and_returns_to_its_group_alone(
+    backend: MemoryBackend,
+) -> None:
+    await backend.publish("k", {"n": 1}, headers={"trace": "t"})
+    a, b = await driver(backend, "a"), await driver(backend, "b")
+    await a.settle(await a.one(), outcome=REJECT, reason="no good")
+    (dead,) = await backend.dead_letters(group="a")
+    assert (dead.headers["trace"], dead.headers["abe-dead-reason"]) == ("t", "no good")
+    assert dead.timestamp is not None
+    assert float(dead.headers["abe-dead-time"]) >= dead.timestamp.timestamp()
+    with pytest.raises(UnsupportedError):
+        await dead.ack()
+    assert (await b.one()).message.headers == {"trace": "t"}
+    async with waiting(a.receiver) as task:
+        assert await backend.replay(group="a", ids=dead.id) == 1
+        (again,) = await task
+    assert again.message.headers == {"trace": "t"}
+    assert await (await driver(backend, "new")).take() == []
+
+
+async def test_a_replayed_message_goes_once_settled_and_can_die_again(
+    backend: MemoryBackend,
+) -> None:
+    await publish(backend, 1, 2)
+    a, b = await driver(backend, "a"), await driver(backend, "b")
+    await a.settle(*await a.take(), outcome=REJECT)
+    assert await backend.replay(group="a") == 2
+    await a.settle(await a.one(), outcome=REJECT, reason="again")
+    assert ns(await backend.dead_letters(group="a")) == [1]
+    assert ns(await a.drain()) == [2]
+    assert ns(await backend.peek(group="new")) == [1, 2]  # b has not settled them
+    assert ns(await b.drain()) == [1, 2]
+    assert await backend.peek(group="new") == []
+    assert remembers(backend) == 0
+    assert await backend.replay(group="a") == 1
+    assert ns(await a.drain()) == [1]
+    assert remembers(backend) == 0
+
+
+async def test_peek_shows_what_can_be_taken_now(backend: MemoryBackend) -> None:
+    await publish(backend, *range(20))
+    consumer = await driver(backend)
+    failed, _ = await consumer.take(2)
+    await consumer.settle(failed, outcome=NACK, delay=5)
+    assert ns(await backend.peek()) == [*range(2, 12)]
+    pass_time(backend, 5)
+    (seen,) = await backend.peek(limit=1)
+    assert (seen["n"], seen.attempt) == (0, 2)
+    assert (await consumer.one()).message.attempt == 2
+
+
+async def test_a_limit_of_none_and_an_unknown_group_select_nothing(backend: MemoryBackend) -> None:
+    await publish(backend, 1, 2)
+    consumer = await driver(backend)
+    await consumer.settle(await consumer.one(), outcome=REJECT)
+    for limit in (0, -1):
+        assert await backend.peek(limit=limit) == []
+        assert await backend.dead_letters(limit=limit) == []
+        assert await backend.replay(limit=limit) == 0
+    assert await backend.replay(ids=[]) == 0
+    assert await backend.dead_letters(group="unknown") == []
+    assert await backend.replay(group="unknown") == 0
+    with pytest.raises(InvalidKeyError):
+        await backend.peek("a.**.b")
+    with pytest.raises(InvalidKeyError):
+        await backend.peek(group="a b")
+
+
+async def test_a_message_whose_lease_has_lapsed_counts_as_waiting(backend: MemoryBackend) -> None:
+    await publish(backend, 1)
+    consumer = await driver(backend)
+    await consumer.one()
+    assert await backend.purge() == 0
+    pass_time(backend, LEASE)
+    (entry,) = (await backend.stats()).entries
+    assert (entry.ready, entry.in_flight) == (1, 0)
+    assert await backend.purge() == 1
+    assert await consumer.take() == []
+
+
+async def test_the_oldest_age_leaves_dead_letters_out(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter((100.0, 160.0))
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: next(moments))
+        await publish(backend, 1, 2)
+    consumer = await driver(backend)
+    ages = []
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda: 200.0)
+            (entry,) = (await backend.stats()).entries
+        ages.append(entry.oldest_age)
+        if len(ages) < 3:
+            await consumer.settle(await consumer.one(), outcome=REJECT)
+    assert ages == [100.0, 40.0, None]
+
+
+async def test_purge_drops_what_waits_and_not_what_is_in_flight_or_dead(
+    backend: MemoryBackend,
+) -> None:
+    consumer, other = await driver(backend, "g"), await driver(backend, "other")
+    await publish(backend, *range(6))
+    await backend.publish("k", {"n": 6}, delay=10)
+    held, dead, late, *rest = await consumer.take()
+    await consumer.settle(dead, outcome=REJECT)
+    await consumer.settle(late, outcome=NACK, delay=10)
+    await consumer.settle(*rest, outcome=RELEASE)
+    assert await backend.purge(group="g") == 5
+    assert await backend.purge(group="g") == 0
+    pass_time(backend, 11)
+    assert await consumer.take() == []
+    assert not await consumer.settle(held)
+    assert ns(await backend.dead_letters(group="g")) == [1]
+    assert ns(await other.drain()) == list(range(7))
+    assert remembers(backend) == 0
+    assert await backend.purge(group="unknown") == 0
+
+
+async def test_delete_group_forgets_backlog_and_dead_letters(backend: MemoryBackend) -> None:
+    a, b = await driver(backend, "a"), await driver(backend, "b")
+    await publish(backend, 1, 2, 3)
+    held, dead, _ = await a.take()
+    await a.settle(dead, outcome=REJECT)
+    assert ns(await b.drain()) == [1, 2, 3]
+    await backend.delete_group("a")
+    assert await backend.groups() == ["b"]
+    assert await backend.dead_letters(group="a") == []
+    assert remembers(backend) == 0
+    assert len(await a.settle(held)) == 1
+    assert await a.receiver.extend([held], 1.0) == [held]
+    await publish(backend, 4)
+    assert ns(await (await driver(backend, "a")).drain()) == [4]
+    with pytest.raises(ConfigurationError, match="there is no group 'c'"):
+        await backend.delete_group("c")
+    with pytest.raises(ConfigurationError, match="there is no group None"):
+        await backend.delete_group(None)
+
+
+async def test_an_open_stream_of_a_deleted_group_fails_clearly_waiting_or_not(
+    backend: MemoryBackend,
+) -> None:
+    text = "group 'g' was deleted while this stream was open; open a new stream"
+    await publish(backend, 1)
+    idle, other = await driver(backend, "g"), await driver(backend, "g", "nothing")
+    stream = backend.consume(group="g", keys="nothing.else")
+    async with waiting(other.receiver) as receiving:
+        waiter = asyncio.create_task(anext(stream))
+        await until(lambda: waits(backend) == 2)
+        await backend.delete_group("g")
+        for failing in (receiving, waiter):
+            with pytest.raises(ConfigurationError, match=text):
+                await failing
+    with pytest.raises(ConfigurationError, match=text):
+        await idle.take()
+    await idle.receiver.aclose()
