@@ -46,6 +46,7 @@ class Diagnosis:
         backend: The backend that is selected, ``None`` if none can be.
         reason: Why that one.
         answer: How the broker answered.
+        warnings: What the backend has to say of its broker's settings.
         problems: What keeps the selected backend from working.
     """
 
@@ -57,6 +58,7 @@ class Diagnosis:
     backend: str | None = None
     reason: str = ""
     answer: str = ""
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -72,7 +74,7 @@ def examine(target: Target, timeout: float) -> Diagnosis:
         found.backends = list_backends(check=True)
         choice = choose_backend(target.name, env=target.env or None)
         found.backend, found.reason = choice.info.name, choice.reason
-        found.answer = with_backend(target, lambda backend: _ping(backend, timeout))
+        found.answer = with_backend(target, lambda backend: _ping(backend, timeout, found))
     except AbeError as error:
         found.problems.append(clean(str(error)))
     except Exception as error:  # what a backend raises that is not abe's
@@ -88,11 +90,12 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-async def _ping(backend: AsyncBackend, timeout: float) -> str:
+async def _ping(backend: AsyncBackend, timeout: float, found: Diagnosis) -> str:
     if not hasattr(backend.backend, "ping"):
         return "unknown: the backend has no ping()"
     started = time.perf_counter()
     await backend.ping(timeout)
+    found.warnings += map(clean, getattr(backend.backend, "warnings", ()))
     return f"yes, in {(time.perf_counter() - started) * 1000:.0f} ms"
 
 
@@ -110,6 +113,7 @@ def show(found: Diagnosis, *, as_lines: bool) -> None:
         *(("backend", _describe(info)) for info in found.backends),
         ("selected", selected),
         *([("answers", found.answer)] if found.answer else []),
+        *(("warning", warning) for warning in found.warnings),
         *(("problem", problem) for problem in found.problems),
     ]
     emit_table(Table("", ("", ""), [(name, cell(text, 1000)) for name, text in rows]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -13,25 +16,26 @@ from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
     Outgoing,
-    check_settings,
-    naming_variables,
-    read_settings,
+    env_flag,
+    env_number,
     validate_group,
 )
-from abe.errors import ConnectionLostError
+from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 from abe.types import ConsumerGroup, QueueStats
-from abe_backend_redis.codec import Receipt
+from abe_backend_redis import scripts
+from abe_backend_redis.codec import stored_group
 from abe_backend_redis.inspection import Inspection
 from abe_backend_redis.link import Link
 from abe_backend_redis.publisher import Limits, Publisher
-from abe_backend_redis.receiver import RedisReceiver
+from abe_backend_redis.receiver import RedisReceiver, Shared
 from abe_backend_redis.server import Server
-from abe_backend_redis.settings import DEFAULT_PREFIX, DEFAULT_URL, SETTINGS
 
 __all__ = ["RedisBackend"]
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_URL = "redis://localhost:6379/0"
+DEFAULT_PREFIX = "abe"
 YEAR = 365 * 86_400.0
 
 
@@ -62,7 +66,6 @@ class RedisBackend(BaseBackend):
 
     name: ClassVar[str] = "redis"
     max_prefetch: ClassVar[int] = 512  # more would leave the processor's cache
-    settings = SETTINGS
 
     def __init__(
         self,
@@ -80,8 +83,11 @@ class RedisBackend(BaseBackend):
         limits: Limits = Limits(),  # noqa: B008 - immutable
     ) -> None:
         super().__init__()
-        given = {"prefix": prefix, "lease": lease, "timeout": timeout}
-        check_settings(self.settings, **given, publish_timeout=publish_timeout)
+        if not re.fullmatch(r"[^\s{}#]{1,100}", prefix):
+            raise ConfigurationError(
+                f"ABE_REDIS_PREFIX is {prefix!a}; it must be 1 to 100 characters without white "
+                "space, braces and '#'"
+            )
         self._server = Server(
             url,
             username=username,
@@ -92,15 +98,27 @@ class RedisBackend(BaseBackend):
         )
         self.prefix = prefix
         self.capabilities = _capabilities(lease)
-        self._lease = lease
         self._timeout = timeout
         self._limits = limits
-        self._doubtful: set[Receipt] = set()
         # Braces: the part of a key that decides on its slot in a Cluster.
         self._base = f"{{{prefix}}}:"
         self._control = self._link()
-        self._publisher = Publisher(self._link(), limits, publish_timeout, prefix)
+        self._shared = Shared(
+            self._control,
+            self._base,
+            lease,
+            limits.keep,
+            self._open_groups,
+            self._check_eviction,
+            defaultdict(dict),
+        )
+        self._publisher = Publisher(
+            self._link(), limits, publish_timeout, prefix, self._open_groups
+        )
         self._inspection = Inspection(self._control, self._base, limits.keep)
+        self.warnings: list[str] = []
+        """What is wrong with the server's settings, as far as is known; ``abe doctor`` shows it."""
+        self._checked = False
         if limits.drop:
             logger.warning(
                 "backend redis, prefix %s: retention may drop messages that a group has not "
@@ -111,21 +129,32 @@ class RedisBackend(BaseBackend):
 
     @classmethod
     def from_env(cls) -> Self:
-        """Create a backend from the variables in `settings`, without connecting.
+        """Create a backend from ``ABE_REDIS_…``, without connecting; the README lists them all.
 
         Raises:
             ConfigurationError: If a variable is malformed.
         """
-        values = read_settings(cls.settings)
-        files = {"ssl_ca_certs": "tls_ca", "ssl_certfile": "tls_cert", "ssl_keyfile": "tls_key"}
-        tls = {name: values.pop(argument) for name, argument in files.items()}
-        limits = ("max_backlog", "retain_length", "retain_age", "drop_unsettled")
-        with naming_variables(cls.settings, tls="ABE_REDIS_TLS_…"):
-            return cls(
-                limits=Limits(*(values.pop(name) for name in limits)),
-                tls={name: file for name, file in tls.items() if file},
-                **values,
-            )
+        env = os.environ.get
+        files = {"ssl_ca_certs": "CA", "ssl_certfile": "CERT", "ssl_keyfile": "KEY"}
+        tls = {name: env(f"ABE_REDIS_TLS_{end}", "") for name, end in files.items()}
+        return cls(
+            env("ABE_REDIS_URL") or DEFAULT_URL,
+            prefix=env("ABE_REDIS_PREFIX") or DEFAULT_PREFIX,
+            username=env("ABE_REDIS_USERNAME"),
+            password=env("ABE_REDIS_PASSWORD"),
+            tls={name: value for name, value in tls.items() if value},
+            sentinel_username=env("ABE_REDIS_SENTINEL_USERNAME"),
+            sentinel_password=env("ABE_REDIS_SENTINEL_PASSWORD"),
+            lease=env_number("ABE_REDIS_LEASE", 30.0, minimum=0.1),
+            timeout=env_number("ABE_REDIS_TIMEOUT", 5.0, minimum=0.01),
+            publish_timeout=env_number("ABE_REDIS_PUBLISH_TIMEOUT", 10.0),
+            limits=Limits(
+                backlog=int(env_number("ABE_REDIS_MAX_BACKLOG", 0)),
+                length=int(env_number("ABE_REDIS_RETAIN_LENGTH", 0)),
+                age=env_number("ABE_REDIS_RETAIN_AGE", 0),
+                drop=env_flag("ABE_REDIS_DROP_UNSETTLED"),
+            ),
+        )
 
     def __repr__(self) -> str:
         return f"RedisBackend({str(self._server)!r}, prefix={self.prefix!r})"
@@ -137,32 +166,47 @@ class RedisBackend(BaseBackend):
         await self._publisher.send(items)
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> RedisReceiver:
-        return RedisReceiver(
-            self._link(),
-            self._control,
-            prefix=self._base,
-            group=group,
-            keys=keys,
-            lease=self._lease,
-            keep=self._limits.keep,
-            doubtful=self._doubtful,
-        )
+        return RedisReceiver(self._link(), self._shared, group, keys)
+
+    def _open_groups(self) -> list[str]:
+        return sorted({stored_group(engine.group) for engine in self._engines})
+
+    async def _check_eviction(self) -> None:
+        """Warn, once, of a server that deletes messages when its memory is full."""
+        if self._checked:
+            return
+        self._checked = True
+        try:
+            answer: bytes = await self._control.call("INFO", "memory")
+        except AbeError:  # a user need not have that right
+            return
+        rows = (row.partition(":") for row in answer.decode().splitlines())
+        info = {name: value for name, _, value in rows}
+        policy = info.get("maxmemory_policy", "")
+        if policy.startswith("allkeys") and info.get("maxmemory") != "0":
+            text = (
+                f"Redis deletes messages when its memory is full: its maxmemory-policy is {policy}"
+            )
+            self.warnings.append(f"{text}; set it to noeviction")
+            logger.warning("%s; set it to noeviction", text, extra={"backend": self.name})
 
     async def _disconnect(self) -> None:
         await self._publisher.aclose()
         await self._control.aclose(for_good=True)
 
     async def ping(self, timeout: float = 5.0) -> None:
-        """Return once the broker has answered.
+        """Return once the broker has shown that it would serve this backend.
 
         Raises:
             ConnectionLostError: If it has not within ``timeout`` seconds.
-            ConfigurationError: If it refuses the credentials.
+            ConfigurationError: If it refuses: credentials, rights, a certificate, a replica.
         """
         await super().ping(timeout)
         try:
             async with asyncio.timeout(timeout):
-                await self._control.call("PING")
+                # Changes nothing, but only a server that may write runs it.
+                await self._control.run(scripts.RECALL, stored_group(None))
+                await self._check_eviction()
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"Redis at {self._server} did not answer in {timeout:g} s"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from abe.backends.message_queue.base import Delivery, KeyFilter, Message, decode_payload
+from abe.backends.message_queue.base import (
+    Delivery,
+    KeyFilter,
+    Message,
+    decode_payload,
+    raw_payload,
+)
 from abe.errors import PayloadError
 from abe.types import ConsumerGroup
 
@@ -17,7 +23,7 @@ __all__ = [
     "group_name",
     "lua_patterns",
     "published",
-    "read_headers",
+    "read_letter",
     "stored_group",
 ]
 
@@ -27,12 +33,13 @@ DEFAULT_GROUP = "$default"
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-Receipt = tuple[str, str, int, int]
+Receipt = tuple[str, str, int, int, int]
 """What is needed to settle; holds also after a reconnection, for as long as the lease does.
 
 The consumer that the message was handed to; its log entry, whose id is another than the message's
-once that was replayed; the attempt; and the epoch of the group then: as long as that is the same,
-the message is still that consumer's. A plain tuple, because there is one for every message.
+once that was replayed; the attempt; the epoch of the group then: as long as that is the same, the
+message is still that consumer's; and 1 once a settlement was sent and its answer got lost. A plain
+tuple, because there is one for every message.
 """
 
 
@@ -64,49 +71,50 @@ def _literal(text: str) -> str:
     return "".join(f"%{c}" if c.isascii() and not c.isalnum() else c for c in text)
 
 
-def read_headers(text: bytes) -> Mapping[str, str]:
-    """Return headers as they were given."""
-    if not text:
-        return _NO_HEADERS
-    headers: dict[str, str] = json.loads(text)
+def _headers(text: bytes) -> Mapping[str, str]:
+    headers: Mapping[str, str] = json.loads(text) if text else _NO_HEADERS
+    if not isinstance(headers, Mapping):
+        raise ValueError(f"they are a JSON {type(headers).__name__}, not an object")
     return headers
 
 
 def deliveries(
     consumer: str, flat: Sequence[bytes], extras: Sequence[Any] = (), epoch: int = 0
-) -> list[Delivery]:
-    """Return the messages that a script returned.
+) -> tuple[list[Delivery], dict[int, str]]:
+    """Return the messages that a script returned, and why some of them cannot be decoded.
 
     Args:
         consumer: Who they were handed to.
         flat: Id, key and payload of each.
-        extras: Position, attempt, headers and first id of those that are not plain.
+        extras: Position, attempt, begun handlings, headers and first id of those that are not
+            plain.
         epoch: The group's.
-
-    Raises:
-        PayloadError: If one holds what abe does not write; the text names its id.
     """
     found: list[Delivery] = []
-    keys = {key: key.decode() for key in set(flat[1::3])}
-    odd = {position: rest for position, *rest in zip(*[iter(extras)] * 4, strict=True)}
+    broken: dict[int, str] = {}
+    keys = {key: key.decode(errors="backslashreplace") for key in set(flat[1::3])}
+    odd = {position: rest for position, *rest in zip(*[iter(extras)] * 5, strict=True)}
     millisecond, when = "", 0.0
-    ids = flat[::3]
-    for id_, key, body in zip(ids, flat[1::3], _payloads(ids, flat[2::3]), strict=True):
+    for id_, key, body in zip(flat[::3], flat[1::3], _payloads(flat[2::3], broken), strict=True):
         entry = id_.decode()
         if entry[:13] != millisecond:  # so many digits until 2286
             millisecond, when = entry[:13], published(entry)
         if odd and len(found) in odd:
-            attempt, headers, first = odd[len(found)]
+            attempt, begun, text, first = odd[len(found)]
+            try:
+                headers = _headers(text)
+            except ValueError as error:
+                headers, broken[len(found)] = _NO_HEADERS, f"the headers cannot be decoded: {error}"
             own = first.decode() or entry
-            message = Message(body, own, keys[key], published(own), attempt, read_headers(headers))
-            found.append(Delivery(message, (consumer, entry, attempt, epoch)))
+            message = Message(body, own, keys[key], published(own), attempt, headers)
+            found.append(Delivery(message, (consumer, entry, attempt, epoch, 0), begun=begun))
         else:
             message = Message(body, entry, keys[key], when)
-            found.append(Delivery(message, (consumer, entry, 1, epoch)))
-    return found
+            found.append(Delivery(message, (consumer, entry, 1, epoch, 0)))
+    return found, broken
 
 
-def _payloads(ids: Sequence[bytes], texts: Sequence[bytes]) -> list[dict[str, Any]]:
+def _payloads(texts: Sequence[bytes], broken: dict[int, str]) -> Iterable[dict[str, Any]]:
     """Decode payloads together, which costs a third less than one by one."""
     try:
         found: list[Any] = decode_payload(f'{{"":[{b",".join(texts).decode()}]}}')[""]
@@ -114,14 +122,32 @@ def _payloads(ids: Sequence[bytes], texts: Sequence[bytes]) -> list[dict[str, An
         found = []
     if len(found) == len(texts) and all(type(payload) is dict for payload in found):
         return found
-    return [_payload(id_, text) for id_, text in zip(ids, texts, strict=True)]
+    return [_payload(n, text, broken) for n, text in enumerate(texts)]
 
 
-def _payload(id_: bytes, text: bytes) -> dict[str, Any]:
+def _payload(position: int, text: bytes, broken: dict[int, str]) -> dict[str, Any]:
     try:
         return decode_payload(text.decode())
     except (PayloadError, UnicodeDecodeError) as error:
-        raise PayloadError(f"message {id_.decode()} was not written by abe: {error}") from error
+        broken[position] = f"cannot be decoded: {error}"
+        return raw_payload(text)
+
+
+def read_letter(row: Mapping[bytes, bytes]) -> Message:
+    """Return a dead letter; of one that cannot be decoded, what it consists of."""
+    id_ = row[b"i"].decode()
+    try:
+        headers = {**_headers(row[b"h"]), **_headers(row[b"d"])}
+    except ValueError:
+        headers = dict(_headers(row[b"d"]))
+    return Message(
+        _payload(0, row[b"p"], {}),
+        id_,
+        row[b"k"].decode(errors="backslashreplace"),
+        published(id_),
+        int(row[b"n"]),
+        headers,
+    )
 
 
 def published(id: str) -> float:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 
-from abe.backends.message_queue.base import KeyFilter, Message, decode_payload
+from abe.backends.message_queue.base import KeyFilter, Message
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_redis import scripts
@@ -15,7 +15,7 @@ from abe_backend_redis.codec import (
     group_name,
     lua_patterns,
     published,
-    read_headers,
+    read_letter,
     stored_group,
 )
 from abe_backend_redis.failures import GroupMissingError
@@ -49,7 +49,7 @@ class Inspection:
             start, flat, extras = await self._link.run(
                 scripts.PEEK, stored_group(group), limit - len(found), start, *lua_patterns(keys)
             )
-            found += [delivery.message for delivery in deliveries("", flat, extras)]
+            found += [delivery.message for delivery in deliveries("", flat, extras)[0]]
             if not start:
                 break
         return found
@@ -79,9 +79,11 @@ class Inspection:
     async def _count(self, group: bytes, phase: bytes) -> list[KeyStats]:
         numbers: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         oldest: dict[str, float] = {}
-        start = b"-"
+        start, final = b"-", b""
         while phase != b"end":
-            phase, start, flat = await self._link.run(scripts.COUNT, group, phase, start)
+            phase, start, final, flat = await self._link.run(
+                scripts.COUNT, group, phase, start, final
+            )
             rows = iter(flat)
             for key_, column, number, id_ in zip(*[rows] * 4, strict=True):
                 key = key_.decode()
@@ -113,7 +115,7 @@ class Inspection:
             page = await self._link.call("XRANGE", dead, start, "+", "COUNT", count)
             for id_, row in page:
                 start = b"(" + id_
-                found.append(_letter(dict(zip(row[::2], row[1::2], strict=True))))
+                found.append(read_letter(dict(zip(row[::2], row[1::2], strict=True))))
             if len(page) < count:
                 break
         return found
@@ -121,12 +123,12 @@ class Inspection:
     async def replay(self, group: ConsumerGroup, ids: list[str] | None, limit: int | None) -> int:
         """Publish dead letters again, for their group alone."""
         left = ALL if limit is None else limit
-        count, start = 0, b"-"
+        count, start, final = 0, b"-", b""
         if ids == []:
             return 0
         while left > 0 and start:
-            start, number = await self._link.run(
-                scripts.REPLAY, stored_group(group), left, start, *(ids or ())
+            start, final, number = await self._link.run(
+                scripts.REPLAY, stored_group(group), left, start, final, *(ids or ())
             )
             count += number
             left -= number
@@ -134,15 +136,15 @@ class Inspection:
 
     async def purge(self, group: ConsumerGroup, keys: KeyFilter) -> int:
         """Drop what waits."""
-        phase, start = b"later", b"0"
+        phase, start, final = b"later", b"0", b""
         if not await self._stored_groups():
             phase, start = b"all", b"-"
         rest: tuple[str | int, ...] = ("purge-0", self._keep, *lua_patterns(keys))
         count = 0
         with suppress(GroupMissingError):  # deleted meanwhile
             while phase != b"end":
-                phase, start, number = await self._link.run(
-                    scripts.PURGE, stored_group(group), phase, start, *rest
+                phase, start, final, number = await self._link.run(
+                    scripts.PURGE, stored_group(group), phase, start, final, *rest
                 )
                 count += number
         return count
@@ -152,17 +154,6 @@ class Inspection:
         if group not in await self.groups():
             raise ConfigurationError(f"there is no group {group!r}")
         await self.purge(group, KeyFilter())
-        while not await self._link.run(scripts.DELETE, stored_group(group), self._keep):
-            pass
-
-
-def _letter(row: dict[bytes, bytes]) -> Message:
-    id_ = row[b"i"].decode()
-    return Message(
-        decode_payload(row[b"p"].decode()),
-        id_,
-        row[b"k"].decode(),
-        published(id_),
-        int(row[b"n"]),
-        {**read_headers(row[b"h"]), **read_headers(row[b"d"])},
-    )
+        most = PAGE
+        while not await self._link.run(scripts.DELETE, stored_group(group), self._keep, most):
+            most = min(most * 2, 16_000)  # or busy publishers could keep it going for ever

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.failures import UnreachedError
@@ -25,7 +25,12 @@ __all__ = ["Link"]
 pack_command: Callable[[tuple[str | bytes | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 IDLE = 0.5
-"""Seconds without use after which a connection may have been closed by the other side unnoticed."""
+"""Seconds without use after which a connection is asked whether it still works before it is used: a
+firewall or load balancer may have dropped it without a word."""
+HEALTH = 1.0
+"""Seconds for the answer to that."""
+SLOWEST = 50_000
+"""Bytes a second that a command may take to be sent, beyond the time for its answer."""
 
 
 class Link:
@@ -37,7 +42,8 @@ class Link:
     Args:
         server: Where to connect.
         log: The namespace's index key: the first key of every script.
-        timeout: Seconds for connecting, and for each answer.
+        timeout: Seconds for connecting; and seconds of silence in which an answer must begin, or
+            go on: a large one over a slow connection takes longer.
     """
 
     def __init__(self, server: Server, log: str, timeout: float) -> None:
@@ -45,6 +51,7 @@ class Link:
         self._log = log
         self._timeout = timeout
         self._connection: AbstractConnection | None = None
+        self._limit: asyncio.Timeout | None = None
         self._lock = asyncio.Lock()
         self._used = 0.0
         self._closings = 0
@@ -52,12 +59,12 @@ class Link:
         self.opened = 0
         """How many connections there have been: which one it is now."""
 
-    async def call(self, *command: str | bytes | int, wait: float = 0.0) -> Any:
+    async def call(self, *command: str | bytes | int, limit: float | None = None) -> Any:
         """Send a command and return its answer, undecoded.
 
         Args:
             command: Its name and arguments.
-            wait: Seconds for which the server may hold back the answer.
+            limit: Seconds in which the answer must begin, if not the usual time.
 
         Raises:
             UnreachedError: If there is no connection, or Redis cannot do it now.
@@ -67,7 +74,7 @@ class Link:
         async with self._lock:
             connection = await self._ready()
             try:
-                return await self._exchange(connection, pack_command(command), wait)
+                return await self._exchange(connection, pack_command(command), limit)
             except ResponseError as error:
                 raise await self._failure(error) from error
 
@@ -78,12 +85,14 @@ class Link:
             packed = pack_command(("EVALSHA", script.sha, 1, self._log, *args))
             try:
                 try:
-                    return await self._exchange(connection, packed)
+                    answer = await self._exchange(connection, packed)
                 except NoScriptError:
                     await self._exchange(connection, pack_command(("SCRIPT", "LOAD", script.text)))
-                    return await self._exchange(connection, packed)
+                    answer = await self._exchange(connection, packed)
             except ResponseError as error:
                 raise await self._failure(error) from error
+            self._server.translator.served = True
+            return answer
 
     @property
     def connected(self) -> bool:
@@ -100,36 +109,27 @@ class Link:
                 await connection.disconnect()
 
     async def _ready(self) -> AbstractConnection:
-        now = asyncio.get_running_loop().time()
-        if self._connection is not None and now - self._used > IDLE:
-            await self._probe(self._connection)
-        self._used = now
+        if self._connection is not None and asyncio.get_running_loop().time() - self._used > IDLE:
+            with suppress(ConnectionLostError, ResponseError):
+                await self._exchange(self._connection, pack_command(("PING",)), HEALTH)
         if self._connection is None:
+            closed = UnreachedError(f"Redis at {self._server}: the connection was closed")
             if self._ended:
-                raise UnreachedError(f"Redis at {self._server}: the connection was closed")
+                raise closed
             closings = self._closings
             connection = await self._open()
             if closings != self._closings:
                 with suppress(Exception):
                     await connection.disconnect(nowait=True)
-                raise UnreachedError(f"Redis at {self._server}: the connection was closed")
+                raise closed
             self._connection = connection
         return self._connection
-
-    async def _probe(self, connection: AbstractConnection) -> None:
-        """Drop a connection that the server has closed meanwhile: nothing was sent on it yet."""
-        try:
-            stale = await connection.can_read()
-        except RedisError:
-            stale = True
-        if stale:
-            await self.aclose()
 
     async def _open(self) -> AbstractConnection:
         connection = None
         try:
             async with asyncio.timeout(self._timeout):
-                connection = await self._server.connection(self._log, self._timeout)
+                connection = await self._server.connection(self._log, self._timeout, self._heard)
                 await connection.connect()  # type: ignore[no-untyped-call]
         except ConfigurationError:
             raise
@@ -141,16 +141,19 @@ class Link:
                 raise
             if isinstance(error, TimeoutError) and not str(error):
                 error = TimeoutError(f"no connection within {self._timeout:g} s")
-            failure = self._server.translator.translate(error, str(self._server), sent=False)
+            failure = self._server.translator.translate(error, sent=False)
+            if isinstance(failure, UnreachedError):
+                await self._server.check_tls()
             raise failure from error
         self.opened += 1
         return connection
 
     async def _exchange(
-        self, connection: AbstractConnection, packed: bytes, wait: float = 0.0
+        self, connection: AbstractConnection, packed: bytes, limit: float | None = None
     ) -> Any:
+        seconds = (self._timeout if limit is None else limit) + len(packed) / SLOWEST
         try:
-            async with asyncio.timeout(self._timeout + wait):
+            async with asyncio.timeout(seconds) as self._limit:
                 await connection.send_packed_command(packed, check_health=False)
                 return await connection.read_response(disable_decoding=True)
         except ResponseError:
@@ -162,11 +165,23 @@ class Link:
             if not isinstance(error, Exception):
                 raise
             if isinstance(error, TimeoutError) and not str(error):
-                error = TimeoutError(f"no answer within {self._timeout + wait:g} s")
-            raise self._server.translator.translate(error, str(self._server)) from error
+                error = TimeoutError(f"no answer within {seconds:g} s")
+            raise self._server.translator.translate(error) from error
+        finally:
+            self._limit = None
+            self._used = asyncio.get_running_loop().time()
+
+    def _heard(self) -> None:
+        """Let the time for an answer that arrives begin anew."""
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._timeout)
+
+    async def failed(self, problem: str) -> Exception:
+        """Return what to raise for what Redis said of a command in a script."""
+        return await self._failure(ResponseError(problem))
 
     async def _failure(self, error: ResponseError) -> Exception:
-        failure = self._server.translator.translate(error, str(self._server))
+        failure = self._server.translator.translate(error)
         if isinstance(failure, ConnectionLostError):
             await self.aclose()
         return failure

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -59,20 +59,24 @@ class Publisher:
         limits: What the broker may hold.
         timeout: Seconds for which a broker that cannot be reached is tried again.
         prefix: Named in warnings.
+        open_groups: Returns the groups that are made again before anything is published, should
+            Redis have lost its data.
     """
 
-    def __init__(self, link: Link, limits: Limits, timeout: float, prefix: str) -> None:
+    def __init__(
+        self,
+        link: Link,
+        limits: Limits,
+        timeout: float,
+        prefix: str,
+        open_groups: Callable[[], Sequence[str]],
+    ) -> None:
         self._link = link
         self._timeout = timeout
         self._prefix = prefix
-        self._head = (
-            "",
-            limits.backlog,
-            limits.length,
-            int(limits.age * 1000),
-            int(limits.drop),
-        )
+        self._head = ("", limits.backlog, limits.length, int(limits.age * 1000), int(limits.drop))
         self._limits = limits
+        self._open_groups = open_groups
         self._queue: list[_Waiting] = []
         self._drain: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
@@ -189,14 +193,16 @@ class Publisher:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
+        groups = self._open_groups()
         pause = FIRST_PAUSE
         while True:
             try:
-                answer = await self._link.run(scripts.PUBLISH, *self._head, *args)
+                answer = await self._link.run(
+                    scripts.PUBLISH, *self._head, len(groups), *groups, *args
+                )
                 if isinstance(answer, int) or answer[0] or not moving(_reason(answer[1])):
                     return answer
-                await self._link.aclose()  # connecting anew finds the server that it is now
-                raise UnreachedError(f"Redis refuses it: {_reason(answer[1])}")
+                raise await self._link.failed(_reason(answer[1]))
             except UnreachedError:
                 if self._closing.is_set() or loop.time() + pause > deadline:
                     raise

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from abe.backends.message_queue.base import (
     Delivery,
@@ -22,13 +24,17 @@ from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 from abe.types import ConsumerGroup
 from abe_backend_redis import scripts
 from abe_backend_redis.codec import Receipt, deliveries, lua_patterns, stored_group
-from abe_backend_redis.failures import GroupMissingError
-from abe_backend_redis.link import Link
+from abe_backend_redis.failures import GroupMissingError, UnreachedError
+from abe_backend_redis.link import HEALTH, Link
 
-__all__ = ["RedisReceiver"]
+__all__ = ["RedisReceiver", "Shared"]
+
+logger = logging.getLogger(__name__)
 
 UNBLOCK_PAUSE = 0.02
 """Seconds between two attempts to end a blocked read, which may not have reached Redis yet."""
+LONGEST_WAIT = 5.0
+"""Seconds of a blocked read, after which a connection that was silently dropped is noticed."""
 READ_BYTES = 8 << 20
 """As many bytes of payload are read at once, and one message more, so that large ones do not hold
 up Redis."""
@@ -36,68 +42,95 @@ FIRST_READ = 64
 """Most messages read at once while their size is not known."""
 
 
+class Shared(NamedTuple):
+    """What all receivers of a backend share.
+
+    Attributes:
+        control: The connection for everything but taking and waiting.
+        prefix: What every Redis key begins with, hash tag included.
+        lease: Seconds until others may take what is neither settled nor extended.
+        keep: Whether settled messages are kept for later groups.
+        open_groups: Returns the groups that the backend has open, as Redis knows them.
+        check: Called when a receiver has opened.
+        unanswered: Consumer and number of answers that did not arrive, by group.
+    """
+
+    control: Link
+    prefix: str
+    lease: float
+    keep: bool
+    open_groups: Callable[[], Sequence[str]]
+    check: Callable[[], Awaitable[None]]
+    unanswered: defaultdict[str, dict[str, int]]
+
+
 class RedisReceiver(Receiver):
     """Takes messages with a script, and waits for more in a blocking read that takes none.
 
-    So a read that is cut or ended early strands nothing.
+    So a read that is cut or ended early strands nothing. Where an answer with messages may have
+    got lost, these are recalled before anything else is taken: in order, and uncounted.
 
     Args:
         link: A connection of its own, for taking and waiting.
-        control: The connection that all receivers share for everything else.
-        prefix: What every Redis key begins with, hash tag included.
+        shared: What all receivers of a backend share.
         group: The consumer group.
         keys: Only keys that match.
-        lease: Seconds until others may take what is neither settled nor extended.
-        keep: Whether settled messages are kept for later groups.
-        doubtful: Shared by all receivers of a backend, because a settlement that got no answer is
-            tried again by the next one.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        control: Link,
-        *,
-        prefix: str,
-        group: ConsumerGroup,
-        keys: KeyFilter,
-        lease: float,
-        keep: bool,
-        doubtful: set[Receipt],
-    ) -> None:
-        self.lease: float | None = lease
+    def __init__(self, link: Link, shared: Shared, group: ConsumerGroup, keys: KeyFilter) -> None:
+        self.lease: float | None = shared.lease
         self._link = link
-        self._control = control
-        self._prefix = prefix
+        self._shared = shared
+        self._control = shared.control
         self._shown = group
         self._group = stored_group(group)
         self._patterns = lua_patterns(keys)
-        self._keep = int(keep)
-        self._doubtful = doubtful
+        self._keep = int(shared.keep)
         self._most = FIRST_READ
-        self._longest = min(max(lease / 2, 0.25), 20.0)
+        self._longest = min(max(shared.lease / 2, 0.25), LONGEST_WAIT)
         # The scripts read the lease from the name.
-        self._name = f"{secrets.token_hex(8)}-{int(lease * 1000)}"
+        self._name = f"{secrets.token_hex(8)}-{int(shared.lease * 1000)}"
+        self._answers = 0
         self._client = self._opened = 0
         self._woken = False
         self._waits = False
         self._waker: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect, and make the group."""
-        await self._link.run(scripts.OPEN, self._group)
+        """Connect, and make the group; if all groups were lost, every one that is open."""
+        await self._link.run(scripts.OPEN, self._group, *self._shared.open_groups())
+        await self._recall()
+        await self._shared.check()
+
+    async def _recall(self) -> None:
+        """Let go of what was handed over in answers that did not arrive."""
+        unanswered = self._shared.unanswered[self._group]
+        pairs = list(unanswered.items())
+        if pairs:
+            flat = [part for pair in pairs for part in pair]
+            await self._control.run(scripts.RECALL, self._group, *flat)
+            for name, _ in pairs:
+                unanswered.pop(name, None)
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
         """Return messages as soon as there are any; nothing after ``timeout`` or `wake`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._woken and loop.time() < deadline:
-            answer = await self._take(min(max_messages, self._most))
-            if answer[0]:
-                payloads = answer[0][2::3]
+            flat, extras, epoch, vanished, due, log, wake = await self._take(
+                min(max_messages, self._most)
+            )
+            if vanished:
+                self._warn_of_vanished(vanished)
+            if flat:
+                payloads = flat[2::3]
                 self._most = max(1, READ_BYTES * len(payloads) // (1 + sum(map(len, payloads))))
-                return deliveries(self._name, *answer)
-            _, _, _, due, log, wake = answer
+                found, broken = deliveries(self._name, flat, extras, epoch)
+                if broken:
+                    found = await self._set_aside(found, broken)
+                if found:
+                    return found
+                continue
             pause = min(deadline - loop.time(), self._longest)
             if due >= 0:
                 pause = min(pause, due / 1000)
@@ -109,11 +142,13 @@ class RedisReceiver(Receiver):
         return ()
 
     async def _take(self, count: int) -> list[Any]:
+        self._answers += 1
         try:
             answer: list[Any] = await self._link.run(
                 scripts.TAKE,
                 self._group,
                 self._name,
+                self._answers,
                 count,
                 self._keep,
                 READ_BYTES,
@@ -121,13 +156,46 @@ class RedisReceiver(Receiver):
             )
         except GroupMissingError as error:
             raise await self._missing(error) from error
+        except UnreachedError:
+            raise
+        except (ConnectionLostError, asyncio.CancelledError):
+            self._shared.unanswered[self._group][self._name] = self._answers
+            raise
         return answer
 
     async def _missing(self, error: GroupMissingError) -> AbeError:
         """Tell a group that was deleted from one that was lost with the broker's data."""
-        if await self._link.call("EXISTS", f"{self._prefix}gone:{self._group}"):
+        if await self._link.call("EXISTS", f"{self._shared.prefix}gone:{self._group}"):
             return ConfigurationError(f"group {self._shown!r} was deleted; open a new stream")
         return ConnectionLostError(f"Redis has lost group {self._shown!r}: {error}")
+
+    async def _set_aside(
+        self, found: Sequence[Delivery], broken: Mapping[int, str]
+    ) -> list[Delivery]:
+        """Send what cannot be decoded to the dead letters, and return the rest."""
+        await self._settle(
+            [Settlement(found[n], Outcome.REJECT, reason=why) for n, why in broken.items()]
+        )
+        for position, why in broken.items():
+            message = found[position].message
+            logger.error(
+                "message %s of key %s is set aside, to the dead letters of group %r: it %s",
+                message.id,
+                message.key,
+                self._shown,
+                why,
+                extra={"backend": "redis"},
+            )
+        return [delivery for n, delivery in enumerate(found) if n not in broken]
+
+    def _warn_of_vanished(self, count: int) -> None:
+        logger.warning(
+            "%d messages of group %r were lost: something other than abe has deleted or trimmed "
+            "them; set Redis' maxmemory-policy to noeviction",
+            count,
+            self._shown,
+            extra={"backend": "redis"},
+        )
 
     async def _identify(self) -> None:
         """Know which connection to end a blocked read on; one that idled may have been replaced."""
@@ -137,13 +205,14 @@ class RedisReceiver(Receiver):
 
     async def _wait(self, seconds: float, log: bytes, wake: bytes) -> None:
         """Return when there may be something to take: a new entry in log or wake."""
-        streams = (f"{self._prefix}log", f"{self._prefix}wake:{self._group}", log, wake)
-        milliseconds = max(1, int(seconds * 1000 + 0.999))
+        prefix = self._shared.prefix
+        streams = (f"{prefix}log", f"{prefix}wake:{self._group}", log, wake)
+        block = ("XREAD", "COUNT", 1, "BLOCK", max(1, int(seconds * 1000 + 0.999)))
         self._waits = True
         try:
-            await self._link.call(
-                "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *streams, wait=seconds
-            )
+            # It takes nothing: if its connection is lost, so is nothing else.
+            with suppress(ConnectionLostError):
+                await self._link.call(*block, "STREAMS", *streams, limit=seconds + HEALTH)
         finally:
             self._waits = False
 
@@ -166,19 +235,23 @@ class RedisReceiver(Receiver):
         finally:
             self._waker = None
 
+    async def begin(self, deliveries: Sequence[Delivery]) -> None:
+        """Record that handling of these begins: `Delivery.begun` of later ones tells how often."""
+        flat = [part for delivery in deliveries for part in delivery.receipt[:3]]
+        with suppress(GroupMissingError):
+            await self._control.run(scripts.BEGIN, self._group, *flat)
+
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         """Tell Redis; deliveries that others own by now are reported lost."""
         try:
             lost = await self._settle(settlements)
         except ConnectionLostError:
-            # Redis may have done it and only the answer is missing; the next try then finds that
-            # these are nobody's, which is no loss.
-            self._doubtful.update(s.delivery.receipt for s in settlements)
+            # Redis may have done it and only the answer is missing: the scripts look then whether
+            # the group still waits for what is not ours any more.
+            for settlement in settlements:
+                delivery = settlement.delivery
+                delivery.receipt = (*delivery.receipt[:4], 1)
             raise
-        if self._doubtful:
-            receipts = {s.delivery.receipt for s in settlements}
-            lost -= self._doubtful
-            self._doubtful -= receipts
         if not lost:
             return ()
         return [SettleFailure(s) for s in settlements if s.delivery.receipt in lost]
@@ -186,23 +259,23 @@ class RedisReceiver(Receiver):
     async def _settle(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         """Return the receipts of what is not ours any more."""
         # After a reconnection there may be several consumers: receipts keep the name they got.
-        acks: dict[tuple[str, int, int], dict[str | None, list[str]]] = {}
+        acks: dict[tuple[str, int, int, int], dict[str | None, list[str]]] = {}
         others: list[Settlement] = []
         for settlement in settlements:
             if settlement.outcome is not Outcome.ACK:
                 others.append(settlement)
                 continue
             delivery = settlement.delivery
-            consumer, entry, attempt, epoch = delivery.receipt
-            holder, key = (consumer, attempt, epoch), delivery.message.key
+            consumer, entry, attempt, epoch, again = delivery.receipt
+            holder, key = (consumer, attempt, epoch, again), delivery.message.key
             try:
                 acks[holder][key].append(entry)
             except KeyError:
                 acks.setdefault(holder, {})[key] = [entry]
         lost: set[Receipt] = set()
         try:
-            for (consumer, attempt, epoch), by_key in acks.items():
-                lost |= await self._ack(consumer, attempt, epoch, by_key)
+            for holder, by_key in acks.items():
+                lost |= await self._ack(holder, by_key)
             if others:
                 lost |= await self._give_back(others)
         except GroupMissingError:
@@ -210,27 +283,27 @@ class RedisReceiver(Receiver):
         return lost
 
     async def _ack(
-        self, consumer: str, attempt: int, epoch: int, by_key: Mapping[str | None, Sequence[str]]
+        self, holder: tuple[str, int, int, int], by_key: Mapping[str | None, Sequence[str]]
     ) -> set[Receipt]:
         flat: list[str | int] = []
         for key, entries in by_key.items():
             flat += (key or "", len(entries), *entries)
-        lost = await self._control.run(
-            scripts.ACK, self._group, consumer, attempt, epoch, self._keep, *flat
-        )
-        return {(consumer, id_.decode(), attempt, epoch) for id_ in lost}
+        lost = await self._control.run(scripts.ACK, self._group, *holder, self._keep, *flat)
+        consumer, *rest = holder
+        return {(consumer, id_.decode(), *rest) for id_ in lost}
 
     async def _give_back(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         flat: list[str | int] = []
         for delivery, outcome, delay, reason in settlements:
-            message, receipt = delivery.message, delivery.receipt
+            message, (consumer, entry, attempt, _, again) = delivery.message, delivery.receipt
             headers = ""
             if outcome is Outcome.REJECT:
                 own = dead_headers(
-                    {}, reason=reason, attempts=receipt[2], id=message.id, key=message.key
+                    {}, reason=reason, attempts=attempt, id=message.id, key=message.key
                 )
                 headers = json.dumps(own, ensure_ascii=False)
-            flat += (*receipt[:3], message.key or "", outcome, int(delay * 1000 + 0.999), headers)
+            wait = int(delay * 1000 + 0.999)
+            flat += (consumer, entry, attempt, again, message.key or "", outcome, wait, headers)
         lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
         return {settlements[position].delivery.receipt for position in lost}
 
@@ -249,7 +322,9 @@ class RedisReceiver(Receiver):
         self._woken = True
         if self._waker is not None:
             await asyncio.wait([self._waker])
-        if self._link.connected:
-            with suppress(AbeError, GroupMissingError):
+        with suppress(AbeError, GroupMissingError):
+            if self._name in self._shared.unanswered[self._group]:
+                await self._recall()
+            elif self._link.connected:
                 await self._link.run(scripts.CLOSE, self._group, self._name)
         await self._link.aclose(for_good=True)

@@ -6,22 +6,6 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Final
 
-__all__ = [
-    "ACK",
-    "BACK",
-    "CLOSE",
-    "COUNT",
-    "DELETE",
-    "EXTEND",
-    "OPEN",
-    "PEEK",
-    "PUBLISH",
-    "PURGE",
-    "REPLAY",
-    "TAKE",
-    "Script",
-]
-
 _FOLDER = Path(__file__).parent / "lua"
 _COMMON = (_FOLDER / "common.lua").read_text(encoding="utf-8")
 
@@ -39,6 +23,7 @@ class Script:
 
 ACK: Final = Script("ack")
 BACK: Final = Script("back")
+BEGIN: Final = Script("begin")
 CLOSE: Final = Script("close")
 COUNT: Final = Script("count")
 DELETE: Final = Script("delete")
@@ -47,5 +32,6 @@ OPEN: Final = Script("open")
 PEEK: Final = Script("peek")
 PUBLISH: Final = Script("publish")
 PURGE: Final = Script("purge")
+RECALL: Final = Script("recall")
 REPLAY: Final = Script("replay")
 TAKE: Final = Script("take")

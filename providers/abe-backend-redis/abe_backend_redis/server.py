@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+import socket
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    DefaultParser,
+    SSLConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -37,6 +48,20 @@ _PARAMETERS = frozenset({"db", "client_name", "socket_keepalive"})
 _TLS_PARAMETERS = {n for n in inspect.signature(SSLConnection).parameters if n[:4] == "ssl_"}
 _FILES = {"ssl_ca_certs": "CA", "ssl_certfile": "CERT", "ssl_keyfile": "KEY"}
 _DEFAULT_PORTS = {"plain": 6379, "cluster": 6379, "sentinel": 26379}
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
+class _Parser(DefaultParser):  # type: ignore[misc, valid-type]
+    """Calls ``heard`` whenever something has arrived."""
+
+    def __init__(self, heard: Callable[[], None], socket_read_size: int) -> None:
+        super().__init__(socket_read_size=socket_read_size)
+        self._heard = heard
+
+    async def read_from_socket(self) -> bool:
+        arrived: bool = await super().read_from_socket()
+        self._heard()
+        return arrived
 
 
 class Server:
@@ -66,14 +91,14 @@ class Server:
     ) -> None:
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in _SCHEMES:
-            raise ConfigurationError(f"url is malformed; {_FORM}")
+            raise ConfigurationError(f"ABE_REDIS_URL is malformed; {_FORM}")
         self.kind, base = _SCHEMES[scheme]
         try:
             self._read(f"{base}://{rest}")
         except (TypeError, ValueError) as error:
             # Not chained: the text of the cause may hold the URL's password.
             reason = error if isinstance(error, ConfigurationError) else _FORM
-            raise ConfigurationError(f"url is malformed; {reason}") from None
+            raise ConfigurationError(f"ABE_REDIS_URL is malformed; {reason}") from None
         if username:
             self._options["username"] = username
         if password:
@@ -81,18 +106,24 @@ class Server:
         if self._class is SSLConnection:
             self._options.update(tls or {})
         elif tls:
-            raise ConfigurationError("tls needs a URL that asks for TLS (rediss://…)")
+            raise ConfigurationError(
+                "ABE_REDIS_TLS_… are set, but ABE_REDIS_URL does not ask for TLS (rediss://)"
+            )
         self._sentinel = {
             name: value
             for name, value in (("username", sentinel_username), ("password", sentinel_password))
             if value
         }
+        cluster = str(self).rpartition("/")[0] if self.kind == "plain" and not self.path else None
         self.translator = Translator(
+            str(self),
+            cluster and f"{base}+cluster://{cluster}",
             self._options.get("password"),
             self._options.get("ssl_password"),
             self._sentinel.get("password"),
             urlsplit(f"{base}://{rest}").password,
         )
+        self.translator.served = self.kind != "plain"
 
     def _read(self, url: str) -> None:
         parts = urlsplit(url)
@@ -141,8 +172,12 @@ class Server:
         service = f"/{self.service}" if self.service else ""
         return f"{places}{service}/{self._options.get('db', 0)}"
 
-    async def connection(self, slot_key: str, timeout: float) -> AbstractConnection:
+    async def connection(
+        self, slot_key: str, timeout: float, heard: Callable[[], None]
+    ) -> AbstractConnection:
         """Return an unopened connection to the server that holds ``slot_key``.
+
+        ``heard`` is called whenever something arrives on it.
 
         Raises:
             redis.RedisError: If Sentinel or Cluster do not tell which that is.
@@ -151,6 +186,7 @@ class Server:
         self._check_files()
         options: dict[str, Any] = {
             "client_name": "abe",
+            "parser_class": partial(_Parser, heard),
             **self._options,
             # Time-outs are ours: a blocked read must not be cut off by the driver's.
             "socket_timeout": None,
@@ -160,8 +196,42 @@ class Server:
         }
         if not self.path:
             host, port = await self._address(slot_key, timeout)
-            options |= {"host": host, "port": port}
+            numbers = {
+                getattr(socket, name): seconds
+                for name, seconds in _KEEPALIVE.items()
+                if hasattr(socket, name)
+            }
+            keepalive = {"socket_keepalive": True, "socket_keepalive_options": numbers}
+            options = {**keepalive, **options, "host": host, "port": port}
         return self._class(**options)
+
+    async def check_tls(self) -> None:
+        """Find out why a connection could not be opened, unless one could before.
+
+        Raises:
+            ConfigurationError: If the server speaks TLS and the URL does not, or the reverse.
+        """
+        if self.kind != "plain" or self.path or self.translator.served:
+            return
+        context = None
+        if self._class is not SSLConnection:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE  # nothing is sent but PING
+        answer = b""
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1.0):
+                reader, writer = await asyncio.open_connection(*self.addresses[0], ssl=context)
+                writer.write(b"PING\r\n")
+                answer = await reader.read(1)
+                writer.close()
+        if answer in (b"+", b"-"):
+            text = (
+                "does not speak TLS; use redis://"
+                if context is None
+                else "speaks TLS; use rediss://"
+            )
+            raise ConfigurationError(f"Redis at {self} {text} in ABE_REDIS_URL")
 
     def _check_files(self) -> None:
         for name, end in _FILES.items():

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import pytest
 
 from abe.backends.message_queue.base import KeyFilter
-from abe.errors import PayloadError
 from abe_backend_redis.codec import deliveries, lua_patterns, stored_group
 
 
@@ -25,8 +24,10 @@ def test_what_a_script_returns_becomes_deliveries() -> None:
     rows = [(b"1700000000000-1", b"a", b'{"n":1}'), (b"1700000000000-2", "ö".encode(), b"{}")]
     rows.append((b"1700000000001-0", b"a", '{"n":["ü",{}]}'.encode()))
     flat = [field for row in rows for field in row]
-    extras = [1, 3, b'{"h":"v"}', b"1600000000000-7"]
-    found = deliveries("c", flat, extras, 5)
+    extras = [1, 3, 2, b'{"h":"v"}', b"1600000000000-7"]
+    found, broken = deliveries("c", flat, extras, 5)
+    assert not broken
+    assert [delivery.begun for delivery in found] == [0, 2, 0]
     assert [delivery.message for delivery in found] == [{"n": 1}, {}, {"n": ["ü", {}]}]
     assert [delivery.message.id for delivery in found] == [
         "1700000000000-1",
@@ -39,21 +40,31 @@ def test_what_a_script_returns_becomes_deliveries() -> None:
     times = [datetime.fromtimestamp(n, UTC) for n in (1.7e9, 1.6e9, 1_700_000_000.001)]
     assert [delivery.message.timestamp for delivery in found] == times
     assert [delivery.receipt for delivery in found] == [
-        ("c", "1700000000000-1", 1, 5),
-        ("c", "1700000000000-2", 3, 5),
-        ("c", "1700000000001-0", 1, 5),
+        ("c", "1700000000000-1", 1, 5, 0),
+        ("c", "1700000000000-2", 3, 5, 0),
+        ("c", "1700000000001-0", 1, 5, 0),
     ]
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "named"),
+    ("first", "second", "broken", "shown"),
     [
-        (b"{}", b"[1]", "7-2"),
-        (b"{}", b'{"a":NaN}', "7-2"),
-        (b"{}", b"\xff", "7-2"),
-        (b'{"a":1', b'"b":2}', "7-1"),  # one object together
+        (b"{}", b"[1]", 1, "[1]"),
+        (b"{}", b'{"a":NaN}', 1, '{"a":NaN}'),
+        (b"{}", b"\xff\x00", 1, "\\xff\x00"),
+        (b'{"a":1', b'"b":2}', 0, '{"a":1'),  # one object together
     ],
 )
-def test_what_abe_did_not_write_is_named(first: bytes, second: bytes, named: str) -> None:
-    with pytest.raises(PayloadError, match=f"message {named} was not written by abe: "):
-        deliveries("c", [b"7-1", b"k", first, b"7-2", b"k", second])
+def test_what_abe_did_not_write_is_told_from_the_rest(
+    first: bytes, second: bytes, broken: int, shown: str
+) -> None:
+    found, reasons = deliveries("c", [b"7-1", b"k", first, b"7-2", b"k", second])
+    assert broken in reasons
+    assert found[broken].message == {"abe-raw": shown}
+    assert [delivery.message.id for delivery in found] == ["7-1", "7-2"]
+
+
+def test_headers_that_abe_did_not_write() -> None:
+    found, reasons = deliveries("c", [b"7-1", b"k", b"{}"], [0, 1, 0, b"[]", b""])
+    assert "headers" in reasons[0]
+    assert found[0].message == {}

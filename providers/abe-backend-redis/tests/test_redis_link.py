@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from abe.errors import ConnectionLostError
+from abe_backend_redis.failures import Translator
 from abe_backend_redis.link import Link
 from abe_backend_redis.server import Server
 
@@ -16,11 +17,12 @@ class SlowServer:
     """Connections that open when told to."""
 
     def __init__(self) -> None:
+        self.translator = Translator("h:1", None)
         self.may_open = asyncio.Event()
         self.asked = asyncio.Event()
         self.open = 0
 
-    async def connection(self, log: str, timeout: float) -> Any:
+    async def connection(self, log: str, timeout: float, heard: object) -> Any:
         return self
 
     async def connect(self) -> None:

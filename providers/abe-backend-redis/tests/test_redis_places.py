@@ -16,7 +16,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
-from abe.errors import ConnectionLostError, PublishError
+from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.testing import RedisServer
 
@@ -205,10 +205,15 @@ def test_tls(server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch) 
         port = listener.sockets[0].getsockname()[1]
         monkeypatch.setenv("ABE_REDIS_URL", f"rediss://127.0.0.1:{port}/0")
         monkeypatch.setenv("ABE_REDIS_PREFIX", prefix)
-        monkeypatch.setenv("ABE_REDIS_PUBLISH_TIMEOUT", "0.2")
         async with RedisBackend.from_env() as queue:
-            with pytest.raises(ConnectionLostError, match="certificate"):
-                await queue.publish("a", {})
+            for call in (
+                queue.publish("a", {}),
+                queue.peek(),
+                queue.ping(),
+                anext(queue.consume()),
+            ):
+                with pytest.raises(ConfigurationError, match="ABE_REDIS_TLS_CA"):
+                    await asyncio.wait_for(call, 5)
         monkeypatch.setenv("ABE_REDIS_TLS_CA", str(CERTIFICATE))
         async with RedisBackend.from_env() as queue, queue.consume() as stream:
             await queue.publish("a", {"n": 1})

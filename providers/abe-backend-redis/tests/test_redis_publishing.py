@@ -301,7 +301,7 @@ def test_closing_ends_waiting_for_a_broker(server: RedisServer, prefix: str) -> 
 
 
 @pytest.mark.parametrize(
-    "answer", ["LOADING Redis is loading", "BUSY Redis is busy", "MOVED 1 h:1"]
+    "answer", ["LOADING Redis is loading", "BUSY Redis is busy", "CLUSTERDOWN Hash slot not served"]
 )
 def test_a_server_that_has_done_nothing_is_asked_again(prefix: str, answer: str) -> None:
     async def main() -> None:

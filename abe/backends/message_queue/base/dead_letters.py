@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Mapping
 
-__all__ = ["PREFIX", "dead_headers", "reason_for"]
+__all__ = ["PREFIX", "dead_headers", "raw_payload", "reason_for"]
 
 PREFIX = "abe-dead-"
 """Headers with this prefix are abe's; replaying removes them."""
@@ -17,6 +17,11 @@ def reason_for(error: BaseException) -> str:
     """Return an error as a reason: its summary, and on further lines where it was raised."""
     where = traceback.format_list(traceback.extract_tb(error.__traceback__)[-3:])
     return f"{type(error).__name__}: {error}\n{''.join(where)}".strip()
+
+
+def raw_payload(body: bytes) -> dict[str, str]:
+    """Return what is shown in the place of a payload that cannot be decoded: its text, escaped."""
+    return {"abe-raw": body.decode(errors="backslashreplace")}
 
 
 def dead_headers(

@@ -24,18 +24,21 @@ class Delivery:
     Args:
         message: What the stream will yield.
         receipt: Whatever the receiver needs to settle this delivery later.
+        begun: How often handling of this message had begun before, where the receiver has
+            ``begin``.
     """
 
-    __slots__ = ("deadline", "detached", "engine", "message", "receipt", "since")
+    __slots__ = ("begun", "deadline", "detached", "engine", "message", "receipt", "since")
 
     since: float
     """When it arrived; like the next, in the time of the event loop and set by the stream."""
     deadline: float
     """When its lease ends."""
 
-    def __init__(self, message: Message, receipt: Any) -> None:
+    def __init__(self, message: Message, receipt: Any, *, begun: int = 0) -> None:
         self.message = message
         self.receipt = receipt
+        self.begun = begun
         self.detached = False
         self.engine: StreamEngine | None = None
 

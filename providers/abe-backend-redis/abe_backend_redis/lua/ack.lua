@@ -1,7 +1,7 @@
--- ARGV: group, consumer, attempt, epoch, whether to keep settled ones, then for each key: the key,
--- how many ids follow, and these. Returns the ids that are not this consumer's, or not of this
--- attempt: nothing is done to them.
-local me, attempt, keep = ARGV[2], tonumber(ARGV[3]), ARGV[5] == '1'
+-- ARGV: group, consumer, attempt, epoch, whether this may have been done before, whether to keep
+-- settled ones, then for each key: the key, how many ids follow, and these. Returns the ids that are
+-- not this consumer's, or not of this attempt: nothing is done to them.
+local me, attempt, again, keep = ARGV[2], tonumber(ARGV[3]), ARGV[5] == '1', ARGV[6] == '1'
 local current = ARGV[4] == (call('GET', EPOCH) or '0')
 local held, mine
 local cap = #ARGV * 2
@@ -19,7 +19,7 @@ local function is_mine(id)
 end
 
 local lost, by_key, all, n = {}, {}, {}, 0
-local i = 6
+local i = 7
 while ARGV[i] do
   local ids, m = {}, 0
   local first, last = i + 2, i + 1 + tonumber(ARGV[i + 1])
@@ -28,7 +28,7 @@ while ARGV[i] do
     if current or is_mine(id) then
       n, m = n + 1, m + 1
       all[n], ids[m] = id, id
-    else
+    elseif not (again and is_done(id)) then
       lost[#lost + 1] = id
     end
   end

@@ -21,6 +21,9 @@
 --   wake:G              gets an entry when waiting consumers should look again
 --   kept                settled messages have been kept, so the log's beginning may hold some
 --   gone:G              G was deleted on purpose, not lost with the data
+--   begun:G             how often handling of a message began: id -> count and attempt of the last
+--   answer:CONSUMER     which messages its latest answer handed over: number of the answer, first
+--                       and last id read off the log, other ids; empty once that answer was recalled
 local LOG = KEYS[1]
 local B = string.sub(LOG, 1, -4)
 local G = ARGV[1]
@@ -28,7 +31,15 @@ local PARKED, READY, KEYS_READY = B .. 'parked:' .. G, B .. 'ready:' .. G, B .. 
 local LATER, SWEEP, DEAD = B .. 'later:' .. G, B .. 'sweep:' .. G, B .. 'dead:' .. G
 local WAKE, GONE, DUE = B .. 'wake:' .. G, B .. 'gone:' .. G, B .. 'due'
 local KEPT, EPOCH, DIRTY = B .. 'kept', B .. 'epoch:' .. G, B .. 'dirty'
+local BEGUN, ANSWER = B .. 'begun:' .. G, B .. 'answer:'
 local call = redis.call
+
+-- Messages of the group that something other than abe has deleted: trimmed, or evicted.
+local vanished = 0
+
+-- Out of memory, Redis refuses only the first write of a script. This one needs none, so consumers
+-- go on, which is what frees memory.
+local function write_first() call('HDEL', PARKED, '') end
 
 local function clock()
   local t = call('TIME')
@@ -68,12 +79,14 @@ end
 
 local function entry_of(id)
   local found = call('XRANGE', LOG, id, id)[1]
-  return found and fields(found[2])
+  local entry = found and fields(found[2])
+  return entry and entry.k and entry
 end
 
 local function body_of(key, id)
   local found = call('XRANGE', B .. 'stream:' .. key, id, id)[1]
-  return found and fields(found[2])
+  local body = found and fields(found[2])
+  return body and body.p and body
 end
 
 local function all_groups()
@@ -91,6 +104,21 @@ end
 local function group_named(name)
   for _, g in ipairs(all_groups()) do
     if g.name == name then return g end
+  end
+end
+
+-- Makes a group, which sees everything that is retained.
+local function make(name)
+  call('XGROUP', 'CREATE', LOG, name, '0', 'MKSTREAM')
+  call('SET', B .. 'epoch:' .. name, clock())
+end
+
+-- Makes the groups at ARGV[from] to ARGV[to], which a client has open, again after all data was
+-- lost; all at once, so that none misses a message that another has settled.
+local function make_again(from, to)
+  for i = from, to do
+    local name = ARGV[i]
+    if not group_named(name) and call('EXISTS', B .. 'gone:' .. name) == 0 then make(name) end
   end
 end
 
@@ -115,6 +143,15 @@ local function held(id, groups)
   end
   return false
 end
+
+-- Whether the group has settled a message that it was given.
+local function is_done(id)
+  local group = group_named(G)
+  return group and not after(id, group['last-delivered-id']) and not held(id, {group})
+end
+
+-- The last entry of the log that there has been: where work on a backlog ends, if others add to it.
+local function last_entry() return fields(call('XINFO', 'STREAM', LOG))['last-generated-id'] end
 
 local function drop_empty(stream)
   if call('XLEN', stream) == 0 then call('DEL', stream) end
@@ -172,8 +209,7 @@ local function tidy_up()
   if call('EXISTS', LOG) == 0 or call('XLEN', LOG) > 0 or #all_groups() > 0 then return end
   for _, key in ipairs(call('SMEMBERS', DIRTY)) do call('DEL', B .. 'stream:' .. key) end
   call('DEL', DIRTY)
-  local last = fields(call('XINFO', 'STREAM', LOG))['last-generated-id']
-  if clock() > parse(last) then call('DEL', LOG, KEPT, DUE) end
+  if clock() > parse(last_entry()) then call('DEL', LOG, KEPT, DUE) end
 end
 
 -- Of messages that had to wait, forgets how long once they are gone.
@@ -186,6 +222,9 @@ end
 -- Group G is done with these; they go unless another group, or retention, wants them.
 local function done(by_key, keep, total)
   if not next(by_key) then return end
+  if call('EXISTS', BEGUN) == 1 then
+    for _, ids in pairs(by_key) do call('HDEL', BEGUN, unpack(ids)) end
+  end
   if keep then
     call('SET', KEPT, 1)
     return
@@ -256,9 +295,6 @@ end
 
 -- A delivery ends, and the message waits to be taken again: until due, if that is given.
 local function put_back(id, key, attempts, due)
-  -- A message in hand is not parked: this changes nothing, but after a first write Redis refuses a
-  -- script nothing for lack of memory, and consumers must go on then.
-  call('HDEL', PARKED, id)
   if due then postpone(id, attempts, due) else park(id, key, attempts) end
   call('XACK', LOG, G, id)
 end
@@ -271,13 +307,35 @@ local function lease_of(consumer)
   return tonumber(string.match(consumer, '%-(%d+)$')) or 30000
 end
 
+-- The group forgets a message that has vanished. own: the ready set of its key, where that is known.
+local function forget_vanished(id, own)
+  vanished = vanished + call('HDEL', PARKED, id)
+  call('ZREM', READY, id)
+  call('ZREM', LATER, id)
+  if own then call('ZREM', own, id) end
+end
+
+-- Messages that wait, but of which it was forgotten when, become ready. Returns how many.
+local function restore()
+  local restored = 0
+  if call('HLEN', PARKED) <= call('ZCARD', READY) + call('ZCARD', LATER) then return 0 end
+  for _, id in ipairs(call('HKEYS', PARKED)) do
+    if not (call('ZSCORE', READY, id) or call('ZSCORE', LATER, id)) then
+      local entry = entry_of(id)
+      if entry then put_ready(id, entry.k) else forget_vanished(id) end
+      restored = restored + 1
+    end
+  end
+  return restored
+end
+
 -- Messages whose delay is over become ready.
 local function ripen(now)
   local ripe = call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, 500)
   if #ripe > 0 then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
   for _, id in ipairs(ripe) do
     local entry = entry_of(id)
-    if entry then put_ready(id, entry.k) else call('HDEL', PARKED, id) end
+    if entry then put_ready(id, entry.k) else forget_vanished(id) end
     call('ZREM', LATER, id)
   end
   return #ripe
@@ -300,7 +358,11 @@ local function reclaim(now)
       else
         freed = freed + 1
         local entry = entry_of(p[1])
-        if entry then put_back(p[1], entry.k, p[4]) else call('XACK', LOG, G, p[1]) end
+        if entry then
+          put_back(p[1], entry.k, p[4])
+        else
+          vanished = vanished + call('XACK', LOG, G, p[1])
+        end
       end
     end
     if #pending < 500 then break end
@@ -313,6 +375,7 @@ end
 
 -- Let time pass for the group; returns when a lease may next lapse.
 local function advance(now)
+  write_first()
   local changed = ripen(now)
   local sweep = tonumber(call('GET', SWEEP) or '')
   if sweep and now >= sweep then
@@ -370,11 +433,11 @@ local function sink(heap, i)
   end
 end
 
--- Ids that can be taken, in order, at most limit. There may be a thousand keys that match, with
--- thousands of ids each, so no more of each is read than is needed.
+-- Ids that can be taken, in order, at most limit, and if filtered the ready set of each. There may be
+-- a thousand keys that match, with thousands of ids each, so no more of each is read than is needed.
 local function ready_ids(limit, filtered, matches)
-  if not filtered then return call('ZRANGE', READY, 0, limit - 1) end
-  local keys, heap, ids = {}, {}, {}
+  if not filtered then return call('ZRANGE', READY, 0, limit - 1), {} end
+  local keys, heap, ids, sets = {}, {}, {}, {}
   for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
     if matches(key) then keys[#keys + 1] = key end
   end
@@ -385,24 +448,26 @@ local function ready_ids(limit, filtered, matches)
   end
   for i = math.floor(#heap / 2), 1, -1 do sink(heap, i) end
   while heap[1] and #ids < limit do
-    ids[#ids + 1] = heap[1].id
+    ids[#ids + 1], sets[#sets + 1] = heap[1].id, heap[1].set
     if not step(heap[1]) then
       heap[1] = heap[#heap]
       heap[#heap] = nil
     end
     if heap[1] then sink(heap, 1) end
   end
-  return ids
+  return ids, sets
 end
 
 -- What a script returns of a message: id, key, payload; and apart, because it is rare, position,
--- attempt, headers, first id.
+-- attempt, how often its handling began, headers, first id.
 local function append(out, extras, id, key, attempt, body, first)
   local n = #out
-  out[n + 1], out[n + 2], out[n + 3] = id, key, body.p
+  out[n + 1], out[n + 2], out[n + 3] = id, key, body.p or ''
   if attempt ~= 1 or body.h or first then
+    local begun = attempt > 1 and call('HGET', BEGUN, id)
     local m = #extras
     extras[m + 1], extras[m + 2] = n / 3, attempt
-    extras[m + 3], extras[m + 4] = body.h or '', first or ''
+    extras[m + 3] = begun and tonumber(string.match(begun, '^%d+')) or 0
+    extras[m + 4], extras[m + 5] = body.h or '', first or ''
   end
 end

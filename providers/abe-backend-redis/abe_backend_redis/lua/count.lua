@@ -1,7 +1,8 @@
--- ARGV: group, phase, where to begin. One page of the group's numbers, or of what is retained for a
--- group to come if the first phase is 'log': returns the next phase, where it begins, and key,
--- column, number, oldest id for each key and column found.
-local phase, start = ARGV[2], ARGV[3]
+-- ARGV: group, phase, where to begin, the last entry to count ('' = the last there is now). One page of
+-- the group's numbers, or of what is retained for a group to come if the first phase is 'log':
+-- returns the next phase, where it begins, the last entry to count, and key, column, number, oldest
+-- id for each key and column found.
+local phase, start, final = ARGV[2], ARGV[3], ARGV[4]
 local now = clock()
 local PAGE = 1000
 local rows = {}
@@ -20,8 +21,11 @@ local function answer(next, from)
   for _, row in pairs(rows) do
     for i = 1, 4 do flat[#flat + 1] = row[i] end
   end
-  return {next, from, flat}
+  return {next, from, final, flat}
 end
+
+if call('EXISTS', LOG) == 0 then return answer('end', '') end
+if final == '' then final = last_entry() end
 
 if phase == 'ready' then
   local group = group_named(G)
@@ -29,7 +33,8 @@ if phase == 'ready' then
   advance(now)
   for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
     local own = READY .. '#' .. key
-    rows[key] = {key, 'ready', call('ZCARD', own), call('ZRANGE', own, 0, 0)[1]}
+    local first = call('ZRANGE', own, 0, 0)[1]
+    if first then rows[key] = {key, 'ready', call('ZCARD', own), first} end
   end
   return answer('held', '-')
 end
@@ -60,9 +65,10 @@ if phase == 'dead' then
   if not group then return answer('end', '') end
   return answer('log', '(' .. group['last-delivered-id'])
 end
-local page = call('XRANGE', LOG, start, '+', 'COUNT', PAGE)
+local page = call('XRANGE', LOG, start, final, 'COUNT', PAGE)
 for _, e in ipairs(page) do
   local id, entry = e[1], fields(e[2])
+  entry.k = entry.k or ''
   if not entry.g or entry.g == G then
     local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
     count(entry.k, due and due > now and 'delayed' or 'ready', id)

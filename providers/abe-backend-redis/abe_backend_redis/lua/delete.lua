@@ -1,7 +1,9 @@
--- ARGV: group, whether to keep settled ones. After a purge: drops what is in flight or has come
--- since, then the group and its keys. Returns 1 once done, 0 if there is more to drop.
+-- ARGV: group, whether to keep settled ones, most messages to drop. After a purge: drops what is in
+-- flight or has come since, then the group and its keys. Returns 1 once done, 0 if there is more to
+-- drop.
+local most = tonumber(ARGV[3])
 if not group_named(G) then return 1 end
-call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', 250, 'STREAMS', LOG, '>')
+call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', math.floor(most / 2), 'STREAMS', LOG, '>')
 local by_key, delayed, total = {}, {}, 0
 
 local function drop(id)
@@ -14,12 +16,12 @@ local function drop(id)
   return entry
 end
 
-for _, p in ipairs(call('XPENDING', LOG, G, '-', '+', 500)) do
+for _, p in ipairs(call('XPENDING', LOG, G, '-', '+', most)) do
   call('XACK', LOG, G, p[1])
   drop(p[1])
 end
 for i, id in ipairs(call('HKEYS', PARKED)) do
-  if i > 500 then break end
+  if i > most then break end
   local entry = drop(id)
   call('ZREM', LATER, id)
   if entry then unpark(G, id, entry.k) else call('HDEL', PARKED, id) end
@@ -28,7 +30,7 @@ done(by_key, ARGV[2] == '1', total)
 forget_due(delayed)
 if total > 0 then return 0 end
 for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do call('DEL', READY .. '#' .. key) end
-call('DEL', PARKED, READY, KEYS_READY, LATER, SWEEP, DEAD, EPOCH)
+call('DEL', PARKED, READY, KEYS_READY, LATER, SWEEP, DEAD, EPOCH, BEGUN)
 call('XGROUP', 'DESTROY', LOG, G)
 tidy_up()
 call('SET', GONE, 1, 'EX', 3600)

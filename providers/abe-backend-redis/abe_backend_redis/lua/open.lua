@@ -1,9 +1,11 @@
--- Makes the group, which then sees everything that is retained, and tidies up after dead consumers.
-if not group_named(G) then
-  call('XGROUP', 'CREATE', LOG, G, '0', 'MKSTREAM')
-  call('SET', EPOCH, clock())
-end
+-- ARGV: group, then the groups that the client has open. Makes the group, which then sees everything
+-- that is retained, and tidies up after dead consumers.
+write_first()
 call('DEL', GONE)
+if not group_named(G) then
+  make(G)
+  make_again(2, #ARGV)
+end
 for _, c in ipairs(call('XINFO', 'CONSUMERS', LOG, G)) do
   local consumer = fields(c)
   -- Deleting a consumer deletes what it holds, so only one that holds nothing.

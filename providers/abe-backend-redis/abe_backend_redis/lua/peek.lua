@@ -25,6 +25,7 @@ local page = call('XRANGE', LOG, start, '+', 'COUNT', 1000)
 for _, e in ipairs(page) do
   if #out >= limit * 3 then return {'', out, extras} end
   local id, entry = e[1], fields(e[2])
+  entry.k = entry.k or ''
   local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
   if matches(entry.k) and (not entry.g or entry.g == G) and not (due and due > now) then
     local body = body_of(entry.k, id)

@@ -1,13 +1,16 @@
 -- ARGV: (group, unused), most messages in the namespace, most to retain of a key, most age in ms,
--- whether to drop unsettled ones, then key, payload, headers, delay in ms for each message.
+-- whether to drop unsettled ones, how many groups the client has open and these, then key, payload,
+-- headers, delay in ms for each message.
 local limit, length, age = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = clock()
 local room = math.huge
 if limit > 0 then room = limit - call('XLEN', LOG) end
 local accepted, problem = 0, ''
 local touched, delayed = {}, false
+local open = tonumber(ARGV[6])
+if open > 0 and call('EXISTS', LOG) == 0 then make_again(7, 6 + open) end
 
-for i = 6, #ARGV, 4 do
+for i = 7 + open, #ARGV, 4 do
   local key, payload, headers, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
   if accepted >= room then
     problem = 'FULL'

@@ -1,7 +1,8 @@
--- ARGV: group, phase, where to begin, consumer, whether to keep settled ones, patterns. Drops one page of what waits for the
--- group and matches; returns the next phase, where it begins, and how many were dropped.
-local phase, start, me = ARGV[2], ARGV[3], ARGV[4]
-local keep, filtered, matches = ARGV[5] == '1', ARGV[6] ~= nil, matcher(6)
+-- ARGV: group, phase, where to begin, the last entry to drop ('' = the last there is now), consumer,
+-- whether to keep settled ones, patterns. Drops one page of what waits for the group and matches;
+-- returns the next phase, where it begins, the last entry to drop, and how many were dropped.
+local phase, start, final, me = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local keep, filtered, matches = ARGV[6] == '1', ARGV[7] ~= nil, matcher(7)
 local PAGE = 500
 local by_key, delayed, total, dropped = {}, {}, 0, 0
 
@@ -14,8 +15,11 @@ end
 local function answer(next, from)
   done(by_key, keep, total)
   forget_due(delayed)
-  return {next, from, dropped}
+  return {next, from, final, dropped}
 end
+
+if call('EXISTS', LOG) == 0 then return answer('end', '') end
+if final == '' then final = last_entry() end
 
 if phase == 'later' then
   if not group_named(G) then return answer('end', '') end
@@ -24,7 +28,7 @@ if phase == 'later' then
   local page = call('ZRANGE', LATER, from, from + PAGE - 1)
   for _, id in ipairs(page) do
     local entry = entry_of(id)
-    if entry and not matches(entry.k) then
+    if entry and (after(id, final) or not matches(entry.k)) then
       from = from + 1
     else
       call('ZREM', LATER, id)
@@ -36,20 +40,18 @@ if phase == 'later' then
   return answer('ready', '')
 end
 if phase == 'ready' then
-  local ids = ready_ids(PAGE, filtered, matches)
-  for i = 1, math.min(#ids, PAGE) do
-    local entry = entry_of(ids[i])
+  local ids, sets = ready_ids(PAGE, filtered, matches)
+  for i, id in ipairs(ids) do
+    if after(id, final) then return answer('log', '') end
+    local entry = entry_of(id)
     if entry then
-      unpark(G, ids[i], entry.k)
-      drop(ids[i], entry)
+      unpark(G, id, entry.k)
+      drop(id, entry)
     else
-      call('HDEL', PARKED, ids[i])
-      call('ZREM', READY, ids[i])
+      forget_vanished(id, sets[i])
     end
   end
-  if #ids >= PAGE then return answer('ready', '') end
-  -- What is published from now on stays.
-  return answer('log', fields(call('XINFO', 'STREAM', LOG))['last-generated-id'])
+  return answer(#ids == PAGE and 'ready' or 'log', '')
 end
 if phase == 'log' then
   local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', PAGE, 'STREAMS', LOG, '>')
@@ -57,11 +59,12 @@ if phase == 'log' then
   local aside, parked, now = {}, false, clock()
   for _, e in ipairs(page) do
     local id, entry = e[1], fields(e[2])
+    entry.k = entry.k or ''
     aside[#aside + 1] = id
     if entry.g and entry.g ~= G then
       add(by_key, entry.k, id)
       total = total + 1
-    elseif matches(entry.k) and not after(id, start) then
+    elseif matches(entry.k) and not after(id, final) then
       drop(id, entry)
     else
       local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
@@ -71,12 +74,12 @@ if phase == 'log' then
   end
   if #aside > 0 then call('XACK', LOG, G, unpack(aside)) end
   if parked then notify() end
-  if #page == PAGE and not after(page[#page][1], start) then return answer('log', start) end
+  if #page == PAGE and not after(page[#page][1], final) then return answer('log', '') end
   call('XGROUP', 'DELCONSUMER', LOG, G, me)
   return answer('end', '')
 end
 -- phase 'all': there is no group at all, so everything retained is dropped.
-local page = call('XRANGE', LOG, start, '+', 'COUNT', PAGE)
+local page = call('XRANGE', LOG, start, final, 'COUNT', PAGE)
 for _, e in ipairs(page) do
   if matches(e[2][2]) then
     remove(e[2][2], {e[1]})

@@ -1,15 +1,18 @@
--- ARGV: group, most messages, where to begin, ids ('' = all). Publishes one page of dead letters
--- again, for this group alone. Returns where to go on ('' = nothing more) and how many.
-local limit, start = tonumber(ARGV[2]), ARGV[3]
+-- ARGV: group, most messages, where to begin, the last letter to take ('' = the last there is now),
+-- ids (none = all). Publishes one page of dead letters again, for this group alone. Returns where to
+-- go on ('' = nothing more), the last letter to take, and how many.
+local limit, start, final = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local wanted
-if ARGV[4] then
+if ARGV[5] then
   wanted = {}
-  for i = 4, #ARGV do wanted[ARGV[i]] = true end
+  for i = 5, #ARGV do wanted[ARGV[i]] = true end
 end
 local PAGE = 500
 local count = 0
-if not group_named(G) then return {'', 0} end
-local page = call('XRANGE', DEAD, start, '+', 'COUNT', PAGE)
+local newest = call('XREVRANGE', DEAD, '+', '-', 'COUNT', 1)[1]
+if not newest or not group_named(G) then return {'', '', 0} end
+if final == '' then final = newest[1] end
+local page = call('XRANGE', DEAD, start, final, 'COUNT', PAGE)
 for _, e in ipairs(page) do
   if count >= limit then break end
   local letter = fields(e[2])
@@ -25,5 +28,5 @@ for _, e in ipairs(page) do
   end
 end
 drop_empty(DEAD)
-if count >= limit or #page < PAGE then return {'', count} end
-return {'(' .. page[#page][1], count}
+if count >= limit or #page < PAGE then return {'', final, count} end
+return {'(' .. page[#page][1], final, count}

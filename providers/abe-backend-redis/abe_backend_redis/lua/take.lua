@@ -1,28 +1,39 @@
--- ARGV: group, consumer, most messages, whether to keep settled ones, most bytes of payload, patterns.
--- Returns the messages and the epoch; if there are none: how long until something may be due (ms,
--- -1 = never), and the last entries of log and wake seen, after which to wait for more.
-local me, count, keep, most = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5])
-local filtered, matches = ARGV[6] ~= nil, matcher(6)
+-- ARGV: group, consumer, number of this answer, most messages, whether to keep settled ones, most
+-- bytes of payload, patterns. Returns the messages, the epoch, how many messages have vanished, how
+-- long until something may be due (ms, -1 = never), and the last entries of log and wake seen, after
+-- which to wait for more.
+local me, number, count, keep = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
+local most, filtered, matches = tonumber(ARGV[6]), ARGV[7] ~= nil, matcher(7)
+if call('GET', ANSWER .. me) == '' then return {{}, {}, 0, 0, -1, '0-0', '0-0'} end
 local now = clock()
 local sweep = advance(now)
-local out, extras, got, bytes, alone = {}, {}, 0, 0, false
+local out, extras, got, bytes = {}, {}, 0, 0
+local singly = {}
 
-for _, id in ipairs(ready_ids(count, filtered, matches)) do
-  local attempt = tonumber(call('HGET', PARKED, id) or '0') + 1
-  -- What may kill its consumers is handed over singly.
-  if got >= count or bytes >= most or (attempt >= 3 and got > 0) then break end
-  local entry = entry_of(id)
-  local body = entry and body_of(entry.k, id)
-  if body then
-    call('XCLAIM', LOG, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
-    unpark(G, id, entry.k)
-    append(out, extras, id, entry.k, attempt, body, entry.o)
-    got, bytes = got + 1, bytes + #body.p
-    alone = attempt >= 3
-    if alone then break end
-  else
-    call('HDEL', PARKED, id)
-    call('ZREM', READY, id)
+-- Hands over what waits; returns whether there is nothing more that comes before the log.
+local function take_ready()
+  while true do
+    local wanted = count - got
+    local ids, sets = ready_ids(wanted, filtered, matches)
+    for n, id in ipairs(ids) do
+      local attempt = tonumber(call('HGET', PARKED, id) or '0') + 1
+      -- What may kill its consumers is handed over singly, and nothing before it.
+      if bytes >= most or (attempt >= 3 and got > 0) then return false end
+      local entry = entry_of(id)
+      local body = entry and body_of(entry.k, id)
+      if body then
+        call('XCLAIM', LOG, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
+        unpark(G, id, entry.k)
+        append(out, extras, id, entry.k, attempt, body, entry.o)
+        got, bytes = got + 1, bytes + #body.p
+        singly[got] = id
+        if attempt >= 3 then return false end
+      else
+        forget_vanished(id, sets[n])
+      end
+    end
+    if #ids < wanted then return true end
+    if got >= count then return false end
   end
 end
 
@@ -67,7 +78,7 @@ local function fetch(spans)
   local bodies = {}
   for key, span in pairs(spans) do
     for _, e in ipairs(call('XRANGE', B .. 'stream:' .. key, span[1], span[2])) do
-      bodies[e[1]] = e[2]
+      if e[2][1] == 'p' then bodies[e[1]] = e[2] end
     end
   end
   return bodies
@@ -100,6 +111,7 @@ local function deliver(entries, from, to)
   for i = 1, n do
     local id, key = ids[i], keys[i]
     if not bodies[id] then
+      vanished = vanished + 1
       add(finished, key, id)
       aside[#aside + 1] = id
     elseif bytes < most then
@@ -112,10 +124,13 @@ end
 
 -- Reads the next entries off the log. How large their payloads are shows only when they are
 -- fetched, so that is done for a few at a time.
+local first_read, last_read = '-', '-'
 local function read(limit)
   local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', limit, 'STREAMS', LOG, '>')
   if not reply then return false end
   local entries = reply[1][2]
+  if first_read == '-' then first_read = entries[1][1] end
+  last_read = entries[#entries][1]
   for from = 1, #entries, 64 do
     local to = math.min(from + 63, #entries)
     if bytes >= most or not deliver_plain(entries, from, to) then deliver(entries, from, to) end
@@ -127,7 +142,7 @@ local function read(limit)
   return true
 end
 
-if not alone then
+if take_ready() then
   -- A consumer that wants few keys reads far ahead of what it gets, but not forever.
   for round = 1, 8 do
     if got >= count or bytes >= most then break end
@@ -138,15 +153,17 @@ end
 if parked then notify() end
 
 if got > 0 then
-  local lapse = now + lease_of(me)
+  local lease = lease_of(me)
+  local lapse = now + lease
   if not sweep or lapse < sweep then call('SET', SWEEP, lapse) end
-  return {out, extras, tonumber(call('GET', EPOCH) or '0')}
+  local handed = table.concat({number, first_read, last_read, unpack(singly)}, ' ')
+  call('SET', ANSWER .. me, handed, 'PX', math.max(lease, 1))
+  return {out, extras, tonumber(call('GET', EPOCH) or '0'), vanished, 0, '', ''}
 end
-if tidy(200) == 200 then more = true end
+if tidy(200) == 200 or restore() > 0 then more = true end
 local wait = sweep and sweep - now or -1
 local later = call('ZRANGE', LATER, 0, 0, 'WITHSCORES')[2]
 if later and (wait < 0 or later - now < wait) then wait = math.max(later - now, 0) end
 if more then wait = 0 end
-local last = fields(call('XINFO', 'STREAM', LOG))['last-generated-id']
 local woken = call('XREVRANGE', WAKE, '+', '-', 'COUNT', 1)[1]
-return {{}, {}, 0, math.floor(wait), last, woken and woken[1] or '0-0'}
+return {{}, {}, 0, vanished, math.floor(wait), last_entry(), woken and woken[1] or '0-0'}
