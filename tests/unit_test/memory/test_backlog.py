@@ -39,7 +39,9 @@ async def test_a_dead_letter_keeps_its_headers_and_returns_to_its_group_alone(
     assert float(dead.headers["abe-dead-time"]) >= dead.timestamp.timestamp()
     with pytest.raises(UnsupportedError):
         await dead.ack()
-    assert (await b.one()).message.headers == {"trace": "t"}
+    other = await b.one()
+    assert other.message.headers == {"trace": "t"}
+    await b.settle(other)
     async with waiting(a.receiver) as task:
         assert await backend.replay(group="a", ids=dead.id) == 1
         (again,) = await task
