@@ -71,7 +71,7 @@ def lint(session: nox.Session) -> None:
     shellcheck = tool(session, "shellcheck")
     session.run(shellcheck, ".ci/run", *map(str, Path("scripts").rglob("*.sh")), external=True)
     session.run(tool(session, "actionlint"), "-shellcheck", shellcheck, external=True)
-    for check in ("notebooks", "repository", "structure"):
+    for check in ("docstrings", "notebooks", "repository", "structure"):
         run(session, f"scripts/ci/check_{check}.py")
 
 
@@ -96,6 +96,8 @@ def wheel(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation, where every warning is an error; says what it consists of."""
     prepare(session, "docs", providers="providers/*")
+    run(session, "scripts/ci/check_docs.py")
+    run(session, "-m", "doctest", *map(str, Path("docs/.hooks").glob("*.py")))
     started = time.monotonic()
     run(session, "-m", "mkdocs", "build", "--strict", NO_MKDOCS_2_WARNING="1")
     run(session, "-m", "scripts.docs.figures", "site", f"{time.monotonic() - started:.1f}")

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from abe._redact import Variables, known
 from abe.cli.output import writes_to_terminal
-from abe.cli.report import hide
 from abe.cli.session import Target
 from abe.display.prompt import ask_secret
 
@@ -282,14 +282,14 @@ HealthFile = Annotated[
 
 def target(backend: str | None, env: Sequence[str] | None) -> Target:
     """Return which backend is meant; asks for values that were not given."""
-    found: dict[str, str] = {}
+    found = Variables()
     for text in env or ():
         name, equals, value = text.partition("=")
         if not (name.isascii() and name.isidentifier()):
             problem = "must look like NAME=VALUE, or NAME to be asked for the value"
             raise typer.BadParameter(problem, param_hint="--env")
         found[name] = value if equals else ask_secret(name)
-    hide(found)
+    known.learn(found)
     return Target(backend, found)
 
 

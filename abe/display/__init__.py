@@ -4,7 +4,7 @@ from abe.display.lines import FIELDS, json_line, message_json, message_text
 from abe.display.prompt import ask_secret
 from abe.display.results import Backends, Backlog, Count, DeadLetters, Listing, Messages
 from abe.display.table import Table
-from abe.display.text import cell, group_name, limits, plural, preview, redact, visible
+from abe.display.text import cell, group_name, limits, plural, preview, visible
 
 __all__ = [
     "FIELDS",
@@ -24,6 +24,5 @@ __all__ = [
     "message_text",
     "plural",
     "preview",
-    "redact",
     "visible",
 ]

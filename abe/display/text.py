@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from abe._text import SECRET, is_secret, redact
+from abe._redact import SECRET, is_secret, redact
 
 __all__ = [
     "INVISIBLE",
@@ -28,7 +28,6 @@ __all__ = [
     "number",
     "plural",
     "preview",
-    "redact",
     "visible",
     "when",
 ]
@@ -147,7 +146,9 @@ def _json(value: object, limit: int) -> Iterator[str]:
             yield ", " if i else ""
             yield from _json(name, limit)
             yield ": "
-            hidden = isinstance(name, str) and isinstance(inner, str) and is_secret(name)
+            # A flag, or that there is none, is no secret.
+            hidden = isinstance(name, str) and not isinstance(inner, bool | None)
+            hidden = hidden and is_secret(name)
             yield from _json(SECRET if hidden else inner, limit)
         yield "}"
     elif isinstance(value, list | tuple):

@@ -9,7 +9,8 @@ from typing import ParamSpec, TypeVar
 
 from IPython.core.getipython import get_ipython
 
-from abe.display.text import MAX_LINE, redact, visible
+from abe._redact import known
+from abe.display.text import MAX_LINE, visible
 from abe.errors import AbeError, BackendClosedError
 
 __all__ = ["short", "short_errors"]
@@ -51,7 +52,7 @@ def short(error: E, *hints: str) -> E:
     """
     if not hasattr(error, "_render_traceback_"):
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
-        lines = [visible(redact(line), MAX_LINE) for line in text.split("\n")[:_MAX_LINES]]
+        lines = [visible(known.hide(line), MAX_LINE) for line in text.split("\n")[:_MAX_LINES]]
         error.__dict__["_render_traceback_"] = _Short([*lines, *hints])
     if _follows_group(error):
         # For these IPython only prints, and no runner would see an error.

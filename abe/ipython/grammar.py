@@ -16,7 +16,8 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from abe.display.text import redact, visible
+from abe._redact import redact
+from abe.display.text import visible
 from abe.ipython.expressions import Evaluate, ExpressionError, expand, find_expression
 
 __all__ = [

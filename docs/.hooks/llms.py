@@ -31,14 +31,25 @@ def keep(page: Page, content: str) -> None:
 
 
 def describe(content: str) -> str:
-    """Return the first sentence of a page, as text."""
+    """Return the first sentence of a page, as text.
+
+    >>> describe("<h1>T</h1> <p><code>abe</code> has <a href='x'>a &lt;b&gt;</a>: c. M.</p>")
+    'abe has a <b>: c.'
+    """
     paragraph = re.search(r"<p>(.*?)</p>", content, re.DOTALL)
     text = html.unescape(re.sub(r"<[^>]+>", "", paragraph[1])) if paragraph else ""
     return re.split(r"(?<=[.?!])\s", " ".join(text.split()))[0]
 
 
 def as_markdown(content: str, address: str) -> str:
-    """Return a page as Markdown, with links that do not depend on where it is read."""
+    """Return a page as Markdown, with links that do not depend on where it is read.
+
+    >>> page = '<a class="x" href="../../api/#abe">a</a> <a href="#b">b</a> <a href="../..">c</a>'
+    >>> as_markdown(page, "how-to/redis/")
+    '[a](api/#abe) [b](how-to/redis/#b) [c](./)'
+    >>> as_markdown(page, "https://example.org/how-to/redis/")
+    '[a](https://example.org/api/#abe) [b](https://example.org/how-to/redis/#b) [c](https://example.org/)'
+    """
     content = re.sub(UNREADABLE, "", content, flags=re.DOTALL)
     content = re.sub(
         r'(?<=<a )([^>]*\bhref=")([^"]*)',

@@ -98,7 +98,11 @@ def rendered(cell: Json) -> Iterator[str]:
 
 
 def relinked(markdown: str) -> str:
-    """Return Markdown whose links lead to pages of the site instead of files of the repository."""
+    """Return Markdown whose links lead to pages of the site instead of files of the repository.
+
+    >>> relinked("[a](../docs/how-to/x.md#y) [b](02_two.ipynb) [c](./03_three.ipynb#z) [d][abe.x]")
+    '[a](../how-to/x.md#y) [b](02_two.md) [c](03_three.md#z) [d][abe.x]'
+    """
     markdown = re.sub(r"\]\(\.\./docs/([^)\s]+)\)", r"](../\1)", markdown)
     return re.sub(r"\]\((?:\./)?([\w-]+)\.ipynb((?:#[^)\s]*)?)\)", r"](\1.md\2)", markdown)
 
@@ -118,7 +122,13 @@ def joined(outputs: Sequence[Json]) -> Sequence[Json]:
 
 
 def as_html(output: Json) -> str:
-    """Return an output as HTML: its richest form, or text that cannot be anything else."""
+    """Return an output as HTML: its richest form, or text that cannot be anything else.
+
+    >>> as_html({"output_type": "error", "ename": "ValueError", "evalue": "<no>"})
+    '<pre class="nb-error">ValueError: &lt;no&gt;</pre>'
+    >>> as_html({"output_type": "display_data", "data": {"text/plain": "x", "text/html": "<p>1"}})
+    '<p>1'
+    """
     kind = output["output_type"]
     if kind == "stream":
         return pre(overwritten(output["text"]), "nb-stderr" if output["name"] == "stderr" else "")
@@ -136,12 +146,20 @@ def as_html(output: Json) -> str:
 
 
 def overwritten(text: str) -> str:
-    """Return what a terminal shows of text in which carriage returns overwrite lines."""
+    r"""Return what a terminal shows of text in which carriage returns overwrite lines.
+
+    >>> overwritten(" 1 %\r50 %\r100 %\n")
+    '100 %\n'
+    """
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
 def pre(text: str, kind: str = "") -> str:
-    """Return text as a block; nothing in it is markup."""
+    r"""Return text as a block; nothing in it is markup.
+
+    >>> pre("\x1b[31m<b>\x1b[0m &\n", "nb-stderr")
+    '<pre class="nb-stderr">&lt;b&gt; &amp;</pre>'
+    """
     text = ANSI.sub("", text).strip("\n")
     if not text.strip():
         return ""

@@ -12,7 +12,13 @@ __all__ = ["cases", "code", "command_options", "literal", "magics", "settings", 
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown; ``|`` in a cell is escaped."""
+    r"""Return a table in Markdown; ``|`` in a cell is escaped.
+
+    >>> print(table(["x", "y"], [[code("a|`b`"), literal("<c>_d_")]]))
+    | x | y |
+    | --- | --- |
+    | `` a\|`b` `` | \<c\>\_d\_ |
+    """
     lines = [list(head)]
     lines += [["---"] * len(lines[0]), *map(list, rows)]
     return "\n".join(

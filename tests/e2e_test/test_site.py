@@ -199,6 +199,7 @@ def test_every_option_of_a_magic_and_of_a_command_is_listed(site: Site) -> None:
     magics = (site.folder / "reference" / "magics" / "index.html").read_text(encoding="utf-8")
     assert len(re.findall(r'<h2 id="abe_\w+"', magics)) >= 12
     assert "--max-attempts" in magics
+    assert "AbeMagics.limit" in magics
     commands = (site.folder / "reference" / "cli" / "index.html").read_text(encoding="utf-8")
     assert len(re.findall(r'<h3 id="abe-[\w-]+"', commands)) >= 11
     assert "--drain-timeout S" in commands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import math
 import selectors
 import sys
@@ -616,6 +617,24 @@ class Toolbox:
 def tools() -> type[Toolbox]:
     """Brokers, faults and virtual loops; see `Toolbox`."""
     return Toolbox
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(obj: object) -> None:
+    """Give each coroutine function the fixture `run`, and with it both ways to begin tasks."""
+    if inspect.iscoroutinefunction(obj):
+        pytest.mark.usefixtures("run")(obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine function on a virtual clock."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    fixtures: dict[str, Any] = pyfuncitem.funcargs
+    given = inspect.signature(pyfuncitem.obj).parameters
+    fixtures["run"](pyfuncitem.obj(**{name: fixtures[name] for name in given}))
+    return True
 
 
 @pytest.fixture(params=["lazy", "eager"] if sys.version_info >= (3, 12) else ["lazy"])

@@ -10,7 +10,7 @@ import pytest
 from abe.backends.message_queue.base import Outcome
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox
 
 
 @pytest.mark.parametrize("lease", [0.5, 4.0, 60.0])
@@ -34,64 +34,53 @@ def test_a_lease_of_any_length_is_extended_in_time_and_not_too_often(
     assert 10 / 0.5 <= len(broker.called("extend")) <= 10 / 0.4
 
 
-def test_what_is_settled_while_the_broker_says_that_it_is_lost_is_settled(
-    run: VirtualRun, broker: Broker, caplog: pytest.LogCaptureFixture
+async def test_what_is_settled_while_the_broker_says_that_it_is_lost_is_settled(
+    broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether it was in time is for the answer to that settlement to say."""
     broker.fault("extend", answer=1.0)
-
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            message = await anext(stream)
-            broker.expire(*broker.records)
-            await asyncio.sleep(13.5)
-            assert len(broker.called("extend")) == 1
-            assert await message.ack()
-            await asyncio.sleep(2)
-            assert message.outcome is Outcome.LOST
-
-    run(main())
+    broker.publish(1)
+    async with broker.stream() as stream:
+        message = await anext(stream)
+        broker.expire(*broker.records)
+        await asyncio.sleep(13.5)
+        assert len(broker.called("extend")) == 1
+        assert await message.ack()
+        await asyncio.sleep(2)
+        assert message.outcome is Outcome.LOST
     texts = [r.getMessage() for r in caplog.records if "lease lost" in r.getMessage()]
     assert len(texts) == 1
 
 
-def test_a_pause_does_not_make_the_caller_look_idle(run: VirtualRun, broker: Broker) -> None:
+async def test_a_pause_does_not_make_the_caller_look_idle(broker: Broker) -> None:
     """What arrives after it is not given back because nobody asked for anything before."""
     tick = 30.0 / 16
 
-    async def main() -> None:
-        broker.publish(200)
-        async with broker.stream() as stream:
-            for _ in range(200):
-                await anext(stream)
-                await asyncio.sleep(0.1)
-            await asyncio.sleep(5 * tick)
-            task = asyncio.create_task(stream.__anext__())
-            await asyncio.sleep(60)
-            broker.publish(40)
-            await task
-            assert len(broker.leased()) > 10
-            await asyncio.sleep(1.5 * tick)
-            assert broker.settled("release") == []
-
-    run(main())
+    broker.publish(200)
+    async with broker.stream() as stream:
+        for _ in range(200):
+            await anext(stream)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(5 * tick)
+        task = asyncio.create_task(stream.__anext__())
+        await asyncio.sleep(60)
+        broker.publish(40)
+        await task
+        assert len(broker.leased()) > 10
+        await asyncio.sleep(1.5 * tick)
+        assert broker.settled("release") == []
 
 
-def test_slow_arrivals_are_no_sign_of_a_slow_caller(run: VirtualRun, tools: type[Toolbox]) -> None:
+async def test_slow_arrivals_are_no_sign_of_a_slow_caller(tools: type[Toolbox]) -> None:
     """A caller that waits most of the time, and is fast otherwise, gets more and more ahead."""
     broker = tools.broker()
-
-    async def main() -> None:
-        async with broker.stream() as stream:
-            for _ in range(12):
-                task = asyncio.create_task(stream.__anext__())
-                await asyncio.sleep(20)
-                broker.publish(4)
-                await task
-                for _ in range(3):
-                    await anext(stream)
-
-    run(main())
+    async with broker.stream() as stream:
+        for _ in range(12):
+            task = asyncio.create_task(stream.__anext__())
+            await asyncio.sleep(20)
+            broker.publish(4)
+            await task
+            for _ in range(3):
+                await anext(stream)
     broker.check()
     assert max(call.detail[0] for call in broker.called("receive")) > 16

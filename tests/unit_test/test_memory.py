@@ -56,21 +56,25 @@ def test_it_warns_once_for_each_store(
 @pytest.mark.parametrize(
     ("variable", "value", "text"),
     [
-        ("MAXSIZE", "many", "ABE_MEMORY_MAXSIZE is 'many'; it must be a number >= 1"),
-        ("MAXSIZE", "0", "ABE_MEMORY_MAXSIZE is '0'; it must be a number >= 1"),
-        ("MAXSIZE", "1.5", "ABE_MEMORY_MAXSIZE is 1.5; it must be a whole number"),
-        ("MAXSIZE", "inf", "ABE_MEMORY_MAXSIZE is 'inf'; it must be a number >= 1"),
+        ("MAXSIZE", "many", "ABE_MEMORY_MAXSIZE is 'many'; it must be a whole number, 1 or more"),
+        ("MAXSIZE", "0", "ABE_MEMORY_MAXSIZE is '0'; it must be a whole number, 1 or more"),
+        ("MAXSIZE", "1.5", "ABE_MEMORY_MAXSIZE is '1.5'; it must be a whole number, 1 or more"),
+        ("MAXSIZE", "inf", "ABE_MEMORY_MAXSIZE is 'inf'; it must be a whole number, 1 or more"),
         (
             "PUBLISH_TIMEOUT",
             "-1",
-            "ABE_MEMORY_PUBLISH_TIMEOUT is '-1'; it must be a number >= 0",
+            "ABE_MEMORY_PUBLISH_TIMEOUT is '-1'; it must be a number, 0 s or more",
         ),
-        ("PUBLISH_TIMEOUT", "nan", "ABE_MEMORY_PUBLISH_TIMEOUT is 'nan'; it must be a number >= 0"),
-        ("LEASE", "0", "ABE_MEMORY_LEASE is '0'; it must be a number >= 0.001"),
+        (
+            "PUBLISH_TIMEOUT",
+            "nan",
+            "ABE_MEMORY_PUBLISH_TIMEOUT is 'nan'; it must be a number, 0 s or more",
+        ),
+        ("LEASE", "0", "ABE_MEMORY_LEASE is '0'; it must be a number, 0.001 s or more"),
         (
             "NAME",
             "a b",
-            "ABE_MEMORY_NAME is 'a b'; it must follow the rules of keys: key 'a b' contains ' ', "
+            "ABE_MEMORY_NAME is 'a b'; it must be a key: key 'a b' contains ' ', "
             "which keys and groups may not",
         ),
     ],

@@ -10,7 +10,7 @@ import pytest
 from abe.backends.message_queue.base.subscription.outbox import MAX_BATCH, MAX_WAIT
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, VirtualRun
+    from tests.unit_test.conftest import Broker
 
 
 def times(broker: Broker) -> list[float]:
@@ -22,76 +22,58 @@ def sizes(broker: Broker) -> list[int]:
     return [len(call.detail) for call in broker.called("settle")]
 
 
-def test_an_ack_waits_for_company_once(run: VirtualRun, broker: Broker) -> None:
+async def test_an_ack_waits_for_company_once(broker: Broker) -> None:
     """The wait begins with the first ack of a batch and is not prolonged by those that follow."""
-
-    async def main() -> None:
-        broker.publish(4)
-        async with broker.stream() as stream:
-            messages = await stream.take(4)
-            began = asyncio.get_running_loop().time()
-            for message in messages[:3]:
-                await message.ack()
-                await asyncio.sleep(MAX_WAIT * 0.4)
-            assert times(broker) == [pytest.approx(began + MAX_WAIT)]
-            assert sizes(broker) == [3]
-            await messages[3].ack()
-            await asyncio.sleep(MAX_WAIT * 1.1)
-            assert sizes(broker) == [3, 1]
-
-    run(main())
+    broker.publish(4)
+    async with broker.stream() as stream:
+        messages = await stream.take(4)
+        began = asyncio.get_running_loop().time()
+        for message in messages[:3]:
+            await message.ack()
+            await asyncio.sleep(MAX_WAIT * 0.4)
+        assert times(broker) == [pytest.approx(began + MAX_WAIT)]
+        assert sizes(broker) == [3]
+        await messages[3].ack()
+        await asyncio.sleep(MAX_WAIT * 1.1)
+        assert sizes(broker) == [3, 1]
 
 
-def test_a_full_batch_does_not_wait(run: VirtualRun, broker: Broker) -> None:
-    async def main() -> None:
-        broker.publish(MAX_BATCH + 1)
-        async with broker.stream() as stream:
-            messages = await stream.take(MAX_BATCH + 1)
-            began = asyncio.get_running_loop().time()
-            for message in messages[:MAX_BATCH]:
-                await message.ack()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert times(broker) == [began]
-            assert sizes(broker) == [MAX_BATCH]
-            await messages[-1].ack()
-
-    run(main())
+async def test_a_full_batch_does_not_wait(broker: Broker) -> None:
+    broker.publish(MAX_BATCH + 1)
+    async with broker.stream() as stream:
+        messages = await stream.take(MAX_BATCH + 1)
+        began = asyncio.get_running_loop().time()
+        for message in messages[:MAX_BATCH]:
+            await message.ack()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert times(broker) == [began]
+        assert sizes(broker) == [MAX_BATCH]
+        await messages[-1].ack()
 
 
-def test_what_comes_while_others_are_sent_goes_right_after_them(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_what_comes_while_others_are_sent_goes_right_after_them(broker: Broker) -> None:
     """Also if nothing comes after that, which would take it along."""
     broker.latency = 1.0
 
-    async def main() -> None:
-        broker.publish(2)
-        async with broker.stream() as stream:
-            first, second = await stream.take(2)
-            await first.ack()
-            await asyncio.sleep(MAX_WAIT + 0.5)
-            assert len(times(broker)) == 1
-            await second.ack()
-            await asyncio.sleep(1.6)
-            one, two = times(broker)
-            assert two - one == pytest.approx(1.0)
-            assert broker.acked() == [0, 1]
-
-    run(main())
+    broker.publish(2)
+    async with broker.stream() as stream:
+        first, second = await stream.take(2)
+        await first.ack()
+        await asyncio.sleep(MAX_WAIT + 0.5)
+        assert len(times(broker)) == 1
+        await second.ack()
+        await asyncio.sleep(1.6)
+        one, two = times(broker)
+        assert two - one == pytest.approx(1.0)
+        assert broker.acked() == [0, 1]
 
 
-def test_a_synchronous_loop_asks_for_a_refill_before_it_runs_dry(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_a_synchronous_loop_asks_for_a_refill_before_it_runs_dry(broker: Broker) -> None:
     """The loop body awaits nothing; still the request goes out when half the buffer is left."""
-
-    async def main() -> None:
-        broker.publish(100)
-        async with broker.stream(prefetch=8) as stream:
-            for _ in range(100):
-                await anext(stream)
-
-    run(main())
+    broker.publish(100)
+    async with broker.stream(prefetch=8) as stream:
+        for _ in range(100):
+            await anext(stream)
     asked = [call.detail[0] for call in broker.called("receive")]
     assert asked[4:20] == [4] * 16

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Self
@@ -16,11 +14,12 @@ from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
     Outgoing,
-    env_flag,
-    env_number,
+    check_settings,
+    naming_variables,
+    read_settings,
     validate_group,
 )
-from abe.errors import AbeError, ConfigurationError, ConnectionLostError
+from abe.errors import AbeError, ConnectionLostError
 from abe.types import ConsumerGroup, QueueStats
 from abe_backend_redis import scripts
 from abe_backend_redis.codec import stored_group
@@ -29,13 +28,12 @@ from abe_backend_redis.link import Link
 from abe_backend_redis.publisher import Limits, Publisher
 from abe_backend_redis.receiver import RedisReceiver, Shared
 from abe_backend_redis.server import Server
+from abe_backend_redis.settings import DEFAULT_PREFIX, DEFAULT_URL, SETTINGS
 
 __all__ = ["RedisBackend"]
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_URL = "redis://localhost:6379/0"
-DEFAULT_PREFIX = "abe"
 YEAR = 365 * 86_400.0
 
 
@@ -66,6 +64,7 @@ class RedisBackend(BaseBackend):
 
     name: ClassVar[str] = "redis"
     max_prefetch: ClassVar[int] = 512  # more would leave the processor's cache
+    settings = SETTINGS
 
     def __init__(
         self,
@@ -83,11 +82,8 @@ class RedisBackend(BaseBackend):
         limits: Limits = Limits(),  # noqa: B008 - immutable
     ) -> None:
         super().__init__()
-        if not re.fullmatch(r"[^\s{}#]{1,100}", prefix):
-            raise ConfigurationError(
-                f"ABE_REDIS_PREFIX is {prefix!a}; it must be 1 to 100 characters without white "
-                "space, braces and '#'"
-            )
+        given = {"prefix": prefix, "lease": lease, "timeout": timeout}
+        check_settings(self.settings, **given, publish_timeout=publish_timeout)
         self._server = Server(
             url,
             username=username,
@@ -129,32 +125,21 @@ class RedisBackend(BaseBackend):
 
     @classmethod
     def from_env(cls) -> Self:
-        """Create a backend from ``ABE_REDIS_…``, without connecting; the README lists them all.
+        """Create a backend from the variables in `settings`, without connecting.
 
         Raises:
             ConfigurationError: If a variable is malformed.
         """
-        env = os.environ.get
-        files = {"ssl_ca_certs": "CA", "ssl_certfile": "CERT", "ssl_keyfile": "KEY"}
-        tls = {name: env(f"ABE_REDIS_TLS_{end}", "") for name, end in files.items()}
-        return cls(
-            env("ABE_REDIS_URL") or DEFAULT_URL,
-            prefix=env("ABE_REDIS_PREFIX") or DEFAULT_PREFIX,
-            username=env("ABE_REDIS_USERNAME"),
-            password=env("ABE_REDIS_PASSWORD"),
-            tls={name: value for name, value in tls.items() if value},
-            sentinel_username=env("ABE_REDIS_SENTINEL_USERNAME"),
-            sentinel_password=env("ABE_REDIS_SENTINEL_PASSWORD"),
-            lease=env_number("ABE_REDIS_LEASE", 30.0, minimum=0.1),
-            timeout=env_number("ABE_REDIS_TIMEOUT", 5.0, minimum=0.01),
-            publish_timeout=env_number("ABE_REDIS_PUBLISH_TIMEOUT", 10.0),
-            limits=Limits(
-                backlog=int(env_number("ABE_REDIS_MAX_BACKLOG", 0)),
-                length=int(env_number("ABE_REDIS_RETAIN_LENGTH", 0)),
-                age=env_number("ABE_REDIS_RETAIN_AGE", 0),
-                drop=env_flag("ABE_REDIS_DROP_UNSETTLED"),
-            ),
-        )
+        values = read_settings(cls.settings)
+        files = {"ssl_ca_certs": "tls_ca", "ssl_certfile": "tls_cert", "ssl_keyfile": "tls_key"}
+        tls = {name: values.pop(argument) for name, argument in files.items()}
+        limits = ("max_backlog", "retain_length", "retain_age", "drop_unsettled")
+        with naming_variables(cls.settings, tls="ABE_REDIS_TLS_…"):
+            return cls(
+                limits=Limits(*(values.pop(name) for name in limits)),
+                tls={name: file for name, file in tls.items() if file},
+                **values,
+            )
 
     def __repr__(self) -> str:
         return f"RedisBackend({str(self._server)!r}, prefix={self.prefix!r})"

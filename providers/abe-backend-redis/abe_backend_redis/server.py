@@ -91,14 +91,14 @@ class Server:
     ) -> None:
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in _SCHEMES:
-            raise ConfigurationError(f"ABE_REDIS_URL is malformed; {_FORM}")
+            raise ConfigurationError(f"url is malformed; {_FORM}")
         self.kind, base = _SCHEMES[scheme]
         try:
             self._read(f"{base}://{rest}")
         except (TypeError, ValueError) as error:
             # Not chained: the text of the cause may hold the URL's password.
             reason = error if isinstance(error, ConfigurationError) else _FORM
-            raise ConfigurationError(f"ABE_REDIS_URL is malformed; {reason}") from None
+            raise ConfigurationError(f"url is malformed; {reason}") from None
         if username:
             self._options["username"] = username
         if password:
@@ -106,9 +106,7 @@ class Server:
         if self._class is SSLConnection:
             self._options.update(tls or {})
         elif tls:
-            raise ConfigurationError(
-                "ABE_REDIS_TLS_… are set, but ABE_REDIS_URL does not ask for TLS (rediss://)"
-            )
+            raise ConfigurationError("tls needs a URL that asks for TLS (rediss://…)")
         self._sentinel = {
             name: value
             for name, value in (("username", sentinel_username), ("password", sentinel_password))

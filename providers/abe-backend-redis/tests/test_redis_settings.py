@@ -91,7 +91,7 @@ def test_urls(url: str, kind: str, shown: str) -> None:
     ],
 )
 def test_malformed_urls_are_refused_without_repeating_them(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="ABE_REDIS_URL") as caught:
+    with pytest.raises(ConfigurationError, match=r"^url is malformed") as caught:
         Server(url)
     text = "".join(traceback.format_exception(caught.value))
     assert SENTINEL not in text.replace(__file__, "")
@@ -107,6 +107,9 @@ def test_malformed_urls_are_refused_without_repeating_them(url: str) -> None:
         ("PREFIX", "{x}"),
         ("TLS_CA", "/ca.pem"),
         ("DROP_UNSETTLED", "maybe"),
+        ("MAX_BACKLOG", "0.9"),
+        ("RETAIN_LENGTH", "1e3"),
+        ("URL", "localhost:6379"),
     ],
 )
 def test_malformed_variables_are_named(
@@ -115,6 +118,16 @@ def test_malformed_variables_are_named(
     monkeypatch.setenv(f"ABE_REDIS_{variable}", value)
     with pytest.raises(ConfigurationError, match="ABE_REDIS_(TLS|" + variable + ")"):
         RedisBackend.from_env()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("lease", 0), ("timeout", -1), ("publish_timeout", float("inf")), ("prefix", "{x}")],
+)
+def test_a_malformed_argument_is_named_and_no_variable(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{argument} is ") as caught:
+        RedisBackend(**{argument: value})
+    assert "ABE_REDIS" not in str(caught.value)
 
 
 @pytest.mark.parametrize("end", ["CA", "CERT", "KEY"])

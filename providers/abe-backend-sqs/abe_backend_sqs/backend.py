@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Self, TypeVar
@@ -15,12 +14,12 @@ from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
     Outgoing,
-    env_flag,
-    env_number,
+    check_settings,
+    naming_variables,
+    read_settings,
     validate_group,
 )
 from abe.errors import (
-    ConfigurationError,
     ConnectionLostError,
     PayloadError,
     PublishError,
@@ -29,19 +28,19 @@ from abe.errors import (
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_sqs.codec import prepare
 from abe_backend_sqs.dead_letters import DeadLetterQueue, purge
-from abe_backend_sqs.link import LONGEST_WAIT, Access, Link, check_endpoint
+from abe_backend_sqs.link import Access, Link
 from abe_backend_sqs.long_poll import LongPoller
 from abe_backend_sqs.publisher import Publisher, QueueTarget, Target, TopicTarget
 from abe_backend_sqs.queue import Queue
 from abe_backend_sqs.receiver import Source, SqsReceiver
 from abe_backend_sqs.resolver import QueueResolver, region_in
+from abe_backend_sqs.settings import SETTINGS
 
 __all__ = ["SqsBackend"]
 
 T = TypeVar("T")
 
 LONGEST_DELAY = 900.0
-LONGEST_LEASE = 1800
 LONGEST_NACK = 39_600.0
 """SQS hides a message for 12 h after its receipt at most; one of them may be spent holding it."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
@@ -75,6 +74,7 @@ class SqsBackend(BaseBackend):
     """
 
     name: ClassVar[str] = "sqs"
+    settings = SETTINGS
 
     def __init__(
         self,
@@ -93,9 +93,11 @@ class SqsBackend(BaseBackend):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._lease = _whole("ABE_SQS_LEASE", lease, LONGEST_LEASE)
-        self._wait = _whole("ABE_SQS_WAIT", wait, LONGEST_WAIT)
-        self._endpoint = check_endpoint("ABE_SQS_ENDPOINT", endpoint) if endpoint else None
+        given = {"lease": lease, "wait": wait, "timeout": timeout, "endpoint": endpoint}
+        check_settings(self.settings, **given, publish_timeout=publish_timeout)
+        self._lease = math.ceil(lease)
+        self._wait = math.ceil(wait)
+        self._endpoint = endpoint
         self._link = Link(self._endpoint, access, timeout)
         self._resolver = QueueResolver(
             self._link, queue=queue, topic=topic, groups=groups or {}, template=group_queue
@@ -131,30 +133,18 @@ class SqsBackend(BaseBackend):
 
     @classmethod
     def from_env(cls) -> Self:
-        """Create a backend from ``ABE_SQS_…`` and AWS's own variables, without connecting.
+        """Create a backend from the variables in `settings`, without connecting.
 
         Raises:
             ConfigurationError: If a variable is malformed.
         """
-
-        def env(name: str) -> str | None:
-            return os.environ.get(f"ABE_SQS_{name}") or None
-
-        queue, topic = env("QUEUE"), env("TOPIC")
-        region = env("REGION") or region_in(topic or "") or region_in(queue or "")
-        return cls(
-            queue,
-            topic=topic,
-            groups=_read_groups(env("GROUPS")),
-            group_queue=env("GROUP_QUEUE"),
-            endpoint=env("ENDPOINT"),
-            access=Access.from_env(region),
-            dead_letters=env_flag("ABE_SQS_DEAD_LETTERS"),
-            lease=env_number("ABE_SQS_LEASE", 30.0, minimum=1.0),
-            wait=env_number("ABE_SQS_WAIT", 5.0, minimum=1.0),
-            timeout=env_number("ABE_SQS_TIMEOUT", 10.0, minimum=0.01),
-            publish_timeout=env_number("ABE_SQS_PUBLISH_TIMEOUT", 30.0),
-        )
+        values = read_settings(cls.settings)
+        values = {name: value for name, value in values.items() if not name.startswith("AWS_")}
+        region = values.pop("region")
+        for place in (values["topic"], values["queue"]):
+            region = region or region_in(place or "")
+        with naming_variables(cls.settings):
+            return cls(access=Access.from_env(region), **values)
 
     def __repr__(self) -> str:
         place = f", endpoint={self._endpoint!r}" if self._endpoint else ""
@@ -369,25 +359,3 @@ class SqsBackend(BaseBackend):
         self._check_admin("purge()")
         queue = await self._resolver.queue_of(self._checked(group))
         return await purge(queue, KeyFilter(keys))
-
-
-def _whole(variable: str, seconds: float, longest: int) -> int:
-    if not 0 < seconds <= longest:
-        raise ConfigurationError(f"{variable} is {seconds:g}; it must be 1 to {longest} seconds")
-    return int(seconds + 0.999)
-
-
-def _read_groups(text: str | None) -> dict[str, str]:
-    try:
-        groups = json.loads(text or "{}")
-        good = isinstance(groups, dict) and all(v and isinstance(v, str) for v in groups.values())
-        for group in groups if good else ():
-            validate_group(group)
-    except ValueError:
-        good, groups = False, {}
-    if not good:
-        raise ConfigurationError(
-            f"ABE_SQS_GROUPS is {text!a}; it must be JSON that maps groups to queues, like "
-            '{"billing": "shop-billing"}'
-        )
-    return dict(groups)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
@@ -18,7 +17,7 @@ from botocore.loaders import create_loader
 from abe.errors import ConfigurationError
 from abe_backend_sqs.failures import DRIVER_ERRORS, Translator, UnreachedError
 
-__all__ = ["Access", "Link", "check_endpoint"]
+__all__ = ["Access", "Link"]
 
 POOL = 1000
 """Connections at most: each waiting consumer holds one."""
@@ -56,9 +55,6 @@ class Access:
 
         Args:
             region: Region, if one is known already.
-
-        Raises:
-            ConfigurationError: If an endpoint is malformed.
         """
         left = {name: value for name, value in os.environ.items() if name[:4] == "AWS_" and value}
 
@@ -80,7 +76,7 @@ class Access:
             key_id,
             secret,
             token,
-            {s: check_endpoint("AWS_ENDPOINT_URL", url) for s, url in endpoints.items() if url},
+            {service: url for service, url in endpoints.items() if url},
             left,
         )
 
@@ -104,26 +100,6 @@ class Access:
                 "environment of the process, or use a profile in AWS_CONFIG_FILE"
             )
         return session
-
-
-def check_endpoint(variable: str, endpoint: str) -> str:
-    """Return ``endpoint``; the error does not repeat it, because it may hold a password.
-
-    Raises:
-        ConfigurationError: If it is not the URL of a server.
-    """
-    try:
-        parts = urlsplit(endpoint)
-        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        _ = parts.port
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigurationError(
-            f"{variable} is malformed; it must look like http://localhost:4566, without user and "
-            "password"
-        ) from None
-    return endpoint
 
 
 class Link:

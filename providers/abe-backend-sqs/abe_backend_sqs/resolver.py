@@ -64,37 +64,36 @@ class QueueResolver:
         if topic is None:
             if not queue:
                 raise ConfigurationError(
-                    "ABE_SQS_QUEUE is not set; it must be the name, URL or ARN of a queue"
+                    "queue is not set; it must be the name, URL or ARN of a queue"
                 )
             if groups or template:
-                raise ConfigurationError(
-                    "ABE_SQS_GROUPS and ABE_SQS_GROUP_QUEUE need a topic: set ABE_SQS_TOPIC"
-                )
+                given = "groups" if groups else "group_queue"
+                raise ConfigurationError(f"{given} is set without a topic before the queues")
         elif not _TOPIC.fullmatch(topic):
             raise ConfigurationError(
-                f"ABE_SQS_TOPIC is {topic!a}; it must look like "
+                f"topic is {topic!a}; it must look like "
                 "arn:aws:sns:eu-central-1:123456789012:orders"
             )
         if template and template.count("{group}") != 1:
-            raise ConfigurationError(
-                f"ABE_SQS_GROUP_QUEUE is {template!a}; it must contain {{group}} once"
-            )
+            raise ConfigurationError(f"group_queue is {template!a}; it must contain {{group}} once")
         if template and _room(template) < HASHED:
             raise ConfigurationError(
-                f"ABE_SQS_GROUP_QUEUE is {template!a}; it must leave {HASHED} of the {NAME} "
-                "characters of a queue's name to the group"
+                f"group_queue is {template!a}; it must leave {HASHED} of the {NAME} characters of "
+                "a queue's name to the group"
             )
-        places = [place for place in (topic, queue, template, *groups.values()) if place]
-        if any("@" in place for place in places):
-            raise ConfigurationError(
-                "ABE_SQS_QUEUE, ABE_SQS_GROUPS or ABE_SQS_GROUP_QUEUE has a user or a password in "
-                "a URL; credentials are set as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
+        named = [("queue", queue), ("topic", topic), ("group_queue", template)]
+        named += [("groups", place) for place in groups.values()]
+        places = [place for _, place in named if place]
+        for argument, place in named:
+            if place and "@" in place:
+                raise ConfigurationError(
+                    f"{argument} has a user or a password in a URL; credentials are set as "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                )
         self.fifo = places[0].endswith(".fifo")
         if any(place.endswith(".fifo") != self.fifo for place in places):
             raise ConfigurationError(
-                "of ABE_SQS_QUEUE, ABE_SQS_TOPIC, ABE_SQS_GROUPS and ABE_SQS_GROUP_QUEUE either "
-                "all or none must end in .fifo"
+                "either all or none of the queues and the topic must end in .fifo"
             )
         self.topic = topic
         self._link = link

@@ -172,11 +172,11 @@ def test_a_folder_or_a_pipe_is_refused(tmp_path: Path) -> None:
     ("arguments", "problem"),
     [
         ({"path": ":memory:"}, "must be the path of a file"),
-        ({"path": "~no-such-user/queue"}, "ABE_SQLITE_PATH is '~no-such-user/queue'; there is no"),
+        ({"path": "~no-such-user/queue"}, "^path is '~no-such-user/queue'; there is no"),
         ({"path": "file:x?mode=ro"}, "must be the path of a file"),
         ({"path": ""}, "must be the path of a file"),
-        ({"path": "x", "lease": 0}, "ABE_SQLITE_LEASE"),
-        ({"path": "x", "busy_timeout": -1}, "ABE_SQLITE_BUSY_TIMEOUT"),
+        ({"path": "x", "lease": 0}, "^lease is 0; "),
+        ({"path": "x", "busy_timeout": -1}, "^busy_timeout is -1; "),
         ({"path": "x", "synchronous": "OFF"}, "FULL or NORMAL"),
     ],
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from abe.backends.message_queue.base import Message
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox
 
 
 async def cancels_itself(message: Message) -> None:
@@ -38,8 +38,9 @@ async def awaits_a_cancelled_task(message: Message) -> None:
 
 
 @pytest.mark.parametrize("misbehave", [cancels_itself, raises_cancelled, awaits_a_cancelled_task])
-def test_a_cancellation_that_the_consumer_did_not_cause_is_a_failure(
-    misbehave: Callable[[Message], Coroutine[Any, Any, None]], broker: Broker, run: VirtualRun
+async def test_a_cancellation_that_the_consumer_did_not_cause_is_a_failure(
+    misbehave: Callable[[Message], Coroutine[Any, Any, None]],
+    broker: Broker,
 ) -> None:
     async def handler(message: Message) -> None:
         if message["n"] == 0:
@@ -62,117 +63,101 @@ def test_a_cancellation_that_the_consumer_did_not_cause_is_a_failure(
     async def fails() -> None:
         raise ValueError
 
-    async def main() -> None:
-        broker.publish(2)
-        consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
-        await settled(consumer, handler, lambda: consumer.processed + consumer.dead == 2)
-        assert broker.records[0].outcomes == ["nack", "nack", "reject"]
-        assert broker.records[1].outcomes == ["ack"]
-        assert isinstance(consumer.last_error, asyncio.CancelledError)
-        assert (consumer.processed, consumer.failed) == (1, 3)
-
-    run(main())
+    broker.publish(2)
+    consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
+    await settled(consumer, handler, lambda: consumer.processed + consumer.dead == 2)
+    assert broker.records[0].outcomes == ["nack", "nack", "reject"]
+    assert broker.records[1].outcomes == ["ack"]
+    assert isinstance(consumer.last_error, asyncio.CancelledError)
+    assert (consumer.processed, consumer.failed) == (1, 3)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_its_own_cancellation_is_a_release(
-    concurrency: int, broker: Broker, run: VirtualRun
+async def test_its_own_cancellation_is_a_release(
+    concurrency: int,
+    broker: Broker,
 ) -> None:
-    async def main() -> None:
-        broker.publish(10)
-        consumer = AsyncLoopConsumer(Scripted(broker), concurrency=concurrency)
-        handler = Recorder(*[1000.0] * 10)
-        task = asyncio.create_task(consumer.run(handler))
-        await until(lambda: consumer.in_flight == concurrency)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert broker.leased() == []
-        assert {o for r in broker.records for o in r.outcomes} == {"release"}
-        assert broker.settled("release")
-        assert (consumer.failed, consumer.processed, consumer.in_flight) == (0, 0, 0)
-        # The consumer can be run again, and attempts were not counted.
-        again = Recorder()
-        await settled(consumer, again, lambda: consumer.processed == 10)
-        assert set(again.attempts) == {1}
-
-    run(main())
+    broker.publish(10)
+    consumer = AsyncLoopConsumer(Scripted(broker), concurrency=concurrency)
+    handler = Recorder(*[1000.0] * 10)
+    task = asyncio.create_task(consumer.run(handler))
+    await until(lambda: consumer.in_flight == concurrency)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert broker.leased() == []
+    assert {o for r in broker.records for o in r.outcomes} == {"release"}
+    assert broker.settled("release")
+    assert (consumer.failed, consumer.processed, consumer.in_flight) == (0, 0, 0)
+    # The consumer can be run again, and attempts were not counted.
+    again = Recorder()
+    await settled(consumer, again, lambda: consumer.processed == 10)
+    assert set(again.attempts) == {1}
 
 
-def test_cancelling_a_handler_that_swallows_it_still_ends_the_run(
-    broker: Broker, run: VirtualRun
+async def test_cancelling_a_handler_that_swallows_it_still_ends_the_run(
+    broker: Broker,
 ) -> None:
     async def handler(message: Message) -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(1000)
 
-    async def main() -> None:
-        broker.publish(5)
-        consumer = AsyncLoopConsumer(Scripted(broker))
-        task = asyncio.create_task(consumer.run(handler))
-        await until(lambda: consumer.in_flight)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert consumer.processed == 1
-        assert broker.acked() == [0]
-        assert broker.leased() == []
-
-    run(main())
+    broker.publish(5)
+    consumer = AsyncLoopConsumer(Scripted(broker))
+    task = asyncio.create_task(consumer.run(handler))
+    await until(lambda: consumer.in_flight)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert consumer.processed == 1
+    assert broker.acked() == [0]
+    assert broker.leased() == []
 
 
-def test_a_timeout_around_run_is_a_timeout(broker: Broker, run: VirtualRun) -> None:
-    async def main() -> None:
-        broker.publish(3)
-        consumer = AsyncLoopConsumer(Scripted(broker))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(5):
-                await consumer.run(Recorder(1.0, 1000.0))
-        assert broker.acked() == [0]
-        assert set(broker.records[1].outcomes) == {"release"}
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-
-    run(main())
+async def test_a_timeout_around_run_is_a_timeout(broker: Broker) -> None:
+    broker.publish(3)
+    consumer = AsyncLoopConsumer(Scripted(broker))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5):
+            await consumer.run(Recorder(1.0, 1000.0))
+    assert broker.acked() == [0]
+    assert set(broker.records[1].outcomes) == {"release"}
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
 
 
 @pytest.mark.parametrize("first", ["run", "handlers"])
-def test_whoever_cancels_all_tasks_cancels_the_run_in_any_order(
-    first: str, broker: Broker, run: VirtualRun
+async def test_whoever_cancels_all_tasks_cancels_the_run_in_any_order(
+    first: str,
+    broker: Broker,
 ) -> None:
-    async def main() -> None:
-        broker.publish(2)
-        consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
-        task = asyncio.create_task(consumer.run(Recorder(1000.0, 1000.0)))
-        await until(lambda: consumer.in_flight == 2)
-        assert consumer._run is not None
-        workers = [*consumer._run._workers]
-        for each in [task, *workers] if first == "run" else [*workers, task]:
-            each.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert {o for r in broker.records for o in r.outcomes} == {"release"}
-        assert consumer.failed == 0
-
-    run(main())
+    broker.publish(2)
+    consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
+    task = asyncio.create_task(consumer.run(Recorder(1000.0, 1000.0)))
+    await until(lambda: consumer.in_flight == 2)
+    assert consumer._run is not None
+    workers = [*consumer._run._workers]
+    for each in [task, *workers] if first == "run" else [*workers, task]:
+        each.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {o for r in broker.records for o in r.outcomes} == {"release"}
+    assert consumer.failed == 0
 
 
-def test_a_consumer_whose_tasks_somebody_cancels_does_not_end_as_if_told_to(
-    broker: Broker, run: VirtualRun
+async def test_a_consumer_whose_tasks_somebody_cancels_does_not_end_as_if_told_to(
+    broker: Broker,
 ) -> None:
-    async def main() -> None:
-        consumer = AsyncLoopConsumer(Scripted(broker))
-        task = asyncio.create_task(consumer.run(Recorder()))
-        await until(lambda: consumer._run is not None and consumer._run._workers)
-        await asyncio.sleep(1)
-        assert consumer._run is not None
-        for worker in consumer._run._workers:
-            worker.cancel()
-        with pytest.raises(asyncio.CancelledError, match="somebody cancelled"):
-            await task
-
-    run(main())
+    consumer = AsyncLoopConsumer(Scripted(broker))
+    task = asyncio.create_task(consumer.run(Recorder()))
+    await until(lambda: consumer._run is not None and consumer._run._workers)
+    await asyncio.sleep(1)
+    assert consumer._run is not None
+    for worker in consumer._run._workers:
+        worker.cancel()
+    with pytest.raises(asyncio.CancelledError, match="somebody cancelled"):
+        await task
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -19,30 +19,28 @@ from tests.unit_test.consumer.support import Scripted, memory, settled, until
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 7])
-def test_as_many_handlers_run_as_allowed_and_no_more(
-    concurrency: int, broker: Broker, run: VirtualRun
+async def test_as_many_handlers_run_as_allowed_and_no_more(
+    concurrency: int,
+    broker: Broker,
 ) -> None:
-    async def main() -> None:
-        async def handler(message: Message) -> None:
-            counts.append(consumer.in_flight)
-            await asyncio.sleep(1)
-            counts.append(consumer.in_flight)
+    async def handler(message: Message) -> None:
+        counts.append(consumer.in_flight)
+        await asyncio.sleep(1)
+        counts.append(consumer.in_flight)
 
-        counts: list[int] = []
-        broker.publish(30)
-        consumer = AsyncLoopConsumer(Scripted(broker), concurrency=concurrency)
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        await settled(consumer, handler, lambda: consumer.processed == 30)
-        assert max(counts) == concurrency
-        assert loop.time() - started == pytest.approx(math.ceil(30 / concurrency), abs=0.5)
-        assert consumer.in_flight == 0
-
-    run(main())
+    counts: list[int] = []
+    broker.publish(30)
+    consumer = AsyncLoopConsumer(Scripted(broker), concurrency=concurrency)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await settled(consumer, handler, lambda: consumer.processed == 30)
+    assert max(counts) == concurrency
+    assert loop.time() - started == pytest.approx(math.ceil(30 / concurrency), abs=0.5)
+    assert consumer.in_flight == 0
 
 
 class KeyOrder:

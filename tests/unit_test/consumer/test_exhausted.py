@@ -21,7 +21,7 @@ from tests.unit_test.consumer.support import (
 )
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox
 
 
 def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(
@@ -188,19 +188,16 @@ def test_a_dead_letter_that_is_refused_for_good_ends_the_run_and_releases_the_me
     broker.check()
 
 
-def test_a_poisonous_message_is_rejected_unhandled(
-    broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+async def test_a_poisonous_message_is_rejected_unhandled(
+    broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        at_limit, beyond = broker.publish(2)
-        at_limit.failed, beyond.failed = 5, 6
-        consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
-        handler = Recorder()
-        await settled(consumer, handler, lambda: not broker.unsettled())
-        assert handler.attempts == [6]
-        assert (at_limit.outcome, beyond.outcome) == ("ack", "reject")
-        assert (consumer.processed, consumer.dead, consumer.failed) == (1, 1, 0)
-
-    run(main())
+    at_limit, beyond = broker.publish(2)
+    at_limit.failed, beyond.failed = 5, 6
+    consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
+    handler = Recorder()
+    await settled(consumer, handler, lambda: not broker.unsettled())
+    assert handler.attempts == [6]
+    assert (at_limit.outcome, beyond.outcome) == ("ack", "reject")
+    assert (consumer.processed, consumer.dead, consumer.failed) == (1, 1, 0)
     (error,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert error.startswith("delivered 7 times without a verdict; not handled again (backend=")

@@ -24,7 +24,7 @@ from tests.unit_test.consumer.support import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_test.conftest import Broker, VirtualRun
+    from tests.unit_test.conftest import Broker
 
 
 def sync_handler(message: Any) -> None:
@@ -146,18 +146,17 @@ def test_every_kind_of_handler(handler: Any, kind: type, in_loop: bool) -> None:
         ),
     ],
 )
-def test_what_cannot_handle_is_refused_before_anything_is_opened(
-    handler: Any, text: str, broker: Broker, run: VirtualRun
+async def test_what_cannot_handle_is_refused_before_anything_is_opened(
+    handler: Any,
+    text: str,
+    broker: Broker,
 ) -> None:
-    async def main() -> None:
-        backend = Scripted(broker)
-        consumer = AsyncLoopConsumer(backend)
-        with pytest.raises(TypeError) as caught:
-            await consumer.run(handler)
-        assert str(caught.value) == text
-        assert backend.opened == []
-
-    run(main())
+    backend = Scripted(broker)
+    consumer = AsyncLoopConsumer(backend)
+    with pytest.raises(TypeError) as caught:
+        await consumer.run(handler)
+    assert str(caught.value) == text
+    assert backend.opened == []
 
 
 def test_a_blocking_settlement_on_the_loop_is_an_error_instead_of_a_deadlock() -> None:

@@ -25,14 +25,11 @@ if TYPE_CHECKING:
     from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
 
 
-def test_a_plain_backend_is_asked_for_nothing_more_than_the_group(run: VirtualRun) -> None:
-    async def main() -> None:
-        backend = Plain({"n": 1}, ends=True)
-        await AsyncLoopConsumer(backend, "billing").run(Recorder())
-        await AsyncLoopConsumer(backend).run(Recorder())
-        assert backend.opened == [((), {"group": "billing"}), ((), {"group": None})]
-
-    run(main())
+async def test_a_plain_backend_is_asked_for_nothing_more_than_the_group() -> None:
+    backend = Plain({"n": 1}, ends=True)
+    await AsyncLoopConsumer(backend, "billing").run(Recorder())
+    await AsyncLoopConsumer(backend).run(Recorder())
+    assert backend.opened == [((), {"group": "billing"}), ((), {"group": None})]
 
 
 def test_a_first_party_backend_is_asked_so_too_and_for_keys_only_if_given(
@@ -54,147 +51,122 @@ def test_a_first_party_backend_is_asked_so_too_and_for_keys_only_if_given(
     tools.run(main())
 
 
-def test_keys_on_a_plain_backend_are_unsupported_and_nothing_is_opened(run: VirtualRun) -> None:
-    async def main() -> None:
-        backend = Plain()
-        with pytest.raises(UnsupportedError, match="capability 'keys'"):
-            await AsyncLoopConsumer(backend, keys="a").run(Recorder())
-        assert backend.opened == []
-
-    run(main())
+async def test_keys_on_a_plain_backend_are_unsupported_and_nothing_is_opened() -> None:
+    backend = Plain()
+    with pytest.raises(UnsupportedError, match="capability 'keys'"):
+        await AsyncLoopConsumer(backend, keys="a").run(Recorder())
+    assert backend.opened == []
 
 
-def test_a_plain_iterator_is_resumed_only_after_the_handler_and_its_end_ends_the_run(
-    run: VirtualRun,
+async def test_a_plain_iterator_is_resumed_only_after_the_handler_and_its_end_ends_the_run() -> (
+    None
+):
+    backend = Plain(*({"n": n} for n in range(3)), ends=True)
+    acked: list[int] = []
+
+    async def handler(message: Message) -> None:
+        acked.append(len(backend.acked))
+        await asyncio.sleep(1)
+        assert (message.id, message.key, message.timestamp) == (None, None, None)
+
+    consumer = AsyncLoopConsumer(backend)
+    await consumer.run(handler)
+    assert acked == [0, 1, 2]
+    assert len(backend.acked) == 3
+    assert consumer.processed == 3
+
+
+async def test_on_a_plain_backend_failures_are_retried_in_process(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        backend = Plain(*({"n": n} for n in range(3)), ends=True)
-        acked: list[int] = []
-
-        async def handler(message: Message) -> None:
-            acked.append(len(backend.acked))
-            await asyncio.sleep(1)
-            assert (message.id, message.key, message.timestamp) == (None, None, None)
-
-        consumer = AsyncLoopConsumer(backend)
-        await consumer.run(handler)
-        assert acked == [0, 1, 2]
-        assert len(backend.acked) == 3
-        assert consumer.processed == 3
-
-    run(main())
-
-
-def test_on_a_plain_backend_failures_are_retried_in_process(
-    run: VirtualRun, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        backend = Plain({"n": 1}, {"n": 2}, ends=True)
-        consumer = AsyncLoopConsumer(backend, retry=STEADY)
-        handler = Recorder(*[ValueError("no")] * 4)
-        await consumer.run(handler)
-        assert handler.numbers == [1, 1, 1, 1, 2]
-        assert handler.attempts == [1, 2, 3, 4, 1]
-        assert handler.gaps == pytest.approx([1.0, 2.0, 3.0, 0.0], abs=0.1)
-        assert backend.acked == [{"n": 1}, {"n": 2}]
-        assert (consumer.processed, consumer.dead) == (1, 1)
-
-    run(main())
+    backend = Plain({"n": 1}, {"n": 2}, ends=True)
+    consumer = AsyncLoopConsumer(backend, retry=STEADY)
+    handler = Recorder(*[ValueError("no")] * 4)
+    await consumer.run(handler)
+    assert handler.numbers == [1, 1, 1, 1, 2]
+    assert handler.attempts == [1, 2, 3, 4, 1]
+    assert handler.gaps == pytest.approx([1.0, 2.0, 3.0, 0.0], abs=0.1)
+    assert backend.acked == [{"n": 1}, {"n": 2}]
+    assert (consumer.processed, consumer.dead) == (1, 1)
     assert len(announced(caplog)) == 1
     assert announced(caplog)[0].startswith("backend Plain has no dead letters")
 
 
-def test_what_a_backend_declares_counts_only_if_its_stream_can_do_it(
-    run: VirtualRun, caplog: pytest.LogCaptureFixture
+async def test_what_a_backend_declares_counts_only_if_its_stream_can_do_it(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A plain iterator cannot nack or reject, whatever its backend declares."""
-
-    async def main() -> None:
-        backend = Plain({"n": 1}, {"n": 2}, ends=True)
-        backend.capabilities = Capabilities(  # type: ignore[attr-defined]
-            redelivery="message", release=True, reject=True, attempts="exact", nack_delay=60.0
-        )
-        consumer = AsyncLoopConsumer(backend, retry=FAST)
-        handler = Recorder(*[ValueError("no")] * 3)
-        await consumer.run(handler)
-        assert handler.numbers == [1, 1, 1, 2]
-        assert (consumer.processed, consumer.dead) == (1, 1)
-
-    run(main())
+    backend = Plain({"n": 1}, {"n": 2}, ends=True)
+    backend.capabilities = Capabilities(  # type: ignore[attr-defined]
+        redelivery="message", release=True, reject=True, attempts="exact", nack_delay=60.0
+    )
+    consumer = AsyncLoopConsumer(backend, retry=FAST)
+    handler = Recorder(*[ValueError("no")] * 3)
+    await consumer.run(handler)
+    assert handler.numbers == [1, 1, 1, 2]
+    assert (consumer.processed, consumer.dead) == (1, 1)
     assert len(announced(caplog)) == 1
 
 
-def test_on_a_plain_backend_the_own_dead_letters_are_not_received(run: VirtualRun) -> None:
-    async def main() -> None:
-        bad = {"b": 2, "a": 1, "bad": True}
-        backend = Plain(bad, {"n": 2})
+async def test_on_a_plain_backend_the_own_dead_letters_are_not_received() -> None:
+    bad = {"b": 2, "a": 1, "bad": True}
+    backend = Plain(bad, {"n": 2})
 
-        async def handler(message: Message) -> None:
-            handled.append(dict(message))
-            if message.get("bad"):
-                raise Reject("bad")
+    async def handler(message: Message) -> None:
+        handled.append(dict(message))
+        if message.get("bad"):
+            raise Reject("bad")
 
-        handled: list[dict[str, Any]] = []
-        consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
-        task = asyncio.create_task(consumer.run(handler))
-        await until(lambda: len(backend.acked) == 3)
-        assert backend.log == [("dead", bad)]
-        assert handled == [bad, {"n": 2}]
-        # The same payload published by somebody else is a message like any other.
-        await backend.publish("k", bad)
-        await until(lambda: len(backend.acked) == 5)
-        await consumer.shutdown()
-        await task
-        assert handled == [bad, {"n": 2}, bad]
-        assert consumer.dead == 2
-
-    run(main())
+    handled: list[dict[str, Any]] = []
+    consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
+    task = asyncio.create_task(consumer.run(handler))
+    await until(lambda: len(backend.acked) == 3)
+    assert backend.log == [("dead", bad)]
+    assert handled == [bad, {"n": 2}]
+    # The same payload published by somebody else is a message like any other.
+    await backend.publish("k", bad)
+    await until(lambda: len(backend.acked) == 5)
+    await consumer.shutdown()
+    await task
+    assert handled == [bad, {"n": 2}, bad]
+    assert consumer.dead == 2
 
 
-def test_a_plain_backend_that_reorders_the_dict_is_still_recognised(run: VirtualRun) -> None:
+async def test_a_plain_backend_that_reorders_the_dict_is_still_recognised() -> None:
     class Reordering(Plain):
         async def publish(self, *args: Any) -> None:
             key, payload = args
             await super().publish(key, dict(reversed(payload.items())))
 
-    async def main() -> None:
-        backend = Reordering({"a": 1, "b": {1, 2}})
-        consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
-        handler = Recorder(Reject("x"))
-        await settled(consumer, handler, lambda: len(backend.acked) == 2)
-        assert len(handler.messages) == 1
-
-    run(main())
+    backend = Reordering({"a": 1, "b": {1, 2}})
+    consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
+    handler = Recorder(Reject("x"))
+    await settled(consumer, handler, lambda: len(backend.acked) == 2)
+    assert len(handler.messages) == 1
 
 
 @pytest.mark.parametrize("how", ["shutdown", "cancel"])
-def test_a_plain_backend_keeps_what_was_not_finished(how: str, run: VirtualRun) -> None:
-    async def main() -> None:
-        backend = Plain({"n": 1})
-        consumer = AsyncLoopConsumer(backend, drain_timeout=1.0)
-        task = asyncio.create_task(consumer.run(Recorder(1000.0)))
-        await until(lambda: consumer.in_flight)
-        if how == "shutdown":
-            await consumer.shutdown()
+async def test_a_plain_backend_keeps_what_was_not_finished(how: str) -> None:
+    backend = Plain({"n": 1})
+    consumer = AsyncLoopConsumer(backend, drain_timeout=1.0)
+    task = asyncio.create_task(consumer.run(Recorder(1000.0)))
+    await until(lambda: consumer.in_flight)
+    if how == "shutdown":
+        await consumer.shutdown()
+        await task
+    else:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
             await task
-        else:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        assert list(backend.waiting) == [{"n": 1}]
-        assert backend.acked == []
-
-    run(main())
+    assert list(backend.waiting) == [{"n": 1}]
+    assert backend.acked == []
 
 
-def test_a_message_lost_with_the_process_is_announced_if_several_are_in_flight(
-    run: VirtualRun, caplog: pytest.LogCaptureFixture
+async def test_a_message_lost_with_the_process_is_announced_if_several_are_in_flight(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        await AsyncLoopConsumer(Plain(ends=True), concurrency=2).run(Recorder())
-        await AsyncLoopConsumer(Plain(ends=True)).run(Recorder())
-
-    run(main())
+    await AsyncLoopConsumer(Plain(ends=True), concurrency=2).run(Recorder())
+    await AsyncLoopConsumer(Plain(ends=True)).run(Recorder())
     texts = [r.getMessage() for r in caplog.records if "no redelivery" in r.getMessage()]
     assert len(texts) == 1
     assert "up to 2 messages in flight may be lost" in texts[0]

@@ -15,26 +15,22 @@ from abe.errors import ConfigurationError, InvalidKeyError, Retry
 from tests.unit_test.consumer.support import STEADY, Recorder, Scripted, memory, settled
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox
 
 
-def test_retry_comes_back_after_the_delay_it_asks_for(
-    broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+async def test_retry_comes_back_after_the_delay_it_asks_for(
+    broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-
-    async def main() -> None:
-        broker.publish()
-        consumer = AsyncLoopConsumer(Scripted(broker))
-        handler = Recorder(Retry(delay=70.0), Retry(0.0))
-        await settled(consumer, handler, lambda: consumer.processed, step=5.0)
-        assert handler.attempts == [1, 2, 3]
-        assert handler.gaps == pytest.approx([70.0, 0.0], abs=0.1)
-        assert handler.gaps[0] >= 70.0
-        assert (consumer.failed, consumer.retried, consumer.dead) == (2, 2, 0)
-        assert broker.records[0].outcomes == ["nack", "nack", "ack"]
-
-    run(main())
+    broker.publish()
+    consumer = AsyncLoopConsumer(Scripted(broker))
+    handler = Recorder(Retry(delay=70.0), Retry(0.0))
+    await settled(consumer, handler, lambda: consumer.processed, step=5.0)
+    assert handler.attempts == [1, 2, 3]
+    assert handler.gaps == pytest.approx([70.0, 0.0], abs=0.1)
+    assert handler.gaps[0] >= 70.0
+    assert (consumer.failed, consumer.retried, consumer.dead) == (2, 2, 0)
+    assert broker.records[0].outcomes == ["nack", "nack", "ack"]
     told = [(r.levelname, r.getMessage().partition(" (")[0]) for r in caplog.records]
     assert told == [
         ("INFO", "the handler asks for a retry; trying again in 70 s"),
@@ -43,36 +39,31 @@ def test_retry_comes_back_after_the_delay_it_asks_for(
 
 
 @pytest.mark.parametrize("delay", [None, -1.0, math.nan])
-def test_retry_without_a_usable_delay_leaves_it_to_the_policy(
-    delay: float | None, broker: Broker, run: VirtualRun
+async def test_retry_without_a_usable_delay_leaves_it_to_the_policy(
+    delay: float | None,
+    broker: Broker,
 ) -> None:
-    async def main() -> None:
-        broker.publish()
-        consumer = AsyncLoopConsumer(Scripted(broker), retry=STEADY)
-        handler = Recorder(Retry(delay))
-        await settled(consumer, handler, lambda: consumer.processed)
-        assert handler.gaps == pytest.approx([1.0], abs=0.1)
-
-    run(main())
+    broker.publish()
+    consumer = AsyncLoopConsumer(Scripted(broker), retry=STEADY)
+    handler = Recorder(Retry(delay))
+    await settled(consumer, handler, lambda: consumer.processed)
+    assert handler.gaps == pytest.approx([1.0], abs=0.1)
 
 
-def test_other_exceptions_back_off_up_to_a_limit_and_then_go_to_the_dead_letters(
-    broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+async def test_other_exceptions_back_off_up_to_a_limit_and_then_go_to_the_dead_letters(
+    broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        broker.publish(2)
-        retry = RetryPolicy(max_attempts=5, base=1.0, factor=2.0, max_delay=3.0, jitter=False)
-        consumer = AsyncLoopConsumer(Scripted(broker), "g", retry=retry)
-        broker.records[1].due = math.inf
-        handler = Recorder(*(ValueError(f"try {n}") for n in range(5)))
-        await settled(consumer, handler, lambda: consumer.dead)
-        assert handler.attempts == [1, 2, 3, 4, 5]
-        assert handler.gaps == pytest.approx([1.0, 2.0, 3.0, 3.0], abs=0.1)
-        assert broker.records[0].outcomes == ["nack"] * 4 + ["reject"]
-        assert (consumer.failed, consumer.retried, consumer.dead) == (5, 4, 1)
-        assert str(consumer.last_error) == "try 4"
-
-    run(main())
+    broker.publish(2)
+    retry = RetryPolicy(max_attempts=5, base=1.0, factor=2.0, max_delay=3.0, jitter=False)
+    consumer = AsyncLoopConsumer(Scripted(broker), "g", retry=retry)
+    broker.records[1].due = math.inf
+    handler = Recorder(*(ValueError(f"try {n}") for n in range(5)))
+    await settled(consumer, handler, lambda: consumer.dead)
+    assert handler.attempts == [1, 2, 3, 4, 5]
+    assert handler.gaps == pytest.approx([1.0, 2.0, 3.0, 3.0], abs=0.1)
+    assert broker.records[0].outcomes == ["nack"] * 4 + ["reject"]
+    assert (consumer.failed, consumer.retried, consumer.dead) == (5, 4, 1)
+    assert str(consumer.last_error) == "try 4"
     records = [r for r in caplog.records if r.name == module.__name__]
     assert [r.getMessage() for r in records] == [
         *(

@@ -17,21 +17,18 @@ from tests.unit_test.consumer.support import Recorder, Scripted, memory, real, s
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message
-    from tests.unit_test.conftest import Broker, VirtualRun
+    from tests.unit_test.conftest import Broker
 
 
-def test_returned_is_acked(broker: Broker, run: VirtualRun) -> None:
-    async def main() -> None:
-        broker.publish(20)
-        consumer = AsyncLoopConsumer(Scripted(broker), "g")
-        handler = Recorder()
-        await settled(consumer, handler, lambda: consumer.processed == 20)
-        assert handler.numbers == list(range(20))
-        assert broker.acked() == list(range(20))
-        assert (consumer.failed, consumer.retried, consumer.dead) == (0, 0, 0)
-        assert consumer.last_error is None
-
-    run(main())
+async def test_returned_is_acked(broker: Broker) -> None:
+    broker.publish(20)
+    consumer = AsyncLoopConsumer(Scripted(broker), "g")
+    handler = Recorder()
+    await settled(consumer, handler, lambda: consumer.processed == 20)
+    assert handler.numbers == list(range(20))
+    assert broker.acked() == list(range(20))
+    assert (consumer.failed, consumer.retried, consumer.dead) == (0, 0, 0)
+    assert consumer.last_error is None
 
 
 def test_reject_goes_to_the_dead_letters_with_the_reason(
@@ -126,8 +123,8 @@ def test_the_reason_of_a_dead_letter_says_what_was_raised_and_where() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_the_handler_settled_stays_settled(
-    fails: bool, broker: Broker, run: VirtualRun, caplog: pytest.LogCaptureFixture
+async def test_what_the_handler_settled_stays_settled(
+    fails: bool, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(message: Message) -> None:
         await getattr(message, script[message["n"]].popleft())()
@@ -135,38 +132,31 @@ def test_what_the_handler_settled_stays_settled(
             raise ValueError
 
     script = [deque(["ack"]), deque(["reject"]), deque(["nack", "release", "ack"])]
-
-    async def main() -> None:
-        broker.publish(3)
-        consumer = AsyncLoopConsumer(Scripted(broker), retry=RetryPolicy(max_attempts=1))
-        await settled(consumer, handler, lambda: not broker.unsettled())
-        assert [r.outcomes for r in broker.records] == [
-            ["ack"],
-            ["reject"],
-            ["nack", "release", "ack"],
-        ]
-        assert consumer.processed == (0 if fails else 2)
-        assert consumer.failed == (5 if fails else 0)
-        assert (consumer.retried, consumer.dead) == (0, 0)
-
-    run(main())
+    broker.publish(3)
+    consumer = AsyncLoopConsumer(Scripted(broker), retry=RetryPolicy(max_attempts=1))
+    await settled(consumer, handler, lambda: not broker.unsettled())
+    assert [r.outcomes for r in broker.records] == [
+        ["ack"],
+        ["reject"],
+        ["nack", "release", "ack"],
+    ]
+    assert consumer.processed == (0 if fails else 2)
+    assert consumer.failed == (5 if fails else 0)
+    assert (consumer.retried, consumer.dead) == (0, 0)
     text = "handler failed; the handler settled it"
     assert sum(text in r.getMessage() for r in caplog.records) == (5 if fails else 0)
 
 
-def test_an_exception_that_is_no_exception_ends_the_run_and_releases(
-    broker: Broker, run: VirtualRun
+async def test_an_exception_that_is_no_exception_ends_the_run_and_releases(
+    broker: Broker,
 ) -> None:
     class Abort(BaseException):
         pass
 
-    async def main() -> None:
-        broker.publish(3)
-        consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
-        with pytest.raises(Abort):
-            await consumer.run(Recorder(Abort(), 1000.0))
-        assert broker.leased() == []
-        assert {o for r in broker.records for o in r.outcomes} <= {"release"}
-        assert consumer.in_flight == 0
-
-    run(main())
+    broker.publish(3)
+    consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
+    with pytest.raises(Abort):
+        await consumer.run(Recorder(Abort(), 1000.0))
+    assert broker.leased() == []
+    assert {o for r in broker.records for o in r.outcomes} <= {"release"}
+    assert consumer.in_flight == 0

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abe._redact import redact
 from abe.backends.message_queue.base.message import Message
 from abe.display.results import Count, Messages
 from abe.display.table import Table
-from abe.display.text import MAX_CELL, cell, plural, preview, redact, visible, when
+from abe.display.text import MAX_CELL, cell, plural, preview, visible, when
 
 HOSTILE = "<script>alert(1)</script>\"'onload=x&amp;\x1b[31m\u202eabc\x00\x9b\u2028"
 INVISIBLE = [
@@ -134,8 +135,8 @@ def test_values_under_ordinary_names_are_shown(name: str) -> None:
     assert preview({name: "x"}) == f'{{"{name}": "x"}}'
 
 
-def test_numbers_are_no_secrets() -> None:
-    assert preview({"token": 5}) == '{"token": 5}'
+def test_flags_are_no_secrets() -> None:
+    assert preview({"token": True, "secret": None}) == '{"token": true, "secret": null}'
 
 
 values = st.recursive(

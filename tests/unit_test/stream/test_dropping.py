@@ -42,122 +42,97 @@ def test_a_stream_dropped_with_a_message_in_hand_warns_and_releases_it(
     assert record.__dict__["key"] == "orders.eu"
 
 
-def test_a_dropped_stream_is_released_when_warnings_are_errors(
-    run: VirtualRun, broker: Broker, monkeypatch: pytest.MonkeyPatch
+async def test_a_dropped_stream_is_released_when_warnings_are_errors(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``-W error`` does not keep a dropped stream from giving its messages back."""
     unraisable: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_type))
 
-    async def main() -> None:
-        broker.publish(1)
-        stream = broker.stream()
-        await anext(stream)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            del stream
-        assert unraisable == [ResourceWarning]
-        await asyncio.sleep(1)
-        assert broker.leased() == []
-
-    run(main())
+    broker.publish(1)
+    stream = broker.stream()
+    await anext(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del stream
+    assert unraisable == [ResourceWarning]
+    await asyncio.sleep(1)
+    assert broker.leased() == []
 
 
-def test_tasks_do_not_keep_a_stream_alive(run: VirtualRun, broker: Broker) -> None:
+async def test_tasks_do_not_keep_a_stream_alive(broker: Broker) -> None:
     """A forgotten stream goes at once, whatever runs on its behalf."""
+    broker.publish(30)
+    stream = broker.stream()
+    for _ in range(10):
+        await (await anext(stream)).ack()
+    await asyncio.sleep(1)
+    gone = weakref.ref(stream)
+    gc.disable()
+    try:
+        del stream
+        assert gone() is None
+    finally:
+        gc.enable()
+    await asyncio.sleep(1)
+    assert broker.leased() == []
 
-    async def main() -> None:
-        broker.publish(30)
-        stream = broker.stream()
-        for _ in range(10):
-            await (await anext(stream)).ack()
-        await asyncio.sleep(1)
-        gone = weakref.ref(stream)
+
+async def test_a_message_does_not_keep_its_stream_alive(broker: Broker) -> None:
+    """A message kept by the caller refers to its stream weakly, settled or not."""
+    broker.publish(1)
+    stream = broker.stream()
+    message = await anext(stream)
+    gone = weakref.ref(stream)
+    with pytest.warns(ResourceWarning):
+        del stream
+    assert gone() is None
+    await asyncio.sleep(1)
+    assert not await message.ack()
+
+
+async def test_a_settled_message_leaves_no_cycle(broker: Broker) -> None:
+    """Messages go when their last reference goes, without the garbage collector."""
+    broker.publish(2)
+    async with broker.stream() as stream:
+        message = await anext(stream)
+        gone = weakref.ref(message)
+        await message.ack()
+        await stream.flush()
+        await anext(stream)
+        broker.records[0].lease = broker.records[0].acked_by = None
+        broker.calls.clear()
         gc.disable()
         try:
-            del stream
+            del message
             assert gone() is None
         finally:
             gc.enable()
-        await asyncio.sleep(1)
-        assert broker.leased() == []
-
-    run(main())
 
 
-def test_a_message_does_not_keep_its_stream_alive(run: VirtualRun, broker: Broker) -> None:
-    """A message kept by the caller refers to its stream weakly, settled or not."""
-
-    async def main() -> None:
-        broker.publish(1)
-        stream = broker.stream()
-        message = await anext(stream)
-        gone = weakref.ref(stream)
-        with pytest.warns(ResourceWarning):
-            del stream
-        assert gone() is None
-        await asyncio.sleep(1)
-        assert not await message.ack()
-
-    run(main())
-
-
-def test_a_settled_message_leaves_no_cycle(run: VirtualRun, broker: Broker) -> None:
-    """Messages go when their last reference goes, without the garbage collector."""
-
-    async def main() -> None:
-        broker.publish(2)
-        async with broker.stream() as stream:
-            message = await anext(stream)
-            gone = weakref.ref(message)
-            await message.ack()
-            await stream.flush()
-            await anext(stream)
-            broker.records[0].lease = broker.records[0].acked_by = None
-            broker.calls.clear()
-            gc.disable()
-            try:
-                del message
-                assert gone() is None
-            finally:
-                gc.enable()
-
-    run(main())
-
-
-def test_a_dropped_stream_without_a_message_in_hand_is_silent(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_a_dropped_stream_without_a_message_in_hand_is_silent(broker: Broker) -> None:
     """Buffered messages are released without a warning: nobody has begun to process them."""
-
-    async def main() -> None:
-        broker.publish(40)
-        stream = broker.stream()
-        message = (await several(stream, 20))[-1]
-        await message.ack()
-        await breathe()
-        assert len(broker.leased()) > 5
-        del stream
-        await asyncio.sleep(1)
-        assert broker.leased() == []
-        assert broker.acked() == list(range(20))
-
-    run(main())
+    broker.publish(40)
+    stream = broker.stream()
+    message = (await several(stream, 20))[-1]
+    await message.ack()
+    await breathe()
+    assert len(broker.leased()) > 5
+    del stream
+    await asyncio.sleep(1)
+    assert broker.leased() == []
+    assert broker.acked() == list(range(20))
 
 
-def test_a_stream_dropped_in_another_thread_is_released(run: VirtualRun, broker: Broker) -> None:
+async def test_a_stream_dropped_in_another_thread_is_released(broker: Broker) -> None:
     """The garbage collector may run anywhere."""
-
-    async def main() -> None:
-        broker.publish(1)
-        streams = [broker.stream()]
-        await anext(streams[0])
-        with warnings.catch_warnings(record=True):
-            warnings.simplefilter("always")
-            thread = threading.Thread(target=streams.clear)
-            thread.start()
-            thread.join()
-        await asyncio.sleep(1)
-        assert broker.leased() == []
-
-    run(main())
+    broker.publish(1)
+    streams = [broker.stream()]
+    await anext(streams[0])
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=streams.clear)
+        thread.start()
+        thread.join()
+    await asyncio.sleep(1)
+    assert broker.leased() == []

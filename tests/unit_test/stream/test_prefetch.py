@@ -15,21 +15,18 @@ from tests.unit_test.stream.support import LEASE, ask_with_timeout, breathe, sev
 if TYPE_CHECKING:
     from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
 
+
 QUARTER = LEASE / 4
 
 
-def test_the_first_read_asks_for_one_message(run: VirtualRun, broker: Broker) -> None:
+async def test_the_first_read_asks_for_one_message(broker: Broker) -> None:
     """Nothing is received ahead before the caller has shown its speed."""
-
-    async def main() -> None:
-        broker.publish(100)
-        async with broker.stream() as stream:
-            await anext(stream)
-            await asyncio.sleep(1)
-            assert [call.detail[0] for call in broker.called("receive")] == [1]
-            assert broker.leased() == [0]
-
-    run(main())
+    broker.publish(100)
+    async with broker.stream() as stream:
+        await anext(stream)
+        await asyncio.sleep(1)
+        assert [call.detail[0] for call in broker.called("receive")] == [1]
+        assert broker.leased() == [0]
 
 
 def test_prefetch_grows_while_the_caller_is_fast(run: VirtualRun, broker: Broker) -> None:
@@ -49,37 +46,29 @@ def test_prefetch_grows_while_the_caller_is_fast(run: VirtualRun, broker: Broker
     assert len(asked) < 60
 
 
-def test_never_more_than_a_quarter_lease_of_work_is_held(run: VirtualRun, broker: Broker) -> None:
+async def test_never_more_than_a_quarter_lease_of_work_is_held(broker: Broker) -> None:
     """However many messages wait, a caller of one per second holds a quarter lease of them."""
     held: list[int] = []
-
-    async def main() -> None:
-        broker.publish(100)
-        async with broker.stream() as stream:
-            for _ in range(100):
-                await anext(stream)
-                held.append(len(broker.leased()))
-                await asyncio.sleep(1)
-
-    run(main())
+    broker.publish(100)
+    async with broker.stream() as stream:
+        for _ in range(100):
+            await anext(stream)
+            held.append(len(broker.leased()))
+            await asyncio.sleep(1)
     assert max(held) <= QUARTER + 2
     assert max(held) >= QUARTER - 2
     assert len(broker.called("receive")) < 60
 
 
-def test_a_quick_caller_holds_a_quarter_lease_of_work_too(run: VirtualRun, broker: Broker) -> None:
+async def test_a_quick_caller_holds_a_quarter_lease_of_work_too(broker: Broker) -> None:
     """Also messages that are handed over without further ado count for its speed."""
     held: list[int] = []
-
-    async def main() -> None:
-        broker.publish(2000)
-        async with broker.stream() as stream:
-            for _ in range(2000):
-                await anext(stream)
-                held.append(len(stream._engine.buffer))
-                await asyncio.sleep(0.02)
-
-    run(main())
+    broker.publish(2000)
+    async with broker.stream() as stream:
+        for _ in range(2000):
+            await anext(stream)
+            held.append(len(stream._engine.buffer))
+            await asyncio.sleep(0.02)
     assert QUARTER / 0.02 * 0.9 < max(held) <= QUARTER / 0.02
 
 
@@ -105,103 +94,79 @@ def test_a_caller_that_slows_down_gives_back_what_it_cannot_do(
     assert {r.failed for r in broker.records} == {0}
 
 
-def test_what_a_cancelled_take_put_back_is_shed_like_other_buffered_messages(
-    run: VirtualRun, broker: Broker
+async def test_what_a_cancelled_take_put_back_is_shed_like_other_buffered_messages(
+    broker: Broker,
 ) -> None:
     """A put-back batch does not escape the limit of a quarter lease."""
-
-    async def main() -> None:
-        broker.publish(200)
-        async with broker.stream() as stream:
-            task = asyncio.create_task(stream.take(201))
-            await asyncio.sleep(1)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            for _ in range(12):
-                await anext(stream)
-                await asyncio.sleep(1.5)
-            assert len(broker.leased()) <= QUARTER + 2
-
-    run(main())
+    broker.publish(200)
+    async with broker.stream() as stream:
+        task = asyncio.create_task(stream.take(201))
+        await asyncio.sleep(1)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        for _ in range(12):
+            await anext(stream)
+            await asyncio.sleep(1.5)
+        assert len(broker.leased()) <= QUARTER + 2
 
 
-def test_buffered_messages_not_asked_for_are_released_after_a_quarter_lease(
-    run: VirtualRun, broker: Broker
+async def test_buffered_messages_not_asked_for_are_released_after_a_quarter_lease(
+    broker: Broker,
 ) -> None:
     """A caller that stops asking keeps only the message in hand; the rest goes to others."""
-
-    async def main() -> None:
-        broker.publish(50)
-        async with broker.stream() as stream:
-            for _ in range(20):
-                await anext(stream)
-            await breathe()
-            assert len(broker.leased()) > 5
-            await asyncio.sleep(QUARTER + LEASE / 16)
-            assert broker.leased() == [19]
-            await asyncio.sleep(10 * LEASE)
-            assert broker.leased() == [19]
-            assert [(await anext(stream))["n"] for _ in range(20)] == list(range(20, 40))
-            assert {r.failed for r in broker.records} == {0}
-
-    run(main())
+    broker.publish(50)
+    async with broker.stream() as stream:
+        for _ in range(20):
+            await anext(stream)
+        await breathe()
+        assert len(broker.leased()) > 5
+        await asyncio.sleep(QUARTER + LEASE / 16)
+        assert broker.leased() == [19]
+        await asyncio.sleep(10 * LEASE)
+        assert broker.leased() == [19]
+        assert [(await anext(stream))["n"] for _ in range(20)] == list(range(20, 40))
+        assert {r.failed for r in broker.records} == {0}
 
 
-def test_a_read_in_progress_does_not_take_released_messages_back(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_a_read_in_progress_does_not_take_released_messages_back(broker: Broker) -> None:
     """What is released for others is not taken again by the same stream's waiting read."""
-
-    async def main() -> None:
-        broker.publish(24)
-        async with broker.stream() as stream:
-            await several(stream, 20)
-            await stream.flush()
-            assert broker.leased() == [19, 20, 21, 22, 23]
-            await asyncio.sleep(LEASE)
-            assert broker.leased() == [19]
-            assert {r.deliveries for r in broker.records} == {1}
-
-    run(main())
+    broker.publish(24)
+    async with broker.stream() as stream:
+        await several(stream, 20)
+        await stream.flush()
+        assert broker.leased() == [19, 20, 21, 22, 23]
+        await asyncio.sleep(LEASE)
+        assert broker.leased() == [19]
+        assert {r.deliveries for r in broker.records} == {1}
 
 
-def test_a_message_arriving_after_a_timed_out_wait_is_released_if_not_asked_for(
-    run: VirtualRun, broker: Broker
+async def test_a_message_arriving_after_a_timed_out_wait_is_released_if_not_asked_for(
+    broker: Broker,
 ) -> None:
     """The read that outlived its caller does not keep a message for ever."""
-
-    async def main() -> None:
-        async with broker.stream() as stream:
-            with pytest.raises(TimeoutError):
-                await ask_with_timeout(stream, 1.0)
-            broker.publish(1)
-            await breathe()
-            assert broker.leased() == [0]
-            await asyncio.sleep(QUARTER + LEASE / 16)
-            assert broker.leased() == []
-            assert await anext(stream) == {"n": 0}
-            assert broker.records[0].outcomes == ["release"]
-
-    run(main())
+    async with broker.stream() as stream:
+        with pytest.raises(TimeoutError):
+            await ask_with_timeout(stream, 1.0)
+        broker.publish(1)
+        await breathe()
+        assert broker.leased() == [0]
+        await asyncio.sleep(QUARTER + LEASE / 16)
+        assert broker.leased() == []
+        assert await anext(stream) == {"n": 0}
+        assert broker.records[0].outcomes == ["release"]
 
 
-def test_prefetch_of_one_takes_nothing_beside_the_message_in_hand(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_prefetch_of_one_takes_nothing_beside_the_message_in_hand(broker: Broker) -> None:
     """With ``prefetch=1`` the next message is received when the caller asks for it."""
-
-    async def main() -> None:
-        broker.publish(50)
-        async with broker.stream(prefetch=1) as stream:
-            for n in range(40):
-                await anext(stream)
-                await breathe()
-                await stream.flush()
-                assert broker.leased() == [n]
-            assert {call.detail[0] for call in broker.called("receive")} == {1}
-
-    run(main())
+    broker.publish(50)
+    async with broker.stream(prefetch=1) as stream:
+        for n in range(40):
+            await anext(stream)
+            await breathe()
+            await stream.flush()
+            assert broker.leased() == [n]
+        assert {call.detail[0] for call in broker.called("receive")} == {1}
 
 
 def test_prefetch_bounds_the_buffer(run: VirtualRun, broker: Broker) -> None:
@@ -221,20 +186,14 @@ def test_prefetch_bounds_the_buffer(run: VirtualRun, broker: Broker) -> None:
     assert max(held) == 11
 
 
-def test_prefetch_is_one_where_releases_count_as_attempts(
-    run: VirtualRun, tools: type[Toolbox]
-) -> None:
+async def test_prefetch_is_one_where_releases_count_as_attempts(tools: type[Toolbox]) -> None:
     """A broker whose attempts are an upper bound would count what is released unused."""
     broker = tools.broker(attempts="upper")
-
-    async def main() -> None:
-        broker.publish(50)
-        async with broker.stream() as stream:
-            for _ in range(50):
-                assert (await anext(stream)).attempt == 1
-        assert {call.detail[0] for call in broker.called("receive")} == {1}
-
-    run(main())
+    broker.publish(50)
+    async with broker.stream() as stream:
+        for _ in range(50):
+            assert (await anext(stream)).attempt == 1
+    assert {call.detail[0] for call in broker.called("receive")} == {1}
     broker.check()
 
 
@@ -246,27 +205,23 @@ def test_a_prefetch_below_one_is_refused(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("release", [True, False])
-def test_suspects_are_held_alone(run: VirtualRun, tools: type[Toolbox], release: bool) -> None:
+async def test_suspects_are_held_alone(tools: type[Toolbox], release: bool) -> None:
     """From attempt 3 on nothing is held beside a message, where the broker can take it back."""
     broker = tools.broker(release=release)
     alone: list[bool] = []
-
-    async def main() -> None:
-        broker.publish(100)
-        async with broker.stream() as stream:
-            for _ in range(20):
-                await anext(stream)
-            for record in broker.publish(5):
-                record.failed = 2
-            async for message in stream:
-                await stream.flush()
-                await breathe()
-                if message.attempt == 3:
-                    alone.append(broker.leased() == [message["n"]])
-                if message["n"] == 104:
-                    break
-
-    run(main())
+    broker.publish(100)
+    async with broker.stream() as stream:
+        for _ in range(20):
+            await anext(stream)
+        for record in broker.publish(5):
+            record.failed = 2
+        async for message in stream:
+            await stream.flush()
+            await breathe()
+            if message.attempt == 3:
+                alone.append(broker.leased() == [message["n"]])
+            if message["n"] == 104:
+                break
     assert len(alone) == 5
     assert all(alone) or not release
     broker.check()

@@ -13,42 +13,34 @@ from abe.errors import AbeError, ConfigurationError, UnsupportedError
 from tests.unit_test.stream.support import LEASE, now
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox
 
 
-def test_asking_for_the_next_message_acks_the_previous_one(run: VirtualRun, broker: Broker) -> None:
+async def test_asking_for_the_next_message_acks_the_previous_one(broker: Broker) -> None:
     """Asking for the next message acks the one before, and only that."""
-
-    async def main() -> None:
-        broker.publish(3)
-        async with broker.stream() as stream:
-            for n in range(3):
-                message = await anext(stream)
-                assert message == {"n": n}
-                assert message.attempt == 1
-                await stream.flush()
-                assert broker.acked() == list(range(n))
-
-    run(main())
+    broker.publish(3)
+    async with broker.stream() as stream:
+        for n in range(3):
+            message = await anext(stream)
+            assert message == {"n": n}
+            assert message.attempt == 1
+            await stream.flush()
+            assert broker.acked() == list(range(n))
     assert broker.unsettled() == [2]
 
 
-def test_processing_does_not_ack_however_long_it_takes(run: VirtualRun, broker: Broker) -> None:
+async def test_processing_does_not_ack_however_long_it_takes(broker: Broker) -> None:
     """A message is not acked before its processing ends."""
-
-    async def main() -> None:
-        broker.publish(2)
-        async with broker.stream() as stream:
-            await anext(stream)
-            await asyncio.sleep(10 * LEASE)
-            assert broker.acked() == []
-            assert broker.leased() == [0]
-
-    run(main())
+    broker.publish(2)
+    async with broker.stream() as stream:
+        await anext(stream)
+        await asyncio.sleep(10 * LEASE)
+        assert broker.acked() == []
+        assert broker.leased() == [0]
 
 
 @pytest.mark.parametrize("way", ["break", "raise", "cancel", "return"])
-def test_leaving_the_loop_body_never_acks(run: VirtualRun, broker: Broker, way: str) -> None:
+async def test_leaving_the_loop_body_never_acks(broker: Broker, way: str) -> None:
     """A break, exception, cancellation or return in the loop body releases the message in hand."""
 
     async def consume() -> None:
@@ -64,196 +56,152 @@ def test_leaving_the_loop_body_never_acks(run: VirtualRun, broker: Broker, way: 
                     raise ZeroDivisionError
                 await asyncio.sleep(3600)
 
-    async def main() -> None:
-        broker.publish(5)
-        task = asyncio.create_task(consume())
-        await asyncio.sleep(1)
-        if way == "cancel":
-            task.cancel()
-        with suppress(ZeroDivisionError, asyncio.CancelledError):
-            await task
-        assert broker.acked() == [0, 1]
-        assert broker.leased() == []
-        assert [r.failed for r in broker.records] == [0] * 5
-
-    run(main())
+    broker.publish(5)
+    task = asyncio.create_task(consume())
+    await asyncio.sleep(1)
+    if way == "cancel":
+        task.cancel()
+    with suppress(ZeroDivisionError, asyncio.CancelledError):
+        await task
+    assert broker.acked() == [0, 1]
+    assert broker.leased() == []
+    assert [r.failed for r in broker.records] == [0] * 5
 
 
 @pytest.mark.parametrize("outcome", ["ack", "nack", "release", "reject"])
-def test_an_explicit_settlement_is_not_followed_by_an_ack(
-    run: VirtualRun, broker: Broker, outcome: str
+async def test_an_explicit_settlement_is_not_followed_by_an_ack(
+    broker: Broker, outcome: str
 ) -> None:
     """A message that the caller settled is left alone when the next is asked for."""
-
-    async def main() -> None:
-        broker.publish(2)
-        async with broker.stream() as stream:
-            first = await anext(stream)
-            settle = {"nack": lambda: first.nack(60)}.get(outcome, getattr(first, outcome))
-            assert await settle()
-            assert first.outcome == outcome
-            await anext(stream)
-            await stream.flush()
-            assert broker.records[0].outcomes == [outcome]
-
-    run(main())
+    broker.publish(2)
+    async with broker.stream() as stream:
+        first = await anext(stream)
+        settle = {"nack": lambda: first.nack(60)}.get(outcome, getattr(first, outcome))
+        assert await settle()
+        assert first.outcome == outcome
+        await anext(stream)
+        await stream.flush()
+        assert broker.records[0].outcomes == [outcome]
 
 
-def test_the_first_settlement_wins(run: VirtualRun, broker: Broker) -> None:
+async def test_the_first_settlement_wins(broker: Broker) -> None:
     """Settling is idempotent; a later, different settlement changes nothing and returns False."""
-
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            message = await anext(stream)
-            assert await message.nack(delay=100)
-            assert await message.nack()
-            assert not await message.ack()
-            assert not await message.release()
-            assert not await message.reject("no")
-        assert broker.records[0].outcomes == ["nack"]
-        assert broker.records[0].due == now() + 100
+    broker.publish(1)
+    async with broker.stream() as stream:
+        message = await anext(stream)
+        assert await message.nack(delay=100)
+        assert await message.nack()
         assert not await message.ack()
+        assert not await message.release()
+        assert not await message.reject("no")
+    assert broker.records[0].outcomes == ["nack"]
+    assert broker.records[0].due == now() + 100
+    assert not await message.ack()
 
-    run(main())
 
-
-def test_ack_then_break_keeps_the_message(run: VirtualRun, broker: Broker) -> None:
+async def test_ack_then_break_keeps_the_message(broker: Broker) -> None:
     """``await message.ack(); break`` is how a loop keeps its last message."""
-
-    async def main() -> None:
-        broker.publish(2)
-        async with broker.stream() as stream:
-            async for message in stream:
-                await message.ack()
-                break
-
-    run(main())
+    broker.publish(2)
+    async with broker.stream() as stream:
+        async for message in stream:
+            await message.ack()
+            break
     assert broker.acked() == [0]
     assert broker.unsettled() == [1]
 
 
-def test_what_the_backend_cannot_do_is_refused_and_settles_nothing(
-    run: VirtualRun, tools: type[Toolbox]
+async def test_what_the_backend_cannot_do_is_refused_and_settles_nothing(
+    tools: type[Toolbox],
 ) -> None:
     """An unsupported settlement raises, and the message can still be settled otherwise."""
     broker = tools.broker(release=False, reject=False, redelivery="none", nack_delay=0.0)
-
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            message = await anext(stream)
-            for refused in (message.release(), message.reject(), message.nack()):
-                with pytest.raises(UnsupportedError):
-                    await refused
-            assert await message.ack()
-
-    run(main())
+    broker.publish(1)
+    async with broker.stream() as stream:
+        message = await anext(stream)
+        for refused in (message.release(), message.reject(), message.nack()):
+            with pytest.raises(UnsupportedError):
+                await refused
+        assert await message.ack()
     assert broker.acked() == [0]
 
 
 @pytest.mark.parametrize(("delay", "error"), [(61, UnsupportedError), (-1, ConfigurationError)])
-def test_a_nack_delay_out_of_range_is_refused(
-    run: VirtualRun, tools: type[Toolbox], delay: float, error: type[AbeError]
+async def test_a_nack_delay_out_of_range_is_refused(
+    tools: type[Toolbox], delay: float, error: type[AbeError]
 ) -> None:
     """A delay that the broker cannot keep is refused before anything is sent."""
     broker = tools.broker(nack_delay=60.0)
 
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            message = await anext(stream)
-            with pytest.raises(error):
-                await message.nack(delay)
-            assert message.outcome is None
-
-    run(main())
+    broker.publish(1)
+    async with broker.stream() as stream:
+        message = await anext(stream)
+        with pytest.raises(error):
+            await message.nack(delay)
+        assert message.outcome is None
 
 
-def test_an_unread_message_comes_again_first_and_is_not_acked(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_an_unread_message_comes_again_first_and_is_not_acked(broker: Broker) -> None:
     """``unread`` puts the last message back at the front, as if it had not been handed over."""
-
-    async def main() -> None:
-        broker.publish(3)
-        async with broker.stream() as stream:
-            await anext(stream)
-            message = await anext(stream)
-            assert stream.unread(message)
-            assert message.outcome is None
-            again = await anext(stream)
-            assert again is message
-            await stream.flush()
-            assert broker.acked() == [0]
-            assert await anext(stream) == {"n": 2}
-            await stream.flush()
-            assert broker.acked() == [0, 1]
-
-    run(main())
+    broker.publish(3)
+    async with broker.stream() as stream:
+        await anext(stream)
+        message = await anext(stream)
+        assert stream.unread(message)
+        assert message.outcome is None
+        again = await anext(stream)
+        assert again is message
+        await stream.flush()
+        assert broker.acked() == [0]
+        assert await anext(stream) == {"n": 2}
+        await stream.flush()
+        assert broker.acked() == [0, 1]
 
 
-def test_unread_refuses_what_is_not_in_hand(run: VirtualRun, broker: Broker) -> None:
+async def test_unread_refuses_what_is_not_in_hand(broker: Broker) -> None:
     """Settled messages, earlier ones, others' and those of a closing stream cannot be unread."""
-
-    async def main() -> None:
-        broker.publish(4)
-        async with broker.stream() as stream:
-            first = await anext(stream)
-            second = await anext(stream)
-            assert not stream.unread(first)
-            await second.ack()
-            assert not stream.unread(second)
-            assert not stream.unread(Message({}))
-            third = await anext(stream)
-            async with broker.stream() as other:
-                assert not stream.unread(await anext(other))
-            closing = asyncio.create_task(stream.aclose())
-            await asyncio.sleep(0)
-            assert not stream.unread(third)
-            await closing
-
-    run(main())
+    broker.publish(4)
+    async with broker.stream() as stream:
+        first = await anext(stream)
+        second = await anext(stream)
+        assert not stream.unread(first)
+        await second.ack()
+        assert not stream.unread(second)
+        assert not stream.unread(Message({}))
+        third = await anext(stream)
+        async with broker.stream() as other:
+            assert not stream.unread(await anext(other))
+        closing = asyncio.create_task(stream.aclose())
+        await asyncio.sleep(0)
+        assert not stream.unread(third)
+        await closing
 
 
-def test_an_unread_detached_message_belongs_to_the_stream_again(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_an_unread_detached_message_belongs_to_the_stream_again(broker: Broker) -> None:
     """A message detached in vain is released with the others."""
-
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            message = await anext(stream)
-            message.detach()
-            assert stream.unread(message)
-        assert broker.records[0].outcomes == ["release"]
-
-    run(main())
+    broker.publish(1)
+    async with broker.stream() as stream:
+        message = await anext(stream)
+        message.detach()
+        assert stream.unread(message)
+    assert broker.records[0].outcomes == ["release"]
 
 
-def test_results_of_tasks_that_nobody_picks_up_are_not_lost(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_results_of_tasks_that_nobody_picks_up_are_not_lost(broker: Broker) -> None:
     """Who runs ``__anext__`` in a task and unreads what it does not pick up loses nothing."""
     handled: list[int] = []
-
-    async def main() -> None:
-        async with broker.stream() as stream:
-            for turn in range(400):
-                broker.publish(1)
-                task = asyncio.create_task(anext(stream))
-                for _ in range(turn % 9):
-                    await asyncio.sleep(0)
-                if task.done() and turn % 2:
-                    handled.append(task.result()["n"])
-                    continue
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    assert stream.unread(await task)
-            while messages := await stream.take(50, 1):
-                handled.extend(message["n"] for message in messages)
-
-    run(main())
+    async with broker.stream() as stream:
+        for turn in range(400):
+            broker.publish(1)
+            task = asyncio.create_task(anext(stream))
+            for _ in range(turn % 9):
+                await asyncio.sleep(0)
+            if task.done() and turn % 2:
+                handled.append(task.result()["n"])
+                continue
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                assert stream.unread(await task)
+        while messages := await stream.take(50, 1):
+            handled.extend(message["n"] for message in messages)
     assert handled == list(range(400))
     assert broker.acked() == handled

@@ -11,196 +11,144 @@ import pytest
 from tests.unit_test.stream.support import breathe, now
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.unit_test.conftest import Broker, Toolbox
 
 
-def test_take_is_acked_by_the_next_take(run: VirtualRun, broker: Broker) -> None:
+async def test_take_is_acked_by_the_next_take(broker: Broker) -> None:
     """``take`` hands over messages in order, and acks them when called again."""
-
-    async def main() -> None:
-        broker.publish(6)
-        async with broker.stream() as stream:
-            assert [m["n"] for m in await stream.take(3)] == [0, 1, 2]
-            await stream.flush()
-            assert broker.acked() == []
-            assert [m["n"] for m in await stream.take(3)] == [3, 4, 5]
-            await stream.flush()
-            assert broker.acked() == [0, 1, 2]
-
-    run(main())
+    broker.publish(6)
+    async with broker.stream() as stream:
+        assert [m["n"] for m in await stream.take(3)] == [0, 1, 2]
+        await stream.flush()
+        assert broker.acked() == []
+        assert [m["n"] for m in await stream.take(3)] == [3, 4, 5]
+        await stream.flush()
+        assert broker.acked() == [0, 1, 2]
 
 
-def test_take_is_acked_by_a_clean_exit(run: VirtualRun, broker: Broker) -> None:
+async def test_take_is_acked_by_a_clean_exit(broker: Broker) -> None:
     """Leaving ``async with`` without an exception acks what ``take`` returned last."""
-
-    async def main() -> None:
-        broker.publish(3)
-        async with broker.stream() as stream:
-            await stream.take(2)
-
-    run(main())
+    broker.publish(3)
+    async with broker.stream() as stream:
+        await stream.take(2)
     assert broker.acked() == [0, 1]
 
 
-def test_take_is_released_by_an_exception(run: VirtualRun, broker: Broker) -> None:
+async def test_take_is_released_by_an_exception(broker: Broker) -> None:
     """Leaving ``async with`` with an exception releases what ``take`` returned last."""
-
-    async def main() -> None:
-        broker.publish(3)
-        with suppress(ZeroDivisionError):
-            async with broker.stream() as stream:
-                await stream.take(2)
-                raise ZeroDivisionError
-
-    run(main())
+    broker.publish(3)
+    with suppress(ZeroDivisionError):
+        async with broker.stream() as stream:
+            await stream.take(2)
+            raise ZeroDivisionError
     assert broker.acked() == []
     assert [r.outcomes for r in broker.records[:2]] == [["release"]] * 2
 
 
-def test_a_message_iterated_after_a_take_is_not_acked_by_a_clean_exit(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_a_message_iterated_after_a_take_is_not_acked_by_a_clean_exit(broker: Broker) -> None:
     """Only ``take`` acks on a clean exit: a loop may have been left by ``break``."""
-
-    async def main() -> None:
-        broker.publish(3)
-        async with broker.stream() as stream:
-            await stream.take(2)
-            async for _ in stream:
-                break
-
-    run(main())
+    broker.publish(3)
+    async with broker.stream() as stream:
+        await stream.take(2)
+        async for _ in stream:
+            break
     assert broker.acked() == [0, 1]
     assert broker.unsettled() == [2]
 
 
-def test_take_returns_what_has_arrived_by_its_timeout(run: VirtualRun, broker: Broker) -> None:
+async def test_take_returns_what_has_arrived_by_its_timeout(broker: Broker) -> None:
     """The timeout of ``take`` is a total, and what has arrived by then is returned."""
-
-    async def main() -> None:
-        broker.publish(2)
-        async with broker.stream() as stream:
-            started = now()
-            assert len(await stream.take(5, timeout=3.0)) == 2
-            assert now() == pytest.approx(started + 3)
-            assert await stream.take(5, timeout=3.0) == []
-            assert now() == pytest.approx(started + 6)
-
-    run(main())
+    broker.publish(2)
+    async with broker.stream() as stream:
+        started = now()
+        assert len(await stream.take(5, timeout=3.0)) == 2
+        assert now() == pytest.approx(started + 3)
+        assert await stream.take(5, timeout=3.0) == []
+        assert now() == pytest.approx(started + 6)
     assert broker.acked() == [0, 1]
 
 
-def test_polling_with_a_timeout_of_zero_finds_messages(
-    run: VirtualRun, tools: type[Toolbox]
-) -> None:
+async def test_polling_with_a_timeout_of_zero_finds_messages(tools: type[Toolbox]) -> None:
     """``take(timeout=0)`` asks the broker too, so a polling caller is not left empty for ever."""
     broker = tools.broker()
     broker.latency = 0.01
-
-    async def main() -> None:
-        async with broker.stream() as stream:
-            assert await stream.take(3, timeout=0) == []
-            broker.publish(3)
-            taken = []
-            for _ in range(10):
-                taken += await stream.take(3, timeout=0)
-                await asyncio.sleep(0.05)
-            assert [m["n"] for m in taken] == [0, 1, 2]
-
-    run(main())
+    async with broker.stream() as stream:
+        assert await stream.take(3, timeout=0) == []
+        broker.publish(3)
+        taken = []
+        for _ in range(10):
+            taken += await stream.take(3, timeout=0)
+            await asyncio.sleep(0.05)
+        assert [m["n"] for m in taken] == [0, 1, 2]
     broker.check()
 
 
-def test_a_cancelled_take_puts_everything_back_in_order(run: VirtualRun, broker: Broker) -> None:
+async def test_a_cancelled_take_puts_everything_back_in_order(broker: Broker) -> None:
     """A cancelled ``take`` neither acks nor reorders what it had collected."""
-
-    async def main() -> None:
-        broker.publish(3)
-        async with broker.stream() as stream:
-            task = asyncio.create_task(stream.take(5))
-            await asyncio.sleep(1)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await stream.flush()
-            assert broker.acked() == []
-            broker.publish(1)
-            assert [m["n"] for m in await stream.take(4, 1)] == [0, 1, 2, 3]
-
-    run(main())
+    broker.publish(3)
+    async with broker.stream() as stream:
+        task = asyncio.create_task(stream.take(5))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await stream.flush()
+        assert broker.acked() == []
+        broker.publish(1)
+        assert [m["n"] for m in await stream.take(4, 1)] == [0, 1, 2, 3]
 
 
-def test_suspects_put_back_by_take_are_still_handed_out_singly(
-    run: VirtualRun, broker: Broker
-) -> None:
+async def test_suspects_put_back_by_take_are_still_handed_out_singly(broker: Broker) -> None:
     """A cancelled ``take`` does not forget that a message may be what kills the process."""
-
-    async def main() -> None:
-        for record in broker.publish(3):
-            record.failed = 2
-        async with broker.stream() as stream:
-            task = asyncio.create_task(stream.take(5))
-            await asyncio.sleep(1)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            assert (await anext(stream)).attempt == 3
-            await breathe()
-            assert broker.leased() == [0]
-
-    run(main())
+    for record in broker.publish(3):
+        record.failed = 2
+    async with broker.stream() as stream:
+        task = asyncio.create_task(stream.take(5))
+        await asyncio.sleep(1)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert (await anext(stream)).attempt == 3
+        await breathe()
+        assert broker.leased() == [0]
 
 
-def test_take_ends_early_when_it_has_become_quiet(run: VirtualRun, broker: Broker) -> None:
+async def test_take_ends_early_when_it_has_become_quiet(broker: Broker) -> None:
     """With ``quiet``, no further message for so long ends ``take``, but only after a first one."""
-
-    async def main() -> None:
-        async with broker.stream() as stream:
-            task = asyncio.create_task(stream.take(10, timeout=100.0, quiet=2.0))
-            for pause in (10.0, 1.5, 1.5, 5.0):
-                await asyncio.sleep(pause)
-                broker.publish(1)
-            assert [message["n"] for message in await task] == [0, 1, 2]
-            started = now()
-            assert len(await stream.take(10, timeout=1.0, quiet=2.0)) == 1
-            assert now() - started == pytest.approx(1.0)
-
-    run(main())
+    async with broker.stream() as stream:
+        task = asyncio.create_task(stream.take(10, timeout=100.0, quiet=2.0))
+        for pause in (10.0, 1.5, 1.5, 5.0):
+            await asyncio.sleep(pause)
+            broker.publish(1)
+        assert [message["n"] for message in await task] == [0, 1, 2]
+        started = now()
+        assert len(await stream.take(10, timeout=1.0, quiet=2.0)) == 1
+        assert now() - started == pytest.approx(1.0)
 
 
-def test_take_of_nothing_returns_nothing(run: VirtualRun, broker: Broker) -> None:
+async def test_take_of_nothing_returns_nothing(broker: Broker) -> None:
     """``take(0)`` acks what was handed over and waits for nothing."""
-
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            await anext(stream)
-            assert await stream.take(0) == []
-            await stream.flush()
-            assert broker.acked() == [0]
-
-    run(main())
+    broker.publish(1)
+    async with broker.stream() as stream:
+        await anext(stream)
+        assert await stream.take(0) == []
+        await stream.flush()
+        assert broker.acked() == [0]
 
 
-def test_take_takes_one_unless_told_otherwise(run: VirtualRun, broker: Broker) -> None:
-    async def main() -> None:
-        broker.publish(2)
-        async with broker.stream() as stream:
-            assert await stream.take() == [{"n": 0}]
-            assert await stream.take() == [{"n": 1}]
-
-    run(main())
+async def test_take_takes_one_unless_told_otherwise(broker: Broker) -> None:
+    broker.publish(2)
+    async with broker.stream() as stream:
+        assert await stream.take() == [{"n": 0}]
+        assert await stream.take() == [{"n": 1}]
 
 
-def test_take_asks_for_what_is_still_missing(run: VirtualRun, broker: Broker) -> None:
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            task = asyncio.create_task(stream.take(3))
-            for count in (1, 5):
-                await asyncio.sleep(1)
-                broker.publish(count)
-            assert [m["n"] for m in await task] == [0, 1, 2]
-
-    run(main())
+async def test_take_asks_for_what_is_still_missing(broker: Broker) -> None:
+    broker.publish(1)
+    async with broker.stream() as stream:
+        task = asyncio.create_task(stream.take(3))
+        for count in (1, 5):
+            await asyncio.sleep(1)
+            broker.publish(count)
+        assert [m["n"] for m in await task] == [0, 1, 2]
     assert [call.detail[0] for call in broker.called("receive")][:3] == [3, 2, 1]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from abe._redact import Secrets
 from abe.backends.message_queue.base.backend import BaseBackend, Outgoing
 from abe.backends.message_queue.base.backoff import Backoff, pause, transient
 from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
 from abe.backends.message_queue.base.dead_letters import dead_headers, raw_payload
-from abe.backends.message_queue.base.env import env_flag, env_number
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
 from abe.backends.message_queue.base.mover import Mover
@@ -25,7 +25,12 @@ from abe.backends.message_queue.base.receiver import (
     SettleFailure,
     Settlement,
 )
-from abe.backends.message_queue.base.secrets import Secrets
+from abe.backends.message_queue.base.settings import (
+    Setting,
+    check_settings,
+    naming_variables,
+    read_settings,
+)
 from abe.backends.message_queue.base.subscription.plain import open_stream
 from abe.backends.message_queue.base.subscription.stream import MessageStream
 
@@ -48,21 +53,23 @@ __all__ = [
     "Publisher",
     "Receiver",
     "Secrets",
+    "Setting",
     "SettleFailure",
     "Settlement",
     "SyncMessage",
     "capabilities_of",
+    "check_settings",
     "check_headers",
     "dead_headers",
     "decode_payload",
     "encode_payload",
-    "env_flag",
-    "env_number",
+    "naming_variables",
     "not_published",
     "open_stream",
     "pause",
     "raw_payload",
     "transient",
+    "read_settings",
     "validate_group",
     "validate_key",
 ]

@@ -18,6 +18,7 @@ from abe.backends.message_queue.base.payload import (
     split_pair,
 )
 from abe.backends.message_queue.base.receiver import Receiver
+from abe.backends.message_queue.base.settings import Setting, naming_variables, read_settings
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.backends.message_queue.base.subscription.stream import MessageStream
 from abe.backends.message_queue.base.subscription.subscription import StreamEngine
@@ -56,11 +57,13 @@ class BaseBackend(ABC):
 
     Subclassing is a convenience: any object with the three methods of
     `abe.types.MessageQueueBackendProtocol` is a backend. A subclass sets `name` and
-    `capabilities` and implements `from_env`, `_send` and `_receiver`; it overrides ``peek``,
-    ``stats`` and so on where it declares them.
+    `capabilities`, declares its `settings` and implements `_send` and `_receiver`; it overrides
+    ``peek``, ``stats`` and so on where it declares them.
     """
 
     name: ClassVar[str]
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    """The environment variables, each of which sets an argument of the constructor."""
     loop_bound: ClassVar[bool] = True
     """Whether connections belong to the event loop that first uses them."""
     max_prefetch: ClassVar[int] = MAX_PREFETCH
@@ -76,9 +79,15 @@ class BaseBackend(ABC):
         self._engines: set[StreamEngine] = set()
 
     @classmethod
-    @abstractmethod
     def from_env(cls) -> Self:
-        """Create a backend from environment variables, without connecting."""
+        """Create a backend from the variables in `settings`, without connecting.
+
+        Raises:
+            ConfigurationError: If a variable is malformed.
+        """
+        arguments = read_settings(cls.settings)
+        with naming_variables(cls.settings):
+            return cls(**arguments)
 
     @abstractmethod
     async def _send(self, items: Sequence[Outgoing]) -> None:

@@ -18,12 +18,13 @@ from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
     Outgoing,
+    Setting,
     SettleFailure,
     Settlement,
+    check_settings,
     validate_group,
     validate_key,
 )
-from abe.backends.message_queue.base.env import env_number
 from abe.backends.message_queue.base.payload import freeze_payload, thaw_payload
 from abe.backends.message_queue.service.memory_store.group import Group, Lease, View
 from abe.backends.message_queue.service.memory_store.store import Store
@@ -38,6 +39,13 @@ YEAR = 365 * 86_400.0
 
 _stores: dict[str, Store] = {}
 _stores_lock = threading.Lock()
+
+
+def _store_name(text: str) -> str:
+    try:
+        return validate_key(text)
+    except InvalidKeyError as error:
+        raise ValueError(f"a key: {error}") from None
 
 
 class MemoryBackend(BaseBackend):
@@ -60,6 +68,42 @@ class MemoryBackend(BaseBackend):
     name: ClassVar[str] = "memory"
     loop_bound: ClassVar[bool] = False
     max_prefetch: ClassVar[int] = 64  # asking costs next to nothing; more would leave the cache
+    settings = (
+        Setting(
+            "ABE_MEMORY_NAME",
+            _store_name,
+            "default",
+            help="which store: backends of one name share its messages; it follows the rules of"
+            " [keys](../reference/vocabulary.md#key)",
+            sample="shop",
+        ),
+        Setting(
+            "ABE_MEMORY_MAXSIZE",
+            int,
+            minimum=1,
+            unit="messages",
+            help="messages that the store holds; at the limit `publish` waits",
+            default_text="no limit",
+            sample="10000",
+        ),
+        Setting(
+            "ABE_MEMORY_PUBLISH_TIMEOUT",
+            float,
+            30.0,
+            "s",
+            "how long `publish` waits for room before it raises",
+            sample="2.5",
+        ),
+        Setting(
+            "ABE_MEMORY_LEASE",
+            float,
+            30.0,
+            "s",
+            "after which a message that is neither settled nor extended is redelivered",
+            minimum=0.001,
+            sample="120",
+        ),
+    )
     _encode = staticmethod(freeze_payload)
 
     def __init__(
@@ -71,12 +115,8 @@ class MemoryBackend(BaseBackend):
         lease: float = 30.0,
     ) -> None:
         super().__init__()
-        if maxsize is not None and maxsize < 1:
-            raise ConfigurationError(f"maxsize is {maxsize}; it must be at least 1, or None")
-        if not publish_timeout >= 0:
-            raise ConfigurationError(f"publish_timeout is {publish_timeout}; it must be 0 or more")
-        if not 0 < lease < math.inf:
-            raise ConfigurationError(f"lease is {lease}; it must be more than 0 seconds")
+        given = {"maxsize": maxsize, "publish_timeout": publish_timeout, "lease": lease}
+        check_settings(self.settings, **given)
         self.store_name = name = validate_key(name)
         self.capabilities = Capabilities(
             groups=True,
@@ -107,31 +147,14 @@ class MemoryBackend(BaseBackend):
     def from_env(cls) -> Self:
         """Create a backend from the environment; a new store logs that it is for development.
 
-        Reads ``ABE_MEMORY_NAME`` (default ``default``), ``ABE_MEMORY_MAXSIZE`` (messages; default
-        unbounded), ``ABE_MEMORY_PUBLISH_TIMEOUT`` (seconds; default 30) and ``ABE_MEMORY_LEASE``
-        (seconds; default 30).
-
         Raises:
             ConfigurationError: If a variable is malformed.
         """
-        name = os.environ.get("ABE_MEMORY_NAME") or "default"
-        try:
-            validate_key(name)
-        except InvalidKeyError as error:
-            raise ConfigurationError(
-                f"ABE_MEMORY_NAME is {name!a}; it must follow the rules of keys: {error}"
-            ) from error
-        maxsize = env_number("ABE_MEMORY_MAXSIZE", math.inf, minimum=1)
-        if maxsize != math.inf and not maxsize.is_integer():
-            raise ConfigurationError(f"ABE_MEMORY_MAXSIZE is {maxsize}; it must be a whole number")
-        if name not in _stores:
+        known = set(_stores)
+        backend = super().from_env()
+        if backend.store_name not in known:
             logger.warning("backend memory keeps messages in this process only: for development")
-        return cls(
-            name,
-            maxsize=None if maxsize == math.inf else int(maxsize),
-            publish_timeout=env_number("ABE_MEMORY_PUBLISH_TIMEOUT", 30.0),
-            lease=env_number("ABE_MEMORY_LEASE", 30.0, minimum=0.001),
-        )
+        return backend
 
     def __repr__(self) -> str:
         return f"MemoryBackend({self.store_name!r})"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from abe.backends.message_queue.base import (
     BaseBackend,
@@ -17,9 +15,10 @@ from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
     Outgoing,
+    Setting,
+    check_settings,
     validate_group,
 )
-from abe.backends.message_queue.base.env import env_number
 from abe.backends.message_queue.service.sqlite import admin, store
 from abe.backends.message_queue.service.sqlite.receiver import SQLiteReceiver
 from abe.backends.message_queue.service.sqlite.worker import Mode, Worker, may_pass
@@ -53,6 +52,38 @@ class SQLiteBackend(BaseBackend):
 
     name: ClassVar[str] = "sqlite"
     loop_bound: ClassVar[bool] = False
+    settings = (
+        Setting(
+            "ABE_SQLITE_PATH",
+            default=DEFAULT_PATH,
+            help="the file; it and its folder are made when first used; `~` is your home",
+            sample="/var/lib/shop/queue.sqlite3",
+        ),
+        Setting(
+            "ABE_SQLITE_LEASE",
+            float,
+            30.0,
+            "s",
+            "after which a message that is neither settled nor extended is redelivered",
+            minimum=0.001,
+            sample="120",
+        ),
+        Setting(
+            "ABE_SQLITE_SYNCHRONOUS",
+            ("FULL", "NORMAL"),
+            "FULL",
+            help="`FULL` survives a power cut, `NORMAL` a crash of the process",
+            sample="NORMAL",
+        ),
+        Setting(
+            "ABE_SQLITE_BUSY_TIMEOUT",
+            float,
+            30.0,
+            "s",
+            "how long to wait while another process writes",
+            sample="5",
+        ),
+    )
 
     def __init__(
         self,
@@ -63,26 +94,18 @@ class SQLiteBackend(BaseBackend):
         busy_timeout: float = 30.0,
     ) -> None:
         super().__init__()
-        if synchronous not in ("FULL", "NORMAL"):
-            raise ConfigurationError(
-                f"ABE_SQLITE_SYNCHRONOUS is {synchronous!r}; it must be FULL or NORMAL"
-            )
-        if not 0 < lease < math.inf:
-            raise ConfigurationError(f"ABE_SQLITE_LEASE is {lease!r}; it must be more than 0")
-        if not 0 <= busy_timeout < math.inf:
-            raise ConfigurationError(
-                f"ABE_SQLITE_BUSY_TIMEOUT is {busy_timeout!r}; it must be 0 or more seconds"
-            )
+        given = {"lease": lease, "synchronous": synchronous, "busy_timeout": busy_timeout}
+        check_settings(self.settings, **given)
         if str(path).startswith((":memory:", "file:")) or not str(path):
             raise ConfigurationError(
-                f"ABE_SQLITE_PATH is {str(path)!r}; it must be the path of a file. The backend"
-                " 'memory' is the one that keeps messages in memory"
+                f"path is {str(path)!r}; it must be the path of a file. The backend 'memory' is"
+                " the one that keeps messages in memory"
             )
         try:
             self.path = Path(path).expanduser().absolute()
         except RuntimeError:
             raise ConfigurationError(
-                f"ABE_SQLITE_PATH is {str(path)!r}; there is no such home directory"
+                f"path is {str(path)!r}; there is no such home directory"
             ) from None
         self.capabilities = Capabilities(
             durable=True,
@@ -107,24 +130,6 @@ class SQLiteBackend(BaseBackend):
         self._lease = lease
         self._clock_offset = 0.0
         self._worker = Worker(self.path, synchronous=synchronous, busy_timeout=busy_timeout)
-
-    @classmethod
-    def from_env(cls) -> Self:
-        """Create a backend from the environment, without opening the file.
-
-        Reads ``ABE_SQLITE_PATH`` (default ``.abe/queue.sqlite3``), ``ABE_SQLITE_LEASE`` (seconds;
-        default 30), ``ABE_SQLITE_SYNCHRONOUS`` (``FULL``, the default, or ``NORMAL``) and
-        ``ABE_SQLITE_BUSY_TIMEOUT`` (seconds; default 30).
-
-        Raises:
-            ConfigurationError: If a variable is malformed.
-        """
-        return cls(
-            os.environ.get("ABE_SQLITE_PATH") or DEFAULT_PATH,
-            lease=env_number("ABE_SQLITE_LEASE", 30.0, minimum=0.001),
-            synchronous=(os.environ.get("ABE_SQLITE_SYNCHRONOUS") or "FULL").upper(),
-            busy_timeout=env_number("ABE_SQLITE_BUSY_TIMEOUT", 30.0, minimum=0.0),
-        )
 
     def __repr__(self) -> str:
         return f"SQLiteBackend({str(self.path)!r})"

@@ -1,0 +1,141 @@
+"""Fail where pages written by hand differ from the code: variables, errors, figures, results."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import abe
+from abe import errors
+from abe.backends.message_queue.base.subscription import (
+    outbox,
+    prefetch,
+    reconnect,
+    stream,
+    subscription,
+)
+from abe.backends.message_queue.service.memory import MemoryBackend
+from abe.errors import AbeError
+from abe.sync import feed
+from abe.testing import list_cases
+from abe.testing.requirements import unmet
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIABLE = re.compile(r"\b(?:ABE_[A-Z0-9_]+|QUEUE_BACKEND)\b")
+SNIPPET = re.compile(r'^--8<-- "(.+):(\w+)"$', re.MULTILINE)
+
+
+def page(name: str) -> str:
+    """Return a page, with the sections of other files that it includes."""
+
+    def section(snippet: re.Match[str]) -> str:
+        text = (ROOT / snippet[1]).read_text(encoding="utf-8")
+        return text.partition(f"[start:{snippet[2]}]")[2].partition(f"[end:{snippet[2]}]")[0]
+
+    return SNIPPET.sub(section, (ROOT / "docs" / name).read_text(encoding="utf-8"))
+
+
+def variables_of(*patterns: str) -> set[str]:
+    """Return the variables in the code's strings; one that ends in ``_`` is completed there."""
+    found: set[str] = set()
+    for path in (path for pattern in patterns for path in ROOT.glob(f"{pattern}/**/*.py")):
+        nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+        documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and id(node) not in documentation:
+                found |= {*VARIABLE.findall(node.value if isinstance(node.value, str) else "")}
+    return found - {"ABE_X_PREFIX"}  # an example in the text of an error
+
+
+def environment() -> Iterator[str]:
+    """The page has every variable that code or tests read, no other, and valid samples."""
+    text = page("reference/environment.md")
+    shown = {*VARIABLE.findall(text)} - {"ABE_", "ABE_TEST_"}
+    read = variables_of("abe", "providers/*/abe_backend_*")
+    read |= {it for it in variables_of("tests", "providers/*/tests") if "_TEST_" in it}
+    begun = tuple(it for it in read if it.endswith("_"))
+    for name in sorted(read ^ shown):
+        if name in shown and not name.startswith(begun):
+            yield f"environment.md: nothing reads {name}"
+        if name in read and not (name in begun and any(it.startswith(name) for it in shown)):
+            yield f"environment.md: {name} is missing"
+    for title, section in re.findall(r"^## ([a-z]+)\n((?:(?!## ).*\n)*)", text, re.MULTILINE):
+        rows = re.findall(r"^\| `(ABE_\w+)` \|.*\| `([^`]+)` \|$", section, re.MULTILINE)
+        try:
+            abe.load_backend(title, env=dict(rows))
+        except AbeError as error:
+            yield f"environment.md: the samples of {title} are refused: {error}"
+
+
+def error_pages() -> Iterator[str]:
+    """The page of errors has each of them, with its bases."""
+    text = page("reference/errors.md")
+    linked = {"AbeError", "Reject", "Retry"}
+    for name in errors.__all__:
+        builtin = ", ".join(f"`{it.__name__}`" for it in getattr(errors, name).__bases__[1:])
+        wanted = [f"\n## {name}\n\n[abe.{name}][]", f"| [{name}](#{name.lower()}) | {builtin} |"]
+        for part in [f"[abe.{name}]"] if name in linked else wanted:
+            if part not in text:
+                yield f"errors.md: {part!r} is missing"
+
+
+def figures() -> Iterator[str]:
+    """The numbers in the pages of explanation are those of the code."""
+    policy = abe.RetryPolicy(jitter=False)
+    waits = ", ".join(f"{policy.delay(n):g}" for n in range(1, policy.max_attempts))
+    expected = {
+        "delivery-semantics.md": (
+            f"{outbox.MAX_WAIT * 1000:g} ms for company, or until {outbox.MAX_BATCH} have",
+            f"{prefetch.MAX_PREFETCH} messages ({MemoryBackend.max_prefetch} on `memory`)",
+            f"`max_hold` ({stream.MAX_HOLD / 60:g} minutes)",
+            f"acks for {subscription.CLOSE_TIMEOUT:g} s while the stream closes",
+            f"they set out up to {feed.ACK_INTERVAL * 1000:g} ms later",
+        ),
+        "runtime-flow.md": (
+            f"for {stream.MAX_HOLD / 60:g} minutes at most",
+            f"allows {policy.max_attempts} attempts, waiting {waits} seconds",
+            f"up to {feed.BATCH} messages in one hop",
+            f"every {feed.ACK_INTERVAL * 1000:g} ms in bursts",
+            f"{reconnect.FIRST_DELAY:g} s, doubling to {reconnect.MAX_DELAY:g} s",
+        ),
+    }
+    for name, texts in expected.items():
+        text = " ".join(page(f"explanation/{name}").split())
+        yield from (f"{name}: {it!r} is missing" for it in texts if it not in text)
+
+
+def results() -> Iterator[str]:
+    """The provider matrix is up to date: every backend, every case that applies."""
+    sys.path.insert(0, str(ROOT / "docs" / ".hooks"))
+    import matrix
+
+    columns = list(matrix.columns())
+    installed = (it for it in abe.list_backends() if str(it.distribution).startswith("ab"))
+    shown = {column.title.partition(" ")[0].strip("`") for column in columns}
+    stale = [f"`{it.name}`" for it in installed if it.name not in shown]
+    for column in columns:
+        cases = {it.id for it in list_cases()}
+        applying = {it.id for it in list_cases() if not unmet(it.needs, column.declared, True)}
+        lacking = [
+            it for it in applying - column.passed if "harness" not in column.skipped.get(it, "")
+        ]
+        if {*column.passed, *column.skipped} != cases or column.passed - applying or lacking:
+            stale.append(column.title)
+    if stale:
+        yield f"docs/results is out of date for {', '.join(stale)}: run nox -s matrix"
+
+
+def main() -> int:
+    """Print every problem and return the exit status."""
+    logging.disable(logging.WARNING)  # backends that the samples configure
+    problems = [it for check in (environment, error_pages, figures, results) for it in check()]
+    print(*problems, sep="\n", end="\n" if problems else "")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
