@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from abe.backends.message_queue.base.process import PerProcess
 from abe.backends.message_queue.service import memory
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import ConfigurationError, InvalidKeyError
@@ -17,7 +18,7 @@ def test_the_environment_configures_it_with_a_warning(
 ) -> None:
     for variable in ("NAME", "MAXSIZE", "PUBLISH_TIMEOUT", "LEASE"):
         monkeypatch.setenv(f"ABE_MEMORY_{variable}", "")
-    monkeypatch.delitem(memory._stores, "default", raising=False)
+    monkeypatch.setattr(memory, "_stores", PerProcess(memory._Stores))
     default = MemoryBackend.from_env()
     assert (default.store_name, default._maxsize, default._publish_timeout) == (
         "default",
@@ -108,4 +109,4 @@ def test_a_store_name_follows_the_rules_of_keys() -> None:
     assert repr(MemoryBackend("unit.repr")) == "MemoryBackend('unit.repr')"
     with pytest.raises(InvalidKeyError):
         MemoryBackend("a b")
-    assert "a b" not in memory._stores
+    assert "a b" not in memory._stores.get().by_name

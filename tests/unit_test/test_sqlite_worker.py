@@ -19,6 +19,7 @@ import pytest
 
 from abe.backends.message_queue.service.sqlite import thread as _sqlite_thread
 from abe.backends.message_queue.service.sqlite.worker import Mode, Worker
+from abe.errors import ConnectionLostError, LoopError
 
 Connection = sqlite3.Connection
 
@@ -118,21 +119,43 @@ def test_only_what_is_to_be_durable_waits_for_the_disk(tmp_path: Path) -> None:
         return int(c.execute("PRAGMA synchronous").fetchone()[0])
 
     async def main(worker: Worker) -> list[int]:
-        modes = (Mode.DURABLE, Mode.WRITE, Mode.DURABLE, Mode.WRITE, Mode.READ, Mode.DURABLE)
+        modes = (Mode.DURABLE, Mode.WRITE, Mode.DURABLE, Mode.WRITE, Mode.DURABLE)
         return [await worker.run(level, mode=mode) for mode in modes]
 
-    assert with_worker(tmp_path, main) == [2, 1, 2, 1, 1, 2]
+    assert with_worker(tmp_path, main) == [2, 1, 2, 1, 2]
     (tmp_path / "n").mkdir()
-    assert with_worker(tmp_path / "n", main, synchronous="NORMAL") == [1] * 6
+    assert with_worker(tmp_path / "n", main, synchronous="NORMAL") == [1] * 5
 
 
 def test_reading_takes_no_lock_and_sees_one_state(tmp_path: Path) -> None:
     async def main(worker: Worker) -> None:
-        statements = Statements(worker)
-        held = await statements.hold()
-        await statements.release(held)
+        seen: list[str] = []
+        await worker.run(lambda c: c.set_trace_callback(seen.append), mode=Mode.READ)
+        seen.clear()
         await worker.run(rows, mode=Mode.READ)
-        assert statements.seen == ["BEGIN", "SELECT x FROM t ORDER BY x", "COMMIT"]
+        assert seen == ["BEGIN", "SELECT x FROM t ORDER BY x", "COMMIT"]
+
+    with_worker(tmp_path, main)
+
+
+def test_a_long_read_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    async def main(worker: Worker) -> None:
+        begun, gate = threading.Event(), threading.Event()
+
+        def read(c: Connection) -> list[object]:
+            before = rows(c)
+            begun.set()
+            assert gate.wait(10)
+            assert rows(c) == before
+            return before
+
+        reading = asyncio.ensure_future(worker.run(read, mode=Mode.READ))
+        assert await asyncio.to_thread(begun.wait, 10)
+        await worker.run(insert(1))
+        await worker.run(insert(2), mode=Mode.WRITE)
+        gate.set()
+        assert await reading == []
+        assert await worker.run(rows, mode=Mode.READ) == [1, 2]
 
     with_worker(tmp_path, main)
 
@@ -205,13 +228,13 @@ def test_those_who_shared_a_commit_are_given_time_to_share_the_next(
         # 400 jobs of 20 callers; without waiting there are about two commits for each round.
         assert statements.count("COMMIT") <= 30
 
-    roll_back = _sqlite_thread.WriterThread._wait_for_company
+    roll_back = _sqlite_thread.ConnectionThread._wait_for_company
 
-    def patient(self: _sqlite_thread.WriterThread) -> None:
+    def patient(self: _sqlite_thread.ConnectionThread) -> None:
         self._patience = 0.05  # as on a slow disk
         roll_back(self)
 
-    monkeypatch.setattr(_sqlite_thread.WriterThread, "_wait_for_company", patient)
+    monkeypatch.setattr(_sqlite_thread.ConnectionThread, "_wait_for_company", patient)
     with_worker(tmp_path, main)
 
 
@@ -224,7 +247,7 @@ def test_callers_on_several_loops_share_the_connection(tmp_path: Path) -> None:
             asyncio.run(elsewhere(first))
 
         await asyncio.gather(*(asyncio.to_thread(in_own_loop, 100 * n) for n in range(4)))
-        assert len(await worker.run(rows, mode=Mode.READ)) == 200
+        assert len(await worker.run(rows, mode=Mode.WRITE)) == 200
         assert len(threads()) == 1
 
     with_worker(tmp_path, main)
@@ -249,7 +272,7 @@ def test_a_loop_that_is_gone_does_not_hold_up_the_others(tmp_path: Path) -> None
         waiting = asyncio.ensure_future(worker.run(insert(2)))
         await statements.release(held)
         await waiting
-        assert await worker.run(rows, mode=Mode.READ) == [1, 2]
+        assert await worker.run(rows, mode=Mode.WRITE) == [1, 2]
         gc.collect()
         assert messages == ["Task was destroyed but it is pending!"]
 
@@ -291,7 +314,7 @@ def test_what_is_asked_for_after_closing_is_done_and_leaves_nothing_open(tmp_pat
         await worker.aclose()
         await asyncio.gather(*(worker.run(insert(n)) for n in range(5)))
         worker.post(insert(5))
-        assert await worker.run(rows, mode=Mode.READ) == [0, 1, 2, 3, 4, 5]
+        assert await worker.run(rows, mode=Mode.WRITE) == [0, 1, 2, 3, 4, 5]
         await worker.aclose()
 
     with_worker(tmp_path, main)
@@ -330,7 +353,7 @@ def both(path: Path, main: Callable[[Worker, Worker, Ear], Coroutine[Any, Any, N
         ear = Ear()
         worker.listen(ear)
         try:
-            await worker.run(rows, mode=Mode.READ)
+            await worker.run(rows, mode=Mode.WRITE)
             await main(worker, other, ear)
         finally:
             await other.aclose()
@@ -369,12 +392,12 @@ def test_an_idle_worker_with_listeners_looks_seldom_and_one_without_never(tmp_pa
                 enough.set()
 
         started = time.monotonic()
-        await worker.run(lambda c: c.set_trace_callback(seen), mode=Mode.READ)
+        await worker.run(lambda c: c.set_trace_callback(seen), mode=Mode.WRITE)
         assert await asyncio.to_thread(enough.wait, 30)
         # The first nine follow the run closely; then there is one every LAST_LOOK seconds.
         assert time.monotonic() - started >= 10 * _sqlite_thread.LAST_LOOK
         worker.unlisten(ear)
-        await worker.run(rows, mode=Mode.READ)
+        await worker.run(rows, mode=Mode.WRITE)
         looks.clear()
         await asyncio.sleep(0.15)
         assert not looks
@@ -412,5 +435,36 @@ def test_a_forked_child_opens_a_connection_of_its_own(tmp_path: Path) -> None:
         await worker.run(insert(2))
         await worker.aclose()
         return 0
+
+    with_worker(tmp_path, main)
+
+
+def test_a_thread_that_cannot_start_is_an_error_that_may_pass(tmp_path: Path) -> None:
+    async def main() -> None:
+        worker = Worker(tmp_path / "q.sqlite3", synchronous="FULL", busy_timeout=5)
+        with pytest.MonkeyPatch.context() as limited:
+            limited.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(ConnectionLostError, match="limit of processes"):
+                await worker.run(lambda c: None)
+            await worker.aclose()
+        assert await worker.run(lambda c: 42) == 42
+        await worker.aclose()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    asyncio.run(main())
+
+
+def test_a_connection_in_use_at_a_fork_without_hooks_is_not_touched(tmp_path: Path) -> None:
+    """Nor is SQLite: another thread, which the child does not have, may hold its locks."""
+
+    async def main(worker: Worker) -> None:
+        statements = Statements(worker)
+        held = await statements.hold()
+        (thread,) = worker.threads
+        with pytest.raises(LoopError, match="start a new process"):
+            thread.close_inherited()
+        await statements.release(held)
 
     with_worker(tmp_path, main)

@@ -15,16 +15,20 @@ __all__ = ["checked_overlay", "overlaid", "presentable", "read_variable"]
 
 _SENSITIVE = re.compile(r"^ABE_|PASS|SECRET|TOKEN|KEY|CREDENTIAL|AUTH|DSN|UR[IL]", re.IGNORECASE)
 
-# Whatever reads the environment on behalf of a backend holds this: the overlay of one thread
-# must not configure the backend of another. Re-entrant, because a from_env() may load a backend.
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    # A child must inherit neither a lock that nobody will release nor half an overlay.
-    os.register_at_fork(
-        before=_lock.acquire,
-        after_in_parent=_lock.release,
-        after_in_child=_lock.release,
-    )
+_locks: dict[int, threading.RLock] = {}
+
+
+def _lock() -> threading.RLock:
+    """Return the lock that whatever reads the environment on behalf of a backend holds.
+
+    The overlay of one thread must not configure the backend of another. Re-entrant, because a
+    ``from_env()`` may load a backend; one for each process, because a fork may leave it locked.
+    """
+    return _locks.setdefault(os.getpid(), threading.RLock())
+
+
+if hasattr(os, "register_at_fork"):  # a child must not inherit half an overlay
+    os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _lock().release())
 
 
 def checked_overlay(env: Mapping[str, str] | None) -> dict[str, str]:
@@ -42,14 +46,14 @@ def checked_overlay(env: Mapping[str, str] | None) -> dict[str, str]:
 
 def read_variable(name: str, overlay: Mapping[str, str]) -> str:
     """Return a variable of ``overlay``, else of the process, without white space around it."""
-    with _lock:
+    with _lock():
         return (overlay[name] if name in overlay else os.environ.get(name, "")).strip()
 
 
 @contextmanager
 def overlaid(overlay: Mapping[str, str]) -> Iterator[None]:
     """Set variables for the duration, alone in the process; restore them whatever happens."""
-    with _lock:
+    with _lock():
         before: dict[str, str | None] = {}
         try:
             for name, value in overlay.items():
@@ -92,7 +96,7 @@ def _hidden_values(overlay: Mapping[str, str]) -> list[str]:
     from urllib.parse import unquote, urlsplit
 
     values = {v for n, v in overlay.items() if n != "QUEUE_BACKEND"}
-    with _lock:
+    with _lock():
         values |= {v for n, v in os.environ.items() if _SENSITIVE.search(n)}
     for value in tuple(values):
         values.add(repr(value)[1:-1])

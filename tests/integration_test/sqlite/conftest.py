@@ -14,11 +14,11 @@ import pytest
 from abe.backends.message_queue.service.sqlite import schema as _sqlite_schema
 
 PRELUDE = """\
-import asyncio, os, sys, time
+import asyncio, ctypes, os, sys, time
 from contextlib import closing
 from pathlib import Path
 from abe.backends.message_queue.service.sqlite import SQLiteBackend
-from abe.errors import AbeError, PublishError
+from abe.errors import AbeError, LoopError, PublishError
 
 def say(*words):
     print(*words, flush=True)

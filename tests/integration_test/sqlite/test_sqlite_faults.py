@@ -15,6 +15,7 @@ import pytest
 
 from abe.backends.message_queue.service.sqlite import SQLiteBackend
 from abe.backends.message_queue.service.sqlite import thread as _sqlite_thread
+from abe.backends.message_queue.service.sqlite.thread import Mode
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 
 Child = Callable[..., Any]
@@ -309,7 +310,7 @@ def test_a_ping_that_takes_too_long_says_so(path: Path) -> None:
             def block(c: sqlite3.Connection) -> None:
                 asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
 
-            blocking = asyncio.ensure_future(backend._worker.run(block))
+            blocking = asyncio.ensure_future(backend._worker.run(block, mode=Mode.READ))
             await asyncio.sleep(0)
             with pytest.raises(ConnectionLostError, match="did not answer"):
                 await backend.ping(timeout=0.05)

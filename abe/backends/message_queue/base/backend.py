@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from abe.backends.message_queue.base.payload import (
     encode_payload,
     split_pair,
 )
+from abe.backends.message_queue.base.process import Unshareable, fork_error
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.backends.message_queue.base.settings import Setting, naming_variables, read_settings
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
@@ -52,7 +54,7 @@ _outgoing: Callable[[tuple[str, str, Mapping[str, str], float]], Outgoing] = par
 )
 
 
-class BaseBackend(ABC):
+class BaseBackend(Unshareable, ABC):
     """Checks what is published, opens streams and closes them; a provider adds the transport.
 
     Subclassing is a convenience: any object with the three methods of
@@ -75,6 +77,7 @@ class BaseBackend(ABC):
 
     def __init__(self) -> None:
         self._closed = False
+        self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engines: set[StreamEngine] = set()
 
@@ -101,7 +104,11 @@ class BaseBackend(ABC):
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> Receiver:
         """Return a new, unopened receiver."""
 
-    async def _disconnect(self) -> None:  # noqa: B027 - optional
+    def _survives_fork(self) -> bool:
+        """Whether a forked child may use this backend: by default, one that was not used before."""
+        return self._loop is None
+
+    async def _disconnect(self) -> None:
         """Give connections back; streams are closed by then."""
 
     async def publish(
@@ -223,6 +230,8 @@ class BaseBackend(ABC):
         if self._closed:
             return
         self._closed = True
+        if self._process != os.getpid():
+            return  # what is open is the parent's
         try:
             await self._close_streams()
         finally:
@@ -257,6 +266,10 @@ class BaseBackend(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise BackendClosedError(f"backend {self.name!r} is closed; open a new one")
+        if self._process != os.getpid():
+            if not self._survives_fork():
+                raise fork_error(f"backend {self.name!r}", self._process)
+            self._process = os.getpid()
 
     def _bind(self) -> None:
         """Refuse a closed backend, and another loop than the one its connections belong to."""

@@ -35,6 +35,14 @@ class PerProcess(Generic[T]):
         # No lock: a fork could leave it locked for ever. `setdefault` is atomic.
         return self._values.setdefault(process, self._make()) if value is None else value
 
+    def adopt(self, value: T) -> None:
+        """Make ``value``, a copy of the parent's, this process's own."""
+        self._values[os.getpid()] = value
+
+    def inherited(self) -> list[T]:
+        """Return the values of this process's ancestors."""
+        return [value for process, value in self._values.items() if process != os.getpid()]
+
 
 class Unshareable:
     """Refuses to be copied and pickled: it owns a connection, which has one owner."""

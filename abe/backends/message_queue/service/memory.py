@@ -26,6 +26,7 @@ from abe.backends.message_queue.base import (
     validate_key,
 )
 from abe.backends.message_queue.base.payload import freeze_payload, thaw_payload
+from abe.backends.message_queue.base.process import PerProcess
 from abe.backends.message_queue.service.memory_store.group import Group, Lease, View
 from abe.backends.message_queue.service.memory_store.store import Store
 from abe.errors import ConfigurationError, InvalidKeyError, PublishError
@@ -37,8 +38,16 @@ logger = logging.getLogger(__name__)
 
 YEAR = 365 * 86_400.0
 
-_stores: dict[str, Store] = {}
-_stores_lock = threading.Lock()
+
+class _Stores:
+    """The stores of a process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.by_name: dict[str, Store] = {}
+
+
+_stores = PerProcess(_Stores)
 
 
 def _store_name(text: str) -> str:
@@ -140,8 +149,9 @@ class MemoryBackend(BaseBackend):
         self._maxsize = math.inf if maxsize is None else maxsize
         self._publish_timeout = publish_timeout
         self._lease = lease
-        with _stores_lock:
-            self._store = _stores.setdefault(name, Store())
+        stores = _stores.get()
+        with stores.lock:
+            self._store = stores.by_name.setdefault(name, Store())
 
     @classmethod
     def from_env(cls) -> Self:
@@ -150,7 +160,7 @@ class MemoryBackend(BaseBackend):
         Raises:
             ConfigurationError: If a variable is malformed.
         """
-        known = set(_stores)
+        known = set(_stores.get().by_name)
         backend = super().from_env()
         if backend.store_name not in known:
             logger.warning("backend memory keeps messages in this process only: for development")
@@ -198,6 +208,9 @@ class MemoryBackend(BaseBackend):
             published=range(sent),
             failed=dict.fromkeys(range(sent, total), reason),
         )
+
+    def _survives_fork(self) -> bool:
+        return self._store is _stores.get().by_name.get(self.store_name)
 
     async def _disconnect(self) -> None:
         self._store.wake_publishers()
@@ -373,16 +386,24 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+_forking: list[_Stores] = []
+
+
 def _before_fork() -> None:
-    _stores_lock.acquire()
-    for store in _stores.values():
+    stores = _stores.get()
+    stores.lock.acquire()
+    for store in stores.by_name.values():
         store.before_fork()
+    _forking.append(stores)
 
 
 def _after_fork(*, child: bool) -> None:
-    for store in _stores.values():
+    stores = _forking.pop()
+    for store in stores.by_name.values():
         store.after_fork(child=child)
-    _stores_lock.release()
+    if child:
+        _stores.adopt(stores)
+    stores.lock.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -66,8 +66,7 @@ class SQLiteHarness(Harness):
     def restart_broker(self) -> None:
         """There is no broker: what can restart is every connection to the file."""
         for backend in self._made:
-            thread = backend._worker._thread
-            if thread is not None:
+            for thread in backend._worker.threads:
                 thread.stop()
                 thread.join()
 

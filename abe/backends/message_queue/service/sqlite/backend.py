@@ -148,6 +148,9 @@ class SQLiteBackend(BaseBackend):
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SQLiteReceiver:
         return SQLiteReceiver(self._worker, group, keys, self._lease, self.now)
 
+    def _survives_fork(self) -> bool:
+        return self._worker.survives_fork()
+
     async def _disconnect(self) -> None:
         await self._worker.aclose()
 

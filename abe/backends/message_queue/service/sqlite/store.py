@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 import secrets
 import sqlite3
 import time
@@ -22,6 +21,7 @@ from abe.backends.message_queue.base import (
     dead_headers,
     decode_payload,
 )
+from abe.backends.message_queue.base.process import PerProcess
 from abe.types import ConsumerGroup
 
 __all__ = ["Claim", "GroupGoneError", "Nothing"]
@@ -81,27 +81,23 @@ def message_of(row: Row, attempt: int = 1, headers: str | None = None) -> Messag
 
 # -- publishing ----------------------------------------------------------------------------
 
-_ids: Iterator[str] = iter(())
 
-
-def _number_ids() -> None:
-    """Begin ids that no other process, before or after, gives."""
-    global _ids
+def _new_ids() -> Iterator[str]:
+    """Return ids that no other process, before or after, gives."""
     prefix = secrets.token_hex(8)
-    _ids = (f"{prefix}-{n:x}" for n in count(1))
+    return (f"{prefix}-{n:x}" for n in count(1))
 
 
-_number_ids()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_number_ids)
+_ids = PerProcess(_new_ids)
 
 
 def publish(c: sqlite3.Connection, items: Sequence[Outgoing], now: float) -> None:
+    ids = _ids.get()
     c.executemany(
         "INSERT INTO messages (id, key, body, headers, time, visible) VALUES (?, ?, ?, ?, ?, ?)",
         [
             (
-                next(_ids),
+                next(ids),
                 key,
                 body,
                 json.dumps(headers) if headers else None,

@@ -1,10 +1,11 @@
-"""The thread that owns a SQLite connection and commits what several callers ask for at once."""
+"""A thread that owns a SQLite connection and commits what several callers ask for at once."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import os
 import random
 import sqlite3
 import threading
@@ -18,9 +19,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
+from abe.backends.message_queue.base.process import start_thread
 from abe.backends.message_queue.service.sqlite.schema import connect, primary_code
+from abe.errors import LoopError
 
-__all__ = ["Job", "Listener", "Listeners", "Mode", "WriterThread"]
+__all__ = ["ConnectionThread", "Job", "Listener", "Listeners", "Mode"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ class Listeners:
                 listener.tell()
 
 
-class WriterThread:
+class ConnectionThread:
     """Runs jobs in transactions, as many to a commit as are waiting, and looks for news.
 
     Args:
@@ -116,7 +119,7 @@ class WriterThread:
         busy_timeout: float,
         listeners: Listeners,
         announce: Callable[[Path], None],
-        after: WriterThread | None,
+        after: ConnectionThread | None,
     ) -> None:
         self.generation = object()
         self.stopping = False
@@ -127,7 +130,8 @@ class WriterThread:
         self._listeners = listeners
         self._announce = announce
         self._after = after
-        self._thread = threading.Thread(target=self._work, name="abe-sqlite", daemon=True)
+        self._process = os.getpid()
+        self._thread: threading.Thread | None = None
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._putting = threading.Lock()
         self._using = threading.Lock()
@@ -143,9 +147,15 @@ class WriterThread:
     # -- from any thread -------------------------------------------------------------------
 
     def start(self) -> None:
-        self._thread.start()
+        """Start the thread.
+
+        Raises:
+            ConnectionLostError: If it cannot be started now.
+        """
+        self._thread = start_thread(self._work, "abe-sqlite")
 
     def join(self) -> None:
+        assert self._thread is not None
         self._thread.join()
 
     def put(self, job: Job) -> bool:
@@ -157,6 +167,8 @@ class WriterThread:
 
     def stop(self) -> None:
         """Let the thread end after what is queued."""
+        if self._process != os.getpid():
+            return  # nothing runs here, and a fork may have left the lock locked
         with self._putting:
             if not self.stopping:
                 self.stopping = True
@@ -179,6 +191,22 @@ class WriterThread:
         """In the child, where the thread does not run: let nobody wait for it."""
         self._putting = threading.Lock()
         self.stopping = True
+
+    def close_inherited(self) -> None:
+        """In a child whose fork ran no hooks: close the connection before there is another.
+
+        Raises:
+            LoopError: If it was in use at that moment, with locks that nobody will release.
+        """
+        if not self._using.acquire(blocking=False):
+            raise LoopError(
+                f"process {os.getpid()} was forked while {self._path} was in use, in a way that "
+                "Python's at-fork hooks do not see, and cannot use SQLite; start a new process"
+            )
+        try:
+            self._disconnect()
+        finally:
+            self._using.release()
 
     # -- on the thread ---------------------------------------------------------------------
 

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from abe.backends.message_queue.base.process import PerProcess, fork_error
 from abe.backends.message_queue.service.sqlite.schema import primary_code
 from abe.backends.message_queue.service.sqlite.thread import (
+    ConnectionThread,
     Job,
     Listener,
     Listeners,
     Mode,
-    WriterThread,
 )
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 
@@ -38,12 +39,30 @@ PASSING = (
     sqlite3.SQLITE_PROTOCOL,
 )
 
-_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
-_workers_lock = threading.Lock()
+
+class _Workers:
+    """The workers of a process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.all: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+    def add(self, worker: Worker) -> None:
+        with self.lock:
+            self.all.add(worker)
+
+    def list(self) -> list[Worker]:
+        with self.lock:
+            return list(self.all)
+
+
+_workers = PerProcess(_Workers)
 
 
 class Worker:
-    """Runs functions on one connection, each inside a transaction, many to a commit.
+    """Runs functions on a connection, each inside a transaction, many to a commit.
+
+    What only reads has a connection of its own, so that it never keeps anybody from writing.
 
     Loop-agnostic and thread-safe; the thread starts when first needed. A function that fails is
     left out of the shared transaction and the others run again, so functions must not have other
@@ -59,17 +78,27 @@ class Worker:
         self.path = path
         self._durable = synchronous == "FULL"
         self._busy_timeout = busy_timeout
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have nothing yet, in a new process."""
+        self._process = os.getpid()
         self._listeners = Listeners()
         self._lock = threading.Lock()
-        self._thread: WriterThread | None = None
-        self._closed = False
-        with _workers_lock:
-            _workers.add(self)
+        self._writer: ConnectionThread | None = None
+        self._reader: ConnectionThread | None = None
+        _workers.get().add(self)
+
+    @property
+    def threads(self) -> list[ConnectionThread]:
+        """The threads that were started."""
+        return [thread for thread in (self._writer, self._reader) if thread is not None]
 
     @property
     def generation(self) -> object:
         """Changes when the file has been replaced by another."""
-        return self._thread and self._thread.generation
+        return self._writer and self._writer.generation
 
     async def run(
         self,
@@ -149,46 +178,63 @@ class Worker:
         """
         with self._lock:
             self._closed = True
-            thread = self._thread
-        if thread is not None:
+            threads = self.threads
+        for thread in threads:
             thread.stop()
+        for thread in threads:
             await asyncio.shield(asyncio.wrap_future(thread.ended))
             thread.join()
 
-    def before_fork(self) -> None:
-        if self._thread is not None:
-            self._thread.before_fork()
-
-    def after_fork(self) -> None:
-        if self._thread is not None:
-            self._thread.after_fork()
+    def survives_fork(self) -> bool:
+        """Whether this process may use the worker: it, or its parent's hook, has begun anew."""
+        if self._process != os.getpid() and not self.threads:
+            self._begin()
+        return self._process == os.getpid()
 
     def after_fork_in_child(self) -> None:
-        if self._thread is not None:
-            self._thread.after_fork_in_child()
-        self._thread = None
-        self._lock = threading.Lock()
-        self._listeners = Listeners()
+        """Begin anew in a child; `ConnectionThread.before_fork` has closed the connections."""
+        for thread in self.threads:
+            thread.after_fork_in_child()
+        self._begin()
 
     def _put(self, job: Job) -> None:
-        thread = self._thread
+        if not self.survives_fork():
+            raise fork_error(str(self.path), self._process)
+        thread = self._reader if job.mode is Mode.READ else self._writer
         while thread is None or not thread.put(job):
-            thread = self._started()
+            thread = self._started(reader=job.mode is Mode.READ)
         if self._closed:
             thread.stop()
 
-    def _started(self) -> WriterThread:
+    def _started(self, *, reader: bool) -> ConnectionThread:
         with self._lock:
-            thread = self._thread
+            thread = self._reader if reader else self._writer
             if thread is None or thread.stopping:
-                thread = WriterThread(
-                    self.path, self._durable, self._busy_timeout, self._listeners, announce, thread
+                _close_inherited()
+                listeners = Listeners() if reader else self._listeners
+                thread = ConnectionThread(
+                    self.path, self._durable, self._busy_timeout, listeners, announce, thread
                 )
-                self._thread = thread
                 thread.start()
+                if reader:
+                    self._reader = thread
+                else:
+                    self._writer = thread
                 # The thread does not refer to the worker: one that is forgotten ends it.
                 weakref.finalize(self, thread.stop).atexit = False
             return thread
+
+
+def _close_inherited() -> None:
+    """Close the connections of a parent whose fork ran no hooks, before SQLite is used here.
+
+    Raises:
+        LoopError: If one was in use at the moment of the fork.
+    """
+    for workers in _workers.inherited():
+        for worker in list(workers.all):
+            for thread in worker.threads:
+                thread.close_inherited()
 
 
 def may_pass(error: sqlite3.Error | OSError) -> bool:
@@ -200,32 +246,30 @@ def may_pass(error: sqlite3.Error | OSError) -> bool:
 
 def announce(path: Path) -> None:
     """Tell the listeners of every worker of this process that uses ``path``."""
-    with _workers_lock:
-        workers = [worker for worker in _workers if worker.path == path]
-    for worker in workers:
-        worker.tell()
+    for worker in _workers.get().list():
+        if worker.path == path:
+            worker.tell()
 
 
-_forking: list[Worker] = []
+_forking: list[tuple[Worker, list[ConnectionThread]]] = []
 
 
 def _before_fork() -> None:
-    with _workers_lock:
-        _forking[:] = _workers
-    for worker in _forking:
-        worker.before_fork()
+    _forking[:] = [(worker, worker.threads) for worker in _workers.get().list()]
+    for _, threads in _forking:
+        for thread in threads:
+            thread.before_fork()
 
 
 def _after_fork() -> None:
-    for worker in _forking:
-        worker.after_fork()
+    for _, threads in _forking:
+        for thread in threads:
+            thread.after_fork()
     _forking.clear()
 
 
 def _after_fork_in_child() -> None:
-    global _workers_lock
-    _workers_lock = threading.Lock()
-    for worker in _forking:
+    for worker, _ in _forking:
         worker.after_fork_in_child()
     _forking.clear()
 

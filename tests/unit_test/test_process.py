@@ -1,0 +1,61 @@
+"""What belongs to one process: state, backends, objects that are not copied."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from abe.backends.message_queue.service.memory import MemoryBackend
+
+FORKED = """
+import asyncio, ctypes, os
+from abe.backends.message_queue.loader import load_backend
+from abe.backends.message_queue.service import memory
+from abe.errors import LoopError
+
+used, unused = memory.MemoryBackend("used"), load_backend("sqlite")
+asyncio.run(used.publish("k", {}))
+memory._stores.get().lock.acquire()  # as another thread might at that moment
+used._store._lock.acquire()
+if not ctypes.PyDLL(None).fork():
+    try:
+        asyncio.run(used.publish("k", {}))
+    except LoopError as error:
+        print("before a fork" in str(error))
+    asyncio.run(used.aclose())
+    fresh = load_backend("memory", env={"ABE_MEMORY_NAME": "used"})
+    asyncio.run(fresh.publish("k", {}))
+    print(len(asyncio.run(fresh.peek())))
+    asyncio.run(unused.publish("k", {}))
+    print("published", flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_fork_without_hooks_leaves_nothing_of_the_parents_in_use(tmp_path: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        cwd=str(tmp_path),
+    )
+    assert done.stdout.split() == ["True", "1", "published"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_backend_is_neither_copied_nor_pickled(copied: Callable[[Any], object]) -> None:
+    backend = MemoryBackend("not-copied")
+    with pytest.raises(TypeError, match=r"MemoryBackend cannot be copied or pickled; call abe\."):
+        copied(backend)
+    asyncio.run(backend.publish("k", {}))
