@@ -9,10 +9,10 @@ import pytest
 
 import abe
 from abe.backends.message_queue.base.backoff import Backoff, pause, transient
-from tests.unit_test.conftest import START
+from tests.support.virtual_loop import START
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import VirtualRun
+    from tests.support.virtual_loop import VirtualRun
 
 EXACT = Backoff(first=1.0, maximum=5.0, jitter=False)
 

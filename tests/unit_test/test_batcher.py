@@ -10,10 +10,10 @@ import pytest
 
 from abe.backends.message_queue.base.backoff import Backoff
 from abe.backends.message_queue.base.batcher import Batcher
-from tests.unit_test.conftest import START
+from tests.support.virtual_loop import START
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import VirtualRun
+    from tests.support.virtual_loop import VirtualRun
 
 STEADY = Backoff(first=0.2, factor=1.0, jitter=False)
 

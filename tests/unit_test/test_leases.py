@@ -10,7 +10,8 @@ import pytest
 from abe.backends.message_queue.base import Outcome
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 @pytest.mark.parametrize("lease", [0.5, 4.0, 60.0])

@@ -10,7 +10,7 @@ import pytest
 from abe.backends.message_queue.base.subscription.outbox import MAX_BATCH, MAX_WAIT
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 
 def times(broker: Broker) -> list[float]:

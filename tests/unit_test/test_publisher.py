@@ -11,10 +11,10 @@ import pytest
 import abe
 from abe.backends.message_queue.base.backoff import Backoff
 from abe.backends.message_queue.base.publisher import Publisher
-from tests.unit_test.conftest import START
+from tests.support.virtual_loop import START
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import VirtualRun
+    from tests.support.virtual_loop import VirtualRun
 
 AWAY = abe.ConnectionLostError("away")
 DOUBT = abe.PublishError("no answer", retryable=True)

@@ -25,7 +25,9 @@ from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.errors import ConnectionLostError
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.support.scripted_broker import Broker
+    from tests.support.virtual_loop import VirtualRun
+    from tests.unit_test.conftest import Toolbox
 
 EXAMPLES = int(os.environ.get("ABE_TEST_EXAMPLES", "1"))
 LEASE = 30.0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
     from abe.backends.message_queue.base import Capabilities, Message, MessageStream
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 T = TypeVar("T")
 FAST = RetryPolicy(max_attempts=3, base=0.0)

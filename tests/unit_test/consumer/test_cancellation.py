@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from abe.backends.message_queue.base import Message
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 async def cancels_itself(message: Message) -> None:

@@ -19,7 +19,8 @@ from tests.unit_test.consumer.support import Scripted, memory, settled, until
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 7])

@@ -21,7 +21,8 @@ from tests.unit_test.consumer.support import (
 )
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(

@@ -24,7 +24,7 @@ from tests.unit_test.consumer.support import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 
 def sync_handler(message: Any) -> None:

@@ -22,7 +22,9 @@ from tests.unit_test.consumer.support import (
 )
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.support.scripted_broker import Broker
+    from tests.support.virtual_loop import VirtualRun
+    from tests.unit_test.conftest import Toolbox
 
 
 async def test_a_plain_backend_is_asked_for_nothing_more_than_the_group() -> None:

@@ -15,7 +15,8 @@ from abe.errors import ConfigurationError, InvalidKeyError, Retry
 from tests.unit_test.consumer.support import STEADY, Recorder, Scripted, memory, settled
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 async def test_retry_comes_back_after_the_delay_it_asks_for(

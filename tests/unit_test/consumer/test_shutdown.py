@@ -21,7 +21,8 @@ from tests.unit_test.consumer.support import (
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message, SyncMessage
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 async def test_a_second_run_returns_or_raises(broker: Broker) -> None:

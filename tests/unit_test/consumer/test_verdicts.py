@@ -17,7 +17,7 @@ from tests.unit_test.consumer.support import Recorder, Scripted, memory, real, s
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 
 async def test_returned_is_acked(broker: Broker) -> None:

@@ -11,7 +11,8 @@ from abe.backends.message_queue.base import Message, Outcome
 from tests.unit_test.stream.support import LEASE, RESET, breathe, call, now, several, warned
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, VirtualRun
+    from tests.support.scripted_broker import Broker
+    from tests.support.virtual_loop import VirtualRun
 
 
 async def test_acks_wait_at_most_50_ms_for_company(broker: Broker) -> None:

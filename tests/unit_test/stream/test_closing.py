@@ -12,7 +12,7 @@ from abe.errors import ConnectionLostError
 from tests.unit_test.stream.support import LEASE, RESET, ask_with_timeout, now, warned
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 
 async def test_closing_before_use_connects_to_nothing(broker: Broker) -> None:

@@ -9,7 +9,7 @@ from abe.backends.message_queue.base import Outcome
 from tests.unit_test.stream.support import LEASE
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 
 async def test_a_detached_message_is_settled_by_its_owner_alone(broker: Broker) -> None:

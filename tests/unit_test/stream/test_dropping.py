@@ -16,7 +16,8 @@ from tests.unit_test.stream.support import breathe, several, warned
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import MessageStream
-    from tests.unit_test.conftest import Broker, VirtualRun
+    from tests.support.scripted_broker import Broker
+    from tests.support.virtual_loop import VirtualRun
 
 
 async def first_of(stream: MessageStream) -> None:

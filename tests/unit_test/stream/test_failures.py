@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from abe.types import ConsumerGroup
-    from tests.unit_test.conftest import Broker, VirtualRun
+    from tests.support.scripted_broker import Broker
+    from tests.support.virtual_loop import VirtualRun
 
 
 @pytest.mark.parametrize("where", ["anext", "enter", "take"])

@@ -11,7 +11,8 @@ from abe.backends.message_queue.base import Outcome
 from tests.unit_test.stream.support import LEASE, RESET, ask_with_timeout, several, warned
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 async def test_the_lease_of_a_message_being_processed_is_extended(broker: Broker) -> None:

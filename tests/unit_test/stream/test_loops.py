@@ -16,7 +16,9 @@ from tests.unit_test.stream.support import call, now, several
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message, MessageStream
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.support.scripted_broker import Broker
+    from tests.support.virtual_loop import VirtualRun
+    from tests.unit_test.conftest import Toolbox
 
 
 def test_asyncio_run_ends_at_once_where_nobody_took_over_a_message(

@@ -14,7 +14,7 @@ from tests.unit_test.stream.support import ask_with_timeout, warned
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.unit_test.conftest import VirtualRun
+    from tests.support.virtual_loop import VirtualRun
 
 
 class Plain:

@@ -13,7 +13,9 @@ from abe.errors import ConfigurationError
 from tests.unit_test.stream.support import LEASE, ask_with_timeout, breathe, several
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox, VirtualRun
+    from tests.support.scripted_broker import Broker
+    from tests.support.virtual_loop import VirtualRun
+    from tests.unit_test.conftest import Toolbox
 
 
 QUARTER = LEASE / 4

@@ -14,7 +14,8 @@ from abe.backends.message_queue.base import MessageStream, Outcome
 from tests.unit_test.stream.support import LEASE, RESET, ask_with_timeout, now, several, warned
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 async def test_a_lost_connection_is_replaced(

@@ -13,7 +13,8 @@ from abe.errors import AbeError, ConfigurationError, UnsupportedError
 from tests.unit_test.stream.support import LEASE, now
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 async def test_asking_for_the_next_message_acks_the_previous_one(broker: Broker) -> None:

@@ -11,7 +11,7 @@ from abe.backends.message_queue.base import EndOfStream, Message, MessageStream
 from tests.unit_test.stream.support import LEASE, breathe, now, several
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 
 async def test_the_group_exists_once_the_stream_is_open(broker: Broker) -> None:

@@ -11,7 +11,8 @@ import pytest
 from tests.unit_test.stream.support import breathe, now
 
 if TYPE_CHECKING:
-    from tests.unit_test.conftest import Broker, Toolbox
+    from tests.support.scripted_broker import Broker
+    from tests.unit_test.conftest import Toolbox
 
 
 async def test_take_is_acked_by_the_next_take(broker: Broker) -> None:

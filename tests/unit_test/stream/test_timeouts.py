@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from abe.backends.message_queue.base import Message, MessageStream
-    from tests.unit_test.conftest import Broker
+    from tests.support.scripted_broker import Broker
 
 
 def ask_with_wait_for(stream: MessageStream, seconds: float) -> Coroutine[Any, Any, Message]:
