@@ -1,15 +1,15 @@
-"""What ``%abe_publish`` accepts as a payload, checked completely before the first send."""
+"""What ``%abe_publish`` accepts as a payload."""
 
 from __future__ import annotations
 
 import ast
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from abe.backends.message_queue.base.payload import decode_payload, encode_payload
+from abe.backends.message_queue.base.outgoing import Label, item_label, no_label
 from abe.display.text import cell
 from abe.errors import PayloadError, UnsupportedError
 from abe.ipython.errors import short
@@ -17,14 +17,7 @@ from abe.ipython.expressions import Evaluate, whole_expression
 from abe.ipython.frames import is_frame, rows_of
 from abe.ipython.json_text import Template, parse_json
 
-__all__ = ["FORMATS", "payloads_of", "read_file", "read_payloads"]
-
-Payloads = list[dict[str, Any]]
-Report = Callable[[int], object]
-
-
-def _ignore(count: int) -> None: ...
-
+__all__ = ["FORMATS", "Payloads", "payloads_of", "read_file", "read_payloads"]
 
 FORMATS = ("json", "jsonl", "yaml", "csv", "python")
 """How the text of a payload may be written."""
@@ -38,9 +31,19 @@ _SUFFIXES = {
 }
 
 
-def read_payloads(
-    text: str, format: str, evaluate: Evaluate, command: str, progress: Report = _ignore
-) -> Payloads:
+class Payloads(NamedTuple):
+    """What is to be published, one message each; not checked yet.
+
+    Attributes:
+        items: The payloads, perhaps made on demand.
+        label: Returns how errors name the item at a position.
+    """
+
+    items: Iterable[Any]
+    label: Label = item_label
+
+
+def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> Payloads:
     """Return the payloads that ``text`` holds.
 
     ``{{expr}}`` is evaluated in ``json`` and ``jsonl``; the other formats are taken verbatim.
@@ -51,14 +54,13 @@ def read_payloads(
         evaluate: Runs expressions.
         command: What the user wrote up to the payload, for errors that show the right spelling;
             empty for a file.
-        progress: Called with the number of payloads that a generator has given so far.
 
     Raises:
-        PayloadError: If it is not ``format``, or a payload is not exactly representable as JSON.
+        PayloadError: If it is not ``format``, or holds neither an object nor a list.
     """
     text = text.removeprefix("\ufeff")
     if format == "json":
-        return _read_json(text, evaluate, command, progress)
+        return _read_json(text, evaluate, command)
     if format == "jsonl":
         return _read_json_lines(text, evaluate)
     read = {"yaml": _yaml, "csv": _csv, "python": _python}[format]
@@ -90,29 +92,28 @@ def read_file(path: str, format: str | None) -> Payloads:
     except OSError as error:
         raise short(error) from None
     try:
-        return read_payloads(text, found, _refuse, "")
+        items, label = read_payloads(text, found, _refuse, "")
     except PayloadError as error:
         raise PayloadError(f"{name}: {error}") from None
+    return Payloads(items, lambda position: f"{name}: {label(position)}".removesuffix(": "))
 
 
 def _refuse(expression: str) -> object:
     raise PayloadError(f"{{{{{cell(expression, 40)}}}}} is not evaluated in a file")
 
 
-def payloads_of(value: object, name: str, progress: Report = _ignore) -> Payloads:
+def payloads_of(value: object, name: str) -> Payloads:
     """Return what publishing ``value`` sends: a dict is one message, an iterable one per item.
 
     Args:
         value: What the user wants to publish.
         name: What errors call it.
-        progress: Called with the number of payloads found so far.
 
     Raises:
-        PayloadError: If anything in it is not exactly representable as JSON.
+        PayloadError: If it is neither.
     """
     if isinstance(value, dict):
-        encode_payload(value)
-        return [value]
+        return Payloads([value], no_label)
     kind = type(value).__name__
     if is_frame(value):
         value = rows_of(value, name)
@@ -121,54 +122,40 @@ def payloads_of(value: object, name: str, progress: Report = _ignore) -> Payload
             f"{name} must be an object (one message) or a list of objects (one message each),"
             f" not {kind}"
         )
-    items: Payloads = []
-    # What makes items on demand may hand out one dict again and again, changed in between.
-    stable = isinstance(value, list | tuple)
+    return Payloads(_noting_failures(value, name))
+
+
+def _noting_failures(items: Iterable[Any], name: str) -> Iterator[Any]:
+    count = 0
     try:
-        for item in value:
-            text = _encode(item, len(items))
-            items.append(item if stable else decode_payload(text))
-            progress(len(items))
-    except PayloadError:
-        raise
+        for item in items:
+            yield item
+            count += 1
     except Exception as error:  # of the user's generator
-        error.add_note(f"{name} failed at item {len(items)}; nothing is published")
+        error.add_note(f"{name} failed at item {count}; nothing is published")
         raise
-    return items
 
 
-def _encode(item: Any, index: int) -> str:
-    try:
-        return encode_payload(item)
-    except PayloadError as error:
-        raise PayloadError(f"item {index}: {error}") from None
-
-
-def _read_json(text: str, evaluate: Evaluate, command: str, progress: Report) -> Payloads:
+def _read_json(text: str, evaluate: Evaluate, command: str) -> Payloads:
     text = text.strip()
     if source := whole_expression(text):
-        return payloads_of(evaluate(source), f"{{{{{cell(source, 60)}}}}}", progress)
+        return payloads_of(evaluate(source), f"{{{{{cell(source, 60)}}}}}")
     return payloads_of(parse_json(text, command).value(evaluate), "the payload")
 
 
 def _read_json_lines(text: str, evaluate: Evaluate) -> Payloads:
-    templates: list[tuple[int, Template]] = []
+    templates: list[Template] = []
+    numbers: list[int] = []
     # JSON strings may hold other characters that str.splitlines takes for line ends.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
+            numbers.append(number)
             try:
-                templates.append((number, parse_json(line.strip(), "")))
+                templates.append(parse_json(line.strip(), ""))
             except PayloadError as error:
                 raise PayloadError(f"line {number}: {error}") from None
-    items: Payloads = []
-    for number, template in templates:
-        try:
-            item = template.value(evaluate)
-            encode_payload(item)
-        except PayloadError as error:
-            raise PayloadError(f"line {number}: {error}") from None
-        items.append(item)
-    return items
+    items = (template.value(evaluate) for template in templates)
+    return Payloads(items, lambda position: f"line {numbers[position]}")
 
 
 def _python(text: str) -> object:

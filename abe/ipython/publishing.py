@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from abe.backends.message_queue.base.keys import validate_key
 from abe.display.results import Count
 from abe.display.text import cell, plural
 from abe.ipython.grammar import (
@@ -17,9 +17,8 @@ from abe.ipython.grammar import (
     parse,
     seconds,
 )
-from abe.ipython.payloads import FORMATS, payloads_of, read_file, read_payloads
+from abe.ipython.payloads import FORMATS, Payloads, payloads_of, read_file, read_payloads
 from abe.ipython.progress import Progress
-from abe.ipython.sending import send
 from abe.ipython.session import Call, say
 
 __all__ = ["LINE", "CELL", "publish"]
@@ -58,16 +57,40 @@ def publish(call: Call, body: str | None) -> Any:
     syntax = LINE if body is None else CELL
     arguments = parse(syntax, call.line, call.evaluate)
     _require_key_and_payload(syntax, arguments, body)
-    key = validate_key(arguments.words[0])
+    key, options = arguments.words[0], arguments.options
+    payloads = _payloads(call, arguments, body)
+    backend = call.session.backend()
+    live = call.session.in_notebook
     try:
-        with Progress(None, "checked", live=call.session.in_notebook) as progress:
-            payloads = _payloads(call, arguments, key, body, progress)
+        with Progress(None, "checked", live=live) as progress:
+            prepared = backend.prepare(
+                _counted(payloads.items, progress),
+                key=key,
+                headers=dict(options["header"]),
+                delay=options["delay"],
+                label=payloads.label,
+            )
     except KeyboardInterrupt:
         say("interrupted: nothing is published")
         raise
-    count = _send(call, key, payloads, arguments.options)
+    total = len(prepared)
+    with Progress(total, "published", live=live) as progress:
+        try:
+            backend.send(prepared, progress=progress)
+        except KeyboardInterrupt as error:
+            notes = "; ".join(["", *getattr(error, "__notes__", [])])
+            say(f"interrupted: {progress.count:,} of {total:,} are published{notes}")
+            raise
     call.session.note([key])
-    return call.result(count, arguments.options["out"])
+    where = f"to {cell(key)} on {cell(backend.name)}"
+    count = Count(total, f"published {plural(total, 'message')} {where}")
+    return call.result(count, options["out"])
+
+
+def _counted(items: Iterable[Any], progress: Progress) -> Iterator[Any]:
+    for count, item in enumerate(items, 1):
+        yield item
+        progress(count)
 
 
 def _require_key_and_payload(syntax: Syntax, arguments: Arguments, body: str | None) -> None:
@@ -91,34 +114,16 @@ def _require_key_and_payload(syntax: Syntax, arguments: Arguments, body: str | N
         raise syntax.error(f"nothing to publish: {key} was taken for KEY and no PAYLOAD follows it")
 
 
-def _payloads(
-    call: Call, arguments: Arguments, key: str, body: str | None, progress: Progress
-) -> list[dict[str, Any]]:
+def _payloads(call: Call, arguments: Arguments, body: str | None) -> Payloads:
     variable = arguments.options.get("in")
     if variable is not None:
-        return payloads_of(call.variable(variable), variable, progress)
+        return payloads_of(call.variable(variable), variable)
     path = arguments.options.get("file")
     if path is not None:
         return read_file(path, arguments.options["format"])
-    text = arguments.payload if body is None else body
     return read_payloads(
-        text or "",
+        arguments.payload or "" if body is None else body,
         arguments.options["format"] or "json",
         call.evaluate,
-        f"%abe_publish {cell(key, 60)}",
-        progress,
+        f"%abe_publish {cell(arguments.words[0], 60)}",
     )
-
-
-def _send(call: Call, key: str, payloads: list[dict[str, Any]], options: dict[str, Any]) -> Any:
-    """Publish payloads that are known to be valid."""
-    backend = call.session.backend()
-    extras: dict[str, Any] = {}
-    if options["header"]:
-        extras["headers"] = dict(options["header"])
-    if options["delay"]:
-        extras["delay"] = options["delay"]
-    send(backend, key, payloads, extras, live=call.session.in_notebook)
-    number = len(payloads)
-    where = f"to {cell(key)} on {cell(backend.name)}"
-    return Count(number, f"published {plural(number, 'message')} {where}")

@@ -7,7 +7,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from abe.backends.message_queue.base import Capabilities, Message
+from abe.backends.message_queue.base import Capabilities, Message, Outgoing
+from abe.backends.message_queue.base.outgoing import Label, item_label
 from abe.sync.feed import BATCH, Feed
 from abe.sync.home import place_of
 from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload, QueueStats
@@ -66,7 +67,28 @@ class AsyncView:
         """Publish many messages in order; see `SyncBackend.publish_many`."""
         __tracebackhide__ = True
         self._home.check_open()
-        return await self._run(self._home.backend.publish_many(list(items), key=key))
+        prepared = self.prepare(items, key=key)
+        await self.send(prepared)
+        return len(prepared)
+
+    def prepare(
+        self,
+        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        *,
+        key: MessageQueueKey | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float = 0.0,
+        label: Label = item_label,
+    ) -> list[Outgoing]:
+        """Check and encode messages once; see `SyncBackend.prepare`."""
+        self._home.check_open()
+        return self._home.backend.prepare(items, key=key, headers=headers, delay=delay, label=label)
+
+    async def send(self, prepared: Sequence[Outgoing]) -> None:
+        """Publish what `prepare` has returned, in order; see `SyncBackend.send`."""
+        __tracebackhide__ = True
+        self._home.check_open()
+        await self._run(self._home.backend.send(prepared))
 
     def consume(
         self,

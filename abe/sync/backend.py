@@ -7,12 +7,19 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from abe.backends.message_queue.base import BaseBackend, Capabilities, Message, SyncMessage
+from abe.backends.message_queue.base import (
+    BaseBackend,
+    Capabilities,
+    Message,
+    Outgoing,
+    SyncMessage,
+)
+from abe.backends.message_queue.base.outgoing import Label, item_label
 from abe.backends.message_queue.client import aconnect
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.errors import ConfigurationError
 from abe.sync.aio import AsyncView
-from abe.sync.bulk import check_all, first_chunk, publish_in_chunks
+from abe.sync.bulk import send_in_chunks
 from abe.sync.feed import Feed
 from abe.sync.home import Home, place_of
 from abe.sync.iterator import SyncBatch, SyncStream
@@ -156,15 +163,56 @@ class SyncBackend:
             PublishError: If not all were accepted; ``published`` and ``failed`` say which.
         """
         __tracebackhide__ = True
+        prepared = self.prepare(items, key=key)
+        self.send(prepared, progress=progress)
+        return len(prepared)
+
+    def prepare(
+        self,
+        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        *,
+        key: MessageQueueKey | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float = 0.0,
+        label: Label = item_label,
+    ) -> list[Outgoing]:
+        """Check and encode messages once, for `send`; nothing is sent.
+
+        Args:
+            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
+            key: Routing key of all of them.
+            headers: Text metadata of each.
+            delay: Seconds before each is delivered, at least.
+            label: Returns how errors name the item at a position (0-based).
+
+        Raises:
+            InvalidKeyError: If a key is malformed; the text names the item.
+            PayloadError: If a payload or ``headers`` would not arrive exactly as given.
+        """
+        __tracebackhide__ = True
         self._home.check_open()
-        listed = list(items)
-        publish = self._home.backend.publish_many
+        return self._home.backend.prepare(items, key=key, headers=headers, delay=delay, label=label)
+
+    def send(
+        self, prepared: Sequence[Outgoing], *, progress: Callable[[int], object] | None = None
+    ) -> None:
+        """Publish what `prepare` has returned, in order.
+
+        Args:
+            prepared: All of it, or a part.
+            progress: As for `publish_many`.
+
+        Raises:
+            PublishError: If not all were accepted; ``published`` and ``failed`` say which.
+        """
+        __tracebackhide__ = True
+        self._home.check_open()
+        send = self._home.backend.send
         if progress is None:
-            return self._call(publish(listed, key=key))
-        check_all(listed, key)
-        send = partial(publish, key=key)
-        first = first_chunk(self.capabilities)
-        return publish_in_chunks(self._call, send, listed, progress, first=first)
+            self._call(send(prepared))
+        else:
+            first = 100 if self.capabilities.publish_many else 1
+            send_in_chunks(self._call, send, prepared, progress, first=first)
 
     # -- consuming -------------------------------------------------------------------------
 

@@ -5,21 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from abe.backends.message_queue.base import (
-    Capabilities,
-    encode_payload,
-    transient,
-    validate_key,
-)
-from abe.backends.message_queue.base.payload import split_pair
+from abe.backends.message_queue.base import Outgoing, not_published
+from abe.backends.message_queue.base.publisher import NOT_SENT
 from abe.errors import AbeError, PublishError
 
-__all__ = ["check_all", "first_chunk", "publish_in_chunks"]
+__all__ = ["send_in_chunks"]
 
-T = TypeVar("T")
-Send = Callable[[Sequence[Any]], Coroutine[Any, Any, int]]
+Send = Callable[[Sequence[Outgoing]], Coroutine[Any, Any, None]]
 
 CHUNK_SECONDS = 0.1
 """How long a chunk should take: reports come that often, and an interrupt waits that long."""
@@ -28,33 +22,15 @@ GRACE = 0.3
 """Seconds for which an interrupt lets the chunk on its way come to its end, so that it counts."""
 
 
-def first_chunk(can: Capabilities) -> int:
-    """Return the size of a first chunk that does not take long."""
-    return 100 if can.publish_many else 1
-
-
-def check_all(items: Sequence[Any], key: str | None) -> None:
-    """Check what ``publish_many`` is given.
-
-    Raises:
-        InvalidKeyError: If a key is malformed.
-        PayloadError: If a payload is not JSON, or an item is no pair where it must be.
-    """
-    if key is not None:
-        validate_key(key)
-    for position, item in enumerate(items):
-        _check(position, item, key)
-
-
-def publish_in_chunks(
+def send_in_chunks(
     call: Callable[[Coroutine[Any, Any, None]], None],
     send: Send,
-    items: Sequence[Any],
+    prepared: Sequence[Outgoing],
     progress: Callable[[int], object],
     *,
     first: int,
-) -> int:
-    """Publish ``items`` a chunk at a time, calling ``progress`` after each.
+) -> None:
+    """Publish ``prepared`` a chunk at a time, calling ``progress`` after each.
 
     An interrupt lets the chunk on its way finish and then reports, so the last number that
     ``progress`` was given is exact. If that takes too long, a note on the interrupt says how many
@@ -63,28 +39,28 @@ def publish_in_chunks(
     Args:
         call: Runs a coroutine on the portal.
         send: Publishes a chunk, all or what its `PublishError` says.
-        items: What to publish; valid.
+        prepared: What to publish.
         progress: Called with the number published so far.
         first: Size of the first chunk; the others depend on how long it takes.
 
     Raises:
-        PublishError: If not all were accepted; its positions are those in ``items``.
+        PublishError: If not all were accepted; its positions are those in ``prepared``.
     """
     tally = _Tally(send)
     start, size = 0, first
     try:
-        while start < len(items):
+        while start < len(prepared):
             began = time.monotonic()
-            chunk = items[start : start + size]
-            call(tally.publish(chunk))
+            chunk = prepared[start : start + size]
+            call(tally.send(chunk))
             start += len(chunk)
-            progress(tally.published)
+            progress(start)
             speed = CHUNK_SECONDS / max(time.monotonic() - began, 0.001)
             size = max(1, min(int(size * min(speed, 4.0)), LARGEST))
     except AbeError as error:
-        if len(items) == 1 or not (tally.published or isinstance(error, PublishError)):
+        if not start and (size >= len(prepared) or not isinstance(error, PublishError)):
             raise
-        raise _shifted(error, start, len(items)) from error
+        raise _shifted(error, start, len(prepared)) from error
     except Exception:
         raise  # from progress(), which knows the number
     except BaseException as error:  # an interrupt
@@ -92,7 +68,6 @@ def publish_in_chunks(
         if tally.unknown:
             error.add_note(f"up to {tally.unknown:,} more may have been published")
         raise
-    return tally.published
 
 
 class _Tally:
@@ -103,10 +78,9 @@ class _Tally:
         self.published = 0
         self.unknown = 0
 
-    async def publish(self, chunk: Sequence[Any]) -> None:
+    async def send(self, chunk: Sequence[Outgoing]) -> None:
         self.unknown = len(chunk)
-        sending = asyncio.ensure_future(self._send(chunk))
-        sending.add_done_callback(self._count)
+        sending = asyncio.ensure_future(self._count(chunk))
         try:
             await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -115,42 +89,25 @@ class _Tally:
             await asyncio.wait([sending])
             raise
 
-    def _count(self, sending: asyncio.Future[int]) -> None:
-        if sending.cancelled():
-            return
-        error = sending.exception()
-        if error is None:
-            self.published += sending.result()
-        elif isinstance(error, PublishError):
+    async def _count(self, chunk: Sequence[Outgoing]) -> None:
+        try:
+            await self._send(chunk)
+        except PublishError as error:
             self.published += len(error.published)
-        else:
-            return
+            self.unknown = 0
+            raise
+        self.published += len(chunk)
         self.unknown = 0
-
-
-def _check(position: int, item: Any, key: str | None) -> None:
-    item_key, payload = split_pair(position, item) if key is None else (key, item)
-    try:
-        validate_key(item_key)
-        encode_payload(payload)
-    except ValueError as error:
-        raise type(error)(f"item {position}: {error}") from None
 
 
 def _shifted(error: AbeError, start: int, total: int) -> PublishError:
     """Speak of positions in the whole instead of in the chunk."""
-    done = error.published if isinstance(error, PublishError) else ()
-    why = error.failed if isinstance(error, PublishError) else {}
-    published = [*range(start), *(start + position for position in done)]
-    failed = {start + position: reason for position, reason in why.items()}
-    failed = failed or {start: str(error)}
-    first = next((p for p, reason in sorted(failed.items()) if reason != "not sent"), start)
-    rest = dict.fromkeys(range(start, total), "not sent")
-    for position in published[start:]:
-        del rest[position]
-    return PublishError(
-        f"published {len(published):,} of {total:,}; item {first} failed: {failed[first]}",
-        retryable=transient(error),
-        published=published,
-        failed={**rest, **failed},
-    )
+    failed: dict[int, Exception] = dict.fromkeys(range(start, total), NOT_SENT)
+    if not isinstance(error, PublishError):
+        failed[start] = error
+    else:
+        for position in error.published:
+            del failed[start + position]
+        for position, reason in error.failed.items():
+            failed[start + position] = PublishError(reason, retryable=error.retryable)
+    return not_published(failed, total)

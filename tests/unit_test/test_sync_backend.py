@@ -133,7 +133,7 @@ def test_progress_is_told_in_the_callers_thread(queue: SyncBackend) -> None:
         queue.publish_many(
             [*items[:1100], {"n": {1}}], key="orders", progress=lambda done: pytest.fail("sent")
         )
-    with pytest.raises(abe.PayloadError, match="item 0 is not a"):
+    with pytest.raises(abe.PayloadError, match="item 0: not a"):
         queue.publish_many(items, progress=progress)
     assert ready_retained(queue) == 1200
 
@@ -773,7 +773,7 @@ ONLY_ASYNC = {
     "backend": "it is not for use outside its loop",
     "from_env": "what blocks is no backend",
 }
-EXTRA = {"publish_many": {"progress"}, "consume": {"limit", "timeout"}}
+EXTRA = {"publish_many": {"progress"}, "send": {"progress"}, "consume": {"limit", "timeout"}}
 MISSING = {"consume": {"prefetch"}}
 
 

@@ -10,10 +10,12 @@ from typing import Any, Self
 import pytest
 
 import abe
+from abe.backends.message_queue.base import Outgoing
 from abe.sync import bulk
 from abe.sync.portal import get_portal
 
 ITEMS: list[dict[str, Any]] = [{"n": n} for n in range(2000)]
+PREPARED = [Outgoing("k", f'{{"n":{n}}}', {}, 0.0) for n in range(1000)]
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +74,13 @@ def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chunks_grow_where_publishing_is_fast() -> None:
     sizes: list[int] = []
 
-    async def send(chunk: Sequence[Any]) -> int:
+    async def send(chunk: Sequence[Any]) -> None:
         sizes.append(len(chunk))
-        return len(chunk)
 
     told: list[int] = []
     portal = get_portal()
-    total = bulk.publish_in_chunks(portal.call, send, range(20_000), told.append, first=1)
-    assert total == told[-1] == sum(sizes) == 20_000
+    bulk.send_in_chunks(portal.call, send, PREPARED * 20, told.append, first=1)
+    assert told[-1] == sum(sizes) == 20_000
     assert sizes[0] == 1
     assert max(sizes) <= bulk.LARGEST
     assert len(sizes) < 100
@@ -89,7 +90,7 @@ def test_pairs_are_checked_and_published_with_progress_too() -> None:
     told: list[int] = []
     pairs: list[Any] = [(f"k.{n % 2}", {"n": n}) for n in range(300)]
     with abe.connect("memory", env={"ABE_MEMORY_NAME": "bulk-pairs"}) as queue:
-        with pytest.raises(abe.PayloadError, match="item 300 is not a"):
+        with pytest.raises(abe.PayloadError, match="item 300: not a"):
             queue.publish_many([*pairs, {"n": 1}], progress=told.append)
         with pytest.raises(abe.InvalidKeyError, match=r"^key 'a b' contains"):
             queue.publish_many([], key="a b", progress=told.append)
@@ -103,19 +104,39 @@ def test_pairs_are_checked_and_published_with_progress_too() -> None:
 def test_any_other_failure_tells_what_was_published_before(fails_at: int) -> None:
     """If nothing was, the error is raised as it is."""
 
-    async def send(chunk: Sequence[Any]) -> int:
-        if fails_at in chunk:
+    async def send(chunk: Sequence[Any]) -> None:
+        if PREPARED[fails_at] in chunk:
             raise abe.UnsupportedError("no")
-        return len(chunk)
 
     told: list[int] = []
     expected = abe.PublishError if fails_at else abe.UnsupportedError
     with pytest.raises(expected) as caught:
-        bulk.publish_in_chunks(get_portal().call, send, range(400), told.append, first=100)
+        bulk.send_in_chunks(get_portal().call, send, PREPARED[:400], told.append, first=100)
     assert told == ([100] if fails_at else [])
     if isinstance(caught.value, abe.PublishError):
         assert list(caught.value.published) == list(range(100))
         assert min(caught.value.failed) == 100
+
+
+def test_a_partial_failure_speaks_of_positions_in_the_whole() -> None:
+    async def send(chunk: Sequence[Any]) -> None:
+        if PREPARED[150] in chunk:
+            start = PREPARED.index(chunk[0])
+            published = [n for n in range(len(chunk)) if start + n not in (150, 152)]
+            failed = {150 - start: "full", 152 - start: "not sent"}
+            raise abe.PublishError("full", retryable=True, published=published, failed=failed)
+
+    told: list[int] = []
+    with pytest.raises(abe.PublishError) as caught:
+        bulk.send_in_chunks(get_portal().call, send, PREPARED[:400], told.append, first=100)
+    error = caught.value
+    reached = len(error.published) + 2
+    assert str(error) == f"published {reached - 2} of 400; item 150 failed: full"
+    assert error.published == [n for n in range(reached) if n not in (150, 152)]
+    assert error.failed == {150: "full", 152: "not sent"} | dict.fromkeys(
+        range(reached, 400), "not sent"
+    )
+    assert error.retryable
 
 
 def test_what_the_callback_raises_is_raised() -> None:

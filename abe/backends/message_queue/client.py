@@ -7,22 +7,30 @@ from types import TracebackType
 from typing import Any, Self
 
 from abe.backends.message_queue.base import (
+    BaseBackend,
     Capabilities,
     Message,
     MessageStream,
+    Outgoing,
     capabilities_of,
     decode_payload,
     encode_payload,
+    not_published,
     open_stream,
     validate_group,
-    validate_key,
 )
-from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.capabilities import unsupported
-from abe.backends.message_queue.base.payload import split_pair
+from abe.backends.message_queue.base.outgoing import (
+    Label,
+    check_extras,
+    item_label,
+    no_label,
+    prepare,
+)
+from abe.backends.message_queue.base.publisher import NOT_SENT
 from abe.backends.message_queue.base.subscription.plain import backend_name, check_backend
 from abe.backends.message_queue.loader import load_backend
-from abe.errors import BackendClosedError, ConfigurationError, PublishError
+from abe.errors import BackendClosedError, ConfigurationError
 from abe.types import (
     ConsumerGroup,
     MessageQueueBackendProtocol,
@@ -125,16 +133,12 @@ class AsyncBackend:
             BackendClosedError: If the backend is closed.
         """
         self._check_open()
-        extras: dict[str, Any] = {}
-        if headers:
-            self._need(self.capabilities.headers, "publish(headers=…)", "headers")
-            extras["headers"] = headers
-        if delay:
-            self._need(self.capabilities.delay, "publish(delay=…)", "delay")
-            extras["delay"] = delay
-        if self._plain:
-            key, payload = self._check(key, payload)
-        await self.backend.publish(key, payload, **extras)
+        if isinstance(self.backend, BaseBackend):
+            await self.backend.publish(key, payload, headers=headers, delay=delay)
+        else:
+            await self.send(
+                self.prepare([payload], key=key, headers=headers, delay=delay, label=no_label)
+            )
 
     async def publish_many(
         self,
@@ -158,24 +162,63 @@ class AsyncBackend:
             BackendClosedError: If the backend is closed.
         """
         self._check_open()
-        if self.capabilities.publish_many:
-            count: int = await self.backend.publish_many(items, key=key)
-            return count
-        if key is not None:
-            validate_key(key)
-        pairs = [self._pair(n, item, key) for n, item in enumerate(items)]
-        for n, pair in enumerate(pairs):
+        if isinstance(self.backend, BaseBackend):
+            return await self.backend.publish_many(items, key=key)
+        prepared = self.prepare(items, key=key)
+        await self.send(prepared)
+        return len(prepared)
+
+    def prepare(
+        self,
+        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        *,
+        key: MessageQueueKey | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float = 0.0,
+        label: Label = item_label,
+    ) -> list[Outgoing]:
+        """Check and encode messages once, for `send`; nothing is sent. Safe in any thread.
+
+        Args:
+            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
+            key: Routing key of all of them.
+            headers: Text metadata of each.
+            delay: Seconds before each is delivered, at least.
+            label: Returns how errors name the item at a position (0-based).
+
+        Raises:
+            InvalidKeyError: If a key is malformed; the text names the item.
+            PayloadError: If a payload or ``headers`` would not arrive exactly as given.
+            UnsupportedError: If the backend cannot delay or carry headers.
+        """
+        if isinstance(self.backend, BaseBackend):
+            return self.backend.prepare(items, key=key, headers=headers, delay=delay, label=label)
+        checked = check_extras(self.name, self.capabilities, headers, delay)
+        return prepare(items, key, checked, delay, encode=encode_payload, label=label)
+
+    async def send(self, prepared: Sequence[Outgoing]) -> None:
+        """Publish what `prepare` has returned, or a part of it, in order.
+
+        Raises:
+            PublishError: If not all were accepted; ``published`` and ``failed`` say which.
+            BackendClosedError: If the backend is closed.
+        """
+        self._check_open()
+        if isinstance(self.backend, BaseBackend):
+            await self.backend.send(prepared)
+            return
+        for n, (key, body, headers, delay) in enumerate(prepared):
+            extras = {
+                **({"headers": headers} if headers else {}),
+                **({"delay": delay} if delay else {}),
+            }
             try:
-                await self.backend.publish(*pair)
+                await self.backend.publish(key, decode_payload(body), **extras)
             except Exception as error:  # a plain backend raises what it likes
-                failed = {n: str(error), **dict.fromkeys(range(n + 1, len(pairs)), "not sent")}
-                raise PublishError(
-                    f"published {n} of {len(pairs)}; item {n} failed: {error}",
-                    retryable=transient(error),
-                    published=range(n),
-                    failed=failed,
-                ) from error
-        return len(pairs)
+                if len(prepared) == 1:
+                    raise
+                rest = dict.fromkeys(range(n, len(prepared)), NOT_SENT)
+                raise not_published({**rest, n: error}, len(prepared)) from error
 
     def consume(
         self,
@@ -344,10 +387,6 @@ class AsyncBackend:
     ) -> None:
         await self.aclose()
 
-    @property
-    def _plain(self) -> bool:
-        return not isinstance(getattr(self.backend, "capabilities", None), Capabilities)
-
     def _check_open(self) -> None:
         if self._closed:
             raise BackendClosedError(f"backend {self.name!r} is closed; open a new one")
@@ -355,18 +394,3 @@ class AsyncBackend:
     def _need(self, has: object, what: str, capability: str) -> None:
         if not has:
             raise unsupported(self.name, what, capability)
-
-    def _check(
-        self, key: MessageQueueKey, payload: MessageQueuePayload
-    ) -> tuple[MessageQueueKey, MessageQueuePayload]:
-        """Return what a plain backend is given: a copy, which the caller cannot change."""
-        return validate_key(key), decode_payload(encode_payload(payload))
-
-    def _pair(
-        self, position: int, item: Any, key: MessageQueueKey | None
-    ) -> tuple[MessageQueueKey, MessageQueuePayload]:
-        pair = split_pair(position, item) if key is None else (key, item)
-        try:
-            return self._check(*pair)
-        except ValueError as error:
-            raise type(error)(f"item {position}: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import abe
+from abe.backends.message_queue.base import encode_payload
+from abe.backends.message_queue.base.outgoing import NO_HEADERS, prepare
+from abe.ipython.payloads import Payloads
 
 Run = Callable[..., Any]
 
@@ -53,3 +57,11 @@ def q(run: Run) -> abe.SyncBackend:
     backend = run(f"q = %abe_connect memory --env ABE_MEMORY_NAME=test-{uuid4().hex}\nq")
     assert isinstance(backend, abe.SyncBackend)
     return backend
+
+
+def published(payloads: Payloads) -> list[Any]:
+    """What arrives."""
+    prepared = prepare(
+        payloads.items, "k", NO_HEADERS, 0.0, encode=encode_payload, label=payloads.label
+    )
+    return [json.loads(item.body) for item in prepared]

@@ -25,6 +25,7 @@ import abe
 from abe.ipython import progress
 from abe.ipython.frames import is_frame, rows_of
 from abe.ipython.payloads import payloads_of
+from tests.unit_test.ipython.conftest import published
 
 Run = Callable[..., Any]
 
@@ -48,7 +49,7 @@ def test_a_pandas_frame() -> None:
         },
         index=["x", "y"],
     )
-    rows = payloads_of(frame, "df")
+    rows = published(payloads_of(frame, "df"))
     assert rows == [
         {
             "int": 1,
@@ -96,7 +97,7 @@ def test_a_polars_frame() -> None:
             "struct": [{"a": 1, "b": date(2026, 1, 2)}, {"a": 2, "b": None}],
         }
     )
-    assert payloads_of(frame, "df") == [
+    assert published(payloads_of(frame, "df")) == [
         {
             "int": 1,
             "text": "a",
@@ -129,9 +130,9 @@ scalars = st.one_of(
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), scalars, max_size=4))
 def test_any_frame_gives_its_values(columns: dict[str, list[Any]]) -> None:
     expected = [{name: values[i] for name, values in columns.items()} for i in range(2)]
-    assert payloads_of(pl.DataFrame(columns), "df") == (expected if columns else [])
+    assert published(payloads_of(pl.DataFrame(columns), "df")) == (expected if columns else [])
     frame = pd.DataFrame(columns, index=[5, 6], dtype=object)
-    assert payloads_of(frame, "df") == expected
+    assert published(payloads_of(frame, "df")) == expected
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_any_frame_gives_its_values(columns: dict[str, list[Any]]) -> None:
 )
 def test_frames_that_are_refused(frame: Any, problem: str) -> None:
     with pytest.raises(abe.PayloadError) as caught:
-        payloads_of(frame, "df")
+        published(payloads_of(frame, "df"))
     assert str(caught.value).startswith(problem)
 
 
@@ -156,12 +157,12 @@ def test_what_is_a_frame() -> None:
     class Mine(pd.DataFrame):
         pass
 
-    assert payloads_of(Mine({"n": [1]}), "df") == [{"n": 1}]
+    assert published(payloads_of(Mine({"n": [1]}), "df")) == [{"n": 1}]
     assert not is_frame(pl.LazyFrame())
     assert not is_frame(type("DataFrame", (), {})())
     assert rows_of(pd.DataFrame(index=[0, 1]), "df") == [{}, {}]
     with pytest.raises(abe.PayloadError, match="payload must be a dict"):
-        payloads_of(pd.Series([5]), "s")
+        published(payloads_of(pd.Series([5]), "s"))
 
 
 def test_the_whole_frame_is_checked_first(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from abe.errors import PayloadError, UnsupportedError
 from abe.ipython.expressions import evaluator
 from abe.ipython.payloads import FORMATS, payloads_of, read_payloads
+from tests.unit_test.ipython.conftest import published
 
 NAMES: dict[str, Any] = {
     "x": 5,
@@ -29,8 +30,8 @@ NAMES: dict[str, Any] = {
 evaluate = evaluator(NAMES, None)
 
 
-def read(text: str, format: str = "json") -> list[dict[str, Any]]:
-    return read_payloads(text, format, evaluate, "%abe_publish orders")
+def read(text: str, format: str = "json") -> list[Any]:
+    return published(read_payloads(text, format, evaluate, "%abe_publish orders"))
 
 
 def refused(text: str, format: str = "json") -> str:
@@ -77,7 +78,7 @@ def test_any_value_goes_in_and_any_string_stays(value: Any, text: str, ascii_onl
     if text == "a":
         return
     try:
-        got = read_payloads(line, "json", look, "")
+        got = published(read_payloads(line, "json", look, ""))
     except PayloadError as error:
         assert "surrogate" in str(error)  # noqa: PT017 - names generated here may hold some
     else:
@@ -252,7 +253,7 @@ def test_a_generator_may_reuse_its_dict() -> None:
             row["i"] = i
             yield row
 
-    assert payloads_of(rows(), "rows") == [{"i": 0}, {"i": 1}, {"i": 2}]
+    assert published(payloads_of(rows(), "rows")) == [{"i": 0}, {"i": 1}, {"i": 2}]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abe._redact import Secrets
-from abe.backends.message_queue.base.backend import BaseBackend, Outgoing
+from abe.backends.message_queue.base.backend import BaseBackend
 from abe.backends.message_queue.base.backoff import Backoff, pause, transient
 from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
@@ -11,6 +11,7 @@ from abe.backends.message_queue.base.dead_letters import dead_headers, raw_paylo
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
 from abe.backends.message_queue.base.mover import Mover
+from abe.backends.message_queue.base.outgoing import Outgoing
 from abe.backends.message_queue.base.payload import (
     check_headers,
     decode_payload,

@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from types import MappingProxyType, TracebackType
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
 from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
-from abe.backends.message_queue.base.payload import (
-    check_headers,
-    encode_payload,
-    split_pair,
+from abe.backends.message_queue.base.outgoing import (
+    NO_HEADERS,
+    Label,
+    Outgoing,
+    check_extras,
+    item_label,
+    prepare,
 )
+from abe.backends.message_queue.base.payload import encode_payload
 from abe.backends.message_queue.base.process import Unshareable, fork_error
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.backends.message_queue.base.settings import Setting, naming_variables, read_settings
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.backends.message_queue.base.subscription.stream import MessageStream
 from abe.backends.message_queue.base.subscription.subscription import StreamEngine
-from abe.errors import BackendClosedError, ConfigurationError, LoopError, PayloadError
+from abe.errors import BackendClosedError, LoopError
 from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload
 
-__all__ = ["BaseBackend", "Outgoing"]
-
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-
-class Outgoing(NamedTuple):
-    """A checked message on its way to the broker.
-
-    Attributes:
-        key: The routing key.
-        body: The payload as JSON text.
-        headers: Text metadata.
-        delay: Seconds before it may be delivered.
-    """
-
-    key: str
-    body: str
-    headers: Mapping[str, str]
-    delay: float
-
-
-# Made without the Python function that the constructor is: there is one for every message.
-_outgoing: Callable[[tuple[str, str, Mapping[str, str], float]], Outgoing] = partial(
-    tuple.__new__, Outgoing
-)
+__all__ = ["BaseBackend"]
 
 
 class BaseBackend(Unshareable, ABC):
@@ -134,9 +112,7 @@ class BaseBackend(Unshareable, ABC):
             PublishError: If the broker does not accept it.
             BackendClosedError: If the backend is closed.
         """
-        item = self._check(key, payload, headers, delay)
-        self._bind()
-        await self._send((item,))
+        await self.send((self._check(key, payload, headers, delay),))
 
     async def publish_many(
         self,
@@ -159,14 +135,46 @@ class BaseBackend(Unshareable, ABC):
             PublishError: If the broker does not accept all; ``published`` and ``failed`` say which.
             BackendClosedError: If the backend is closed.
         """
-        if key is None:
-            checked = [self._check_pair(n, item) for n, item in enumerate(items)]
-        else:
-            checked = self._check_payloads(validate_key(key), items)
+        prepared = self.prepare(items, key=key)
+        await self.send(prepared)
+        return len(prepared)
+
+    def prepare(
+        self,
+        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        *,
+        key: MessageQueueKey | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float = 0.0,
+        label: Label = item_label,
+    ) -> list[Outgoing]:
+        """Check and encode messages once, for `send`; nothing is sent. Safe in any thread.
+
+        Args:
+            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
+            key: Routing key of all of them.
+            headers: Text metadata of each.
+            delay: Seconds before each is delivered, at least.
+            label: Returns how errors name the item at a position (0-based).
+
+        Raises:
+            InvalidKeyError: If a key is malformed; the text names the item.
+            PayloadError: If a payload or ``headers`` would not arrive exactly as given.
+            UnsupportedError: If the backend cannot delay or carry headers.
+        """
+        checked = check_extras(self.name, self.capabilities, headers, delay)
+        return prepare(items, key, checked, delay, encode=self._encode, label=label)
+
+    async def send(self, prepared: Sequence[Outgoing]) -> None:
+        """Publish what `prepare` has returned, or a part of it, in order.
+
+        Raises:
+            PublishError: If the broker does not accept all; ``published`` and ``failed`` say which.
+            BackendClosedError: If the backend is closed.
+        """
         self._bind()
-        if checked:
-            await self._send(checked)
-        return len(checked)
+        if prepared:
+            await self._send(prepared)
 
     def consume(
         self,
@@ -273,7 +281,8 @@ class BaseBackend(Unshareable, ABC):
 
     def _bind(self) -> None:
         """Refuse a closed backend, and another loop than the one its connections belong to."""
-        self._check_open()
+        if self._closed:
+            self._check_open()
         if not self.loop_bound:
             return
         loop = asyncio.get_running_loop()
@@ -293,29 +302,5 @@ class BaseBackend(Unshareable, ABC):
         delay: float,
     ) -> Outgoing:
         can = self.capabilities
-        if headers and not can.headers:
-            raise unsupported(self.name, "publish(headers=…)", "headers")
-        if delay:
-            if not 0 <= delay < math.inf:
-                raise ConfigurationError(f"delay is {delay!r}; it must be 0 or more seconds")
-            if delay > can.delay:
-                what = f"publish(delay={delay:g}); the longest is {can.delay:g} s"
-                raise unsupported(self.name, what, "delay")
-        checked = check_headers(headers) if headers else _NO_HEADERS
-        return _outgoing((validate_key(key), self._encode(payload), checked, delay))
-
-    def _check_pair(self, position: int, item: Any) -> Outgoing:
-        key, payload = split_pair(position, item)
-        try:
-            return self._check(key, payload, None, 0.0)
-        except ValueError as error:
-            raise type(error)(f"item {position}: {error}") from None
-
-    def _check_payloads(self, key: str, payloads: Iterable[Any]) -> list[Outgoing]:
-        checked: list[Outgoing] = []
-        encode = self._encode
-        try:
-            checked.extend(_outgoing((key, encode(p), _NO_HEADERS, 0.0)) for p in payloads)
-        except PayloadError as error:
-            raise PayloadError(f"item {len(checked)}: {error}") from None
-        return checked
+        checked = check_extras(self.name, can, headers, delay) if headers or delay else NO_HEADERS
+        return Outgoing(validate_key(key), self._encode(payload), checked, delay)

@@ -17,7 +17,6 @@ __all__ = [
     "decode_payload",
     "encode_payload",
     "freeze_payload",
-    "split_pair",
     "thaw_payload",
 ]
 
@@ -151,20 +150,6 @@ def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
         for text in (name, value):
             _check_text(text, f"headers[{name!a}]")
     return dict(headers)
-
-
-def split_pair(position: int, item: Any) -> tuple[Any, Any]:
-    """Return the key and the payload of an item of ``publish_many``, unchecked.
-
-    Raises:
-        PayloadError: If it is no pair. A dict or a string of two is none either.
-    """
-    if isinstance(item, tuple | list) and len(item) == 2:
-        return item[0], item[1]
-    raise PayloadError(
-        f"item {position} is not a (key, payload) pair; "
-        "pass key=… to publish plain payloads under one key"
-    )
 
 
 def _exact(value: object, depth: int, scalars: frozenset[type]) -> bool:

@@ -12,10 +12,12 @@ from abe.backends.message_queue.base.backoff import Backoff, transient
 from abe.backends.message_queue.base.batcher import Batcher
 from abe.errors import PublishError
 
-__all__ = ["Publisher", "not_published"]
+__all__ = ["NOT_SENT", "Publisher", "not_published"]
 
 T = TypeVar("T")
 
+NOT_SENT = PublishError("not sent", retryable=True)
+"""Of items that stand behind one that has failed."""
 RETRY = Backoff(first=0.05, maximum=1.0)
 
 
@@ -133,8 +135,7 @@ class _Call(Generic[T]):
         """Return whether to send item ``n``; not if another has failed."""
         self.since = min(self.since, now)
         if self.failed:
-            text = "not sent, because an earlier one failed"
-            self._fail(n, self.passing.get(n) or PublishError(text, retryable=True))
+            self._fail(n, self.passing.get(n, NOT_SENT))
         return not self.failed
 
     def accepted(self) -> None:
@@ -184,14 +185,15 @@ class _Call(Generic[T]):
 
 
 def not_published(failed: Mapping[int, Exception], total: int) -> PublishError:
-    """Return the error for a call of ``total`` items, some of which have ``failed``."""
-    first = failed[min(failed)]
-    what = f"{len(failed):,} of {total:,} messages were not published: " if total > 1 else ""
+    """Return the error for a call of ``total`` items of which those in ``failed`` failed."""
+    first = next(n for n in sorted(failed) if failed[n] is not NOT_SENT)
+    problem = failed[first]
+    what = f"published {total - len(failed):,} of {total:,}; item {first} failed: "
     error = PublishError(
-        f"{what}{first}",
+        f"{what if total > 1 else ''}{problem}",
         retryable=all(map(transient, failed.values())),
         published=[n for n in range(total) if n not in failed],
         failed={n: str(failed[n]) for n in sorted(failed)},
     )
-    error.__cause__ = first.__cause__ or first
+    error.__cause__ = problem.__cause__ or problem
     return error
