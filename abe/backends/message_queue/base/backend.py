@@ -281,7 +281,7 @@ class BaseBackend(Unshareable, ABC):
 
     def _bind(self) -> None:
         """Refuse a closed backend, and another loop than the one its connections belong to."""
-        if self._closed:
+        if self._closed or self._process != os.getpid():
             self._check_open()
         if not self.loop_bound:
             return
