@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Self
 
 from abe.backends.message_queue.base import (
+    Backoff,
     BaseBackend,
     Capabilities,
     KeyFilter,
     Message,
     Outgoing,
+    Publisher,
     check_settings,
     naming_variables,
     read_settings,
@@ -26,24 +28,24 @@ from abe.errors import (
     UnsupportedError,
 )
 from abe.types import ConsumerGroup, KeyStats, QueueStats
-from abe_backend_sqs.codec import prepare
+from abe_backend_sqs.codec import Prepared, prepare
 from abe_backend_sqs.dead_letters import DeadLetterQueue, purge
 from abe_backend_sqs.link import Access, Link
 from abe_backend_sqs.long_poll import LongPoller
-from abe_backend_sqs.publisher import Publisher, QueueTarget, Target, TopicTarget
-from abe_backend_sqs.queue import Queue
+from abe_backend_sqs.publisher import BATCH_BYTES, Target, may_retry
+from abe_backend_sqs.queue import BATCH, Queue
 from abe_backend_sqs.receiver import Source, SqsReceiver
 from abe_backend_sqs.resolver import QueueResolver, region_in
 from abe_backend_sqs.settings import SETTINGS
 
 __all__ = ["SqsBackend"]
 
-T = TypeVar("T")
-
 LONGEST_DELAY = 900.0
 LONGEST_NACK = 39_600.0
 """SQS hides a message for 12 h after its receipt at most; one of them may be spent holding it."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+RETRY = Backoff(first=0.05, maximum=1.0)
+PARALLEL = 8
+"""Batches on their way at a time, where their order does not matter."""
 EVERY_KEY = "*"
 
 
@@ -126,9 +128,8 @@ class SqsBackend(BaseBackend):
         self._dead_letters = dead_letters
         self._publish_timeout = publish_timeout
         self._clock = clock
-        self._opening = asyncio.Lock()
-        self._target: Target | None = None
-        self._publisher: Publisher | None = None
+        self._closing = asyncio.Event()
+        self._publisher: Publisher[Prepared] | None = None
         self._pollers: dict[str, LongPoller] = {}
 
     @classmethod
@@ -153,48 +154,40 @@ class SqsBackend(BaseBackend):
     # -- publishing ------------------------------------------------------------------------
 
     async def _send(self, items: Sequence[Outgoing]) -> None:
-        publisher, target = await self._patiently(self._reach)
-        if not await self._patiently(self._resolver.has_audience):
-            text = f"no queue is subscribed to {self._shown}, so nobody would receive this"
-            raise PublishError(text, failed=dict.fromkeys(range(len(items)), text))
+        publisher, limit = await RETRY.retry(
+            self._reach, timeout=self._publish_timeout, stop=self._closing
+        )
         prepared = [prepare(item) for item in items]
         for n, item in enumerate(prepared):
-            if item.size > target.limit:
+            if item.size > limit:
                 which = f"item {n}: " if len(items) > 1 else ""
                 raise PayloadError(
                     f"{which}the message has {item.size} bytes with its key and headers; "
-                    f"{self._shown} takes {target.limit}"
+                    f"{self._shown} takes {limit}"
                 )
         await publisher.send(prepared)
 
-    async def _reach(self) -> tuple[Publisher, Target]:
-        """Find out where to publish."""
-        if self._publisher is None or self._target is None:
-            async with self._opening:
-                if self._target is None:
-                    self._target = await self._find_target()
-                    self._publisher = Publisher(self._target, self._publish_timeout)
-        assert self._publisher is not None
-        return self._publisher, self._target
-
-    async def _find_target(self) -> Target:
-        if self._resolver.topic is not None:
-            return TopicTarget(self._link, self._resolver.topic)
-        return QueueTarget(self._link, await self._resolver.queue_of(None))
-
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call, and call again while AWS cannot be reached and there is time."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._publish_timeout
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return await call()
-            except ConnectionLostError:
-                if self._link.closed or loop.time() + pause > deadline:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+    async def _reach(self) -> tuple[Publisher[Prepared], int]:
+        """Return what publishes, and the largest message; look for subscribers of a topic."""
+        topic = self._resolver.topic
+        if topic is None:
+            queue = await self._resolver.queue_of(None)
+            target = Target(self._link, queue.url, queue.limit)
+        elif await self._resolver.has_audience():
+            target = Target(self._link, topic, BATCH_BYTES)
+        else:
+            raise PublishError(f"no queue is subscribed to {topic}, so nobody would receive this")
+        if self._publisher is None:
+            self._publisher = Publisher(
+                target.send,
+                max_items=BATCH,
+                max_bytes=BATCH_BYTES,
+                size=lambda item: item.size,
+                max_handlers=1 if target.fifo else PARALLEL,
+                timeout=self._publish_timeout,
+                retry=may_retry,
+            )
+        return self._publisher, target.limit
 
     # -- consuming -------------------------------------------------------------------------
 
@@ -216,6 +209,7 @@ class SqsBackend(BaseBackend):
         return DeadLetterQueue(queue, await self._resolver.dead_of(queue))
 
     async def _disconnect(self) -> None:
+        self._closing.set()
         if self._publisher is not None:
             await self._publisher.aclose()
         for poller in self._pollers.values():
