@@ -24,7 +24,6 @@ from abe.backends.message_queue.base import (
 from abe.errors import (
     ConnectionLostError,
     PayloadError,
-    PublishError,
     UnsupportedError,
 )
 from abe.types import ConsumerGroup, KeyStats, QueueStats
@@ -130,7 +129,7 @@ class SqsBackend(BaseBackend):
         self._clock = clock
         self._closing = asyncio.Event()
         self._publisher: Publisher[Prepared] | None = None
-        self._pollers: dict[str, LongPoller] = {}
+        self._sources: dict[str, Source] = {}
 
     @classmethod
     def from_env(cls) -> Self:
@@ -168,16 +167,13 @@ class SqsBackend(BaseBackend):
         await publisher.send(prepared)
 
     async def _reach(self) -> tuple[Publisher[Prepared], int]:
-        """Return what publishes, and the largest message; look for subscribers of a topic."""
-        topic = self._resolver.topic
-        if topic is None:
+        """Return what publishes, and the size of the largest message."""
+        place, limit = self._resolver.topic, BATCH_BYTES
+        if place is None:
             queue = await self._resolver.queue_of(None)
-            target = Target(self._link, queue.url, queue.limit)
-        elif await self._resolver.has_audience():
-            target = Target(self._link, topic, BATCH_BYTES)
-        else:
-            raise PublishError(f"no queue is subscribed to {topic}, so nobody would receive this")
+            place, limit = queue.url, queue.limit
         if self._publisher is None:
+            target = Target(self._link, place, self._resolver)
             self._publisher = Publisher(
                 target.send,
                 max_items=BATCH,
@@ -187,7 +183,7 @@ class SqsBackend(BaseBackend):
                 timeout=self._publish_timeout,
                 retry=may_retry,
             )
-        return self._publisher, target.limit
+        return self._publisher, limit
 
     # -- consuming -------------------------------------------------------------------------
 
@@ -198,10 +194,9 @@ class SqsBackend(BaseBackend):
             queue = await self._resolver.queue_of(group)
             if self._resolver.topic is not None:
                 await self._resolver.check_subscription(queue)
-            if queue.url not in self._pollers:
-                self._pollers[queue.url] = LongPoller(queue, self._lease, self._wait)
             dead = await self._dead_letters_of(queue) if self._dead_letters else None
-            return Source(queue, self._pollers[queue.url], dead)
+            poller = LongPoller(queue, self._lease, self._wait)
+            return self._sources.setdefault(queue.url, Source(queue, poller, dead))
 
         return SqsReceiver(find, lease=self._lease, clock=self._clock)
 
@@ -212,8 +207,8 @@ class SqsBackend(BaseBackend):
         self._closing.set()
         if self._publisher is not None:
             await self._publisher.aclose()
-        for poller in self._pollers.values():
-            await poller.aclose()
+        for source in self._sources.values():
+            await source.poller.aclose()
         await self._link.aclose()
 
     # -- looking and cleaning up -----------------------------------------------------------

@@ -9,9 +9,10 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import Any, Self
 
-from abe.backends.message_queue.base import KeyFilter, Message, dead_headers
+from abe.backends.message_queue.base import KeyFilter, Message, Mover, Settlement, dead_headers
 from abe.errors import PayloadError
 from abe_backend_sqs.codec import attributes_of, message_of, order_group, size_of
+from abe_backend_sqs.failures import LapsedError
 from abe_backend_sqs.queue import BATCH, Queue, Raw
 
 __all__ = ["DeadLetterQueue", "purge"]
@@ -119,21 +120,33 @@ class DeadLetterQueue:
     def __init__(self, source: Queue, queue: Queue) -> None:
         self._source = source
         self._queue = queue
+        self._mover = Mover(self._copy, self._delete)
 
-    async def add(self, message: Message, body: str, handle: str, reason: str) -> None:
-        """Copy a message to the dead letters; the original is not deleted yet.
+    async def move(
+        self, settlements: Sequence[Settlement]
+    ) -> list[tuple[Settlement, Exception | None]]:
+        """Move rejected messages here, with as much of the reason as there is room for.
 
-        Args:
-            message: What it was delivered as.
-            body: Its body, as it was sent.
-            handle: Of its delivery: a repeated call leaves one copy, where the queue is FIFO.
-            reason: Why; as much of it is kept as there is room for.
-
-        Raises:
-            AbeError: If SQS does not accept it.
+        Returns:
+            Those that failed, with the error; ``None`` if the delivery is over.
         """
-        unique = sha256(handle.encode()).hexdigest()
-        await self._queue.send(body, self._attributes(message, body, reason), unique, unique)
+        return await self._mover.move(settlements)
+
+    async def _copy(self, settlement: Settlement) -> None:
+        receipt = settlement.delivery.receipt
+        attributes = self._attributes(settlement.delivery.message, receipt.body, settlement.reason)
+        unique = _unique(receipt.handle)  # a FIFO queue takes a repeated one once
+        await self._queue.send(receipt.body, attributes, unique, unique)
+
+    async def _delete(
+        self, settlements: Sequence[Settlement]
+    ) -> list[tuple[Settlement, Exception | None]]:
+        errors = await self._source.delete([s.delivery.receipt.handle for s in settlements])
+        return [
+            (settlement, None if isinstance(error, LapsedError) else error)
+            for settlement, error in zip(settlements, errors, strict=True)
+            if error is not None
+        ]
 
     def _attributes(self, message: Message, body: str, reason: str) -> dict[str, Any]:
         id, key = str(message.id), str(message.key)
@@ -191,8 +204,12 @@ class DeadLetterQueue:
     async def _revive(self, raw: Raw, letter: Message) -> None:
         own = {name: v for name, v in letter.headers.items() if not name.startswith(DEAD)}
         id, key = str(letter.id), str(letter.key)
-        unique = sha256(raw["ReceiptHandle"].encode()).hexdigest()
+        unique = _unique(raw["ReceiptHandle"])
         await self._source.send(raw["Body"], attributes_of(id, key, own), order_group(key), unique)
+
+
+def _unique(handle: str) -> str:
+    return sha256(handle.encode()).hexdigest()
 
 
 def _died(letter: Message) -> float:

@@ -11,6 +11,7 @@ from abe.errors import ConnectionLostError, PublishError
 from abe_backend_sqs.codec import Prepared
 from abe_backend_sqs.failures import Refused, UnreachedError
 from abe_backend_sqs.link import Link
+from abe_backend_sqs.resolver import QueueResolver
 
 __all__ = ["BATCH_BYTES", "OvertakenError", "Target", "may_retry"]
 
@@ -34,12 +35,12 @@ class Target:
     Attributes:
         link: Calls the services.
         place: URL of the queue, or ARN of the topic.
-        limit: Largest message, in bytes.
+        resolver: Knows whether the topic has subscribers.
     """
 
     link: Link
     place: str
-    limit: int
+    resolver: QueueResolver
 
     @property
     def fifo(self) -> bool:
@@ -53,6 +54,10 @@ class Target:
             PublishError: If all were refused, or may have been stored.
             AbeError: If nothing was sent.
         """
+        if not await self.resolver.has_audience():
+            raise PublishError(
+                f"no queue is subscribed to {self.place}, so nobody would receive this"
+            )
         problems = await self._send(items)
         if not (self.fifo and problems):
             return problems

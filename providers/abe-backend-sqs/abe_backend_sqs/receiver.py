@@ -15,6 +15,7 @@ from abe.backends.message_queue.base import (
     Receiver,
     SettleFailure,
     Settlement,
+    transient,
 )
 from abe.errors import AbeError, ConnectionLostError, PayloadError
 from abe_backend_sqs.codec import message_of
@@ -40,14 +41,12 @@ class Receipt:
         body: As it was sent.
         deadline: When the lease lapses. SQS would still accept a settlement after that, although
             another consumer may hold the message by then.
-        copied: Whether it is among the dead letters.
         done: Whether SQS has accepted the settlement.
     """
 
     handle: str
     body: str
     deadline: float
-    copied: bool = False
     done: bool = False
 
 
@@ -146,6 +145,7 @@ class SqsReceiver(Receiver):
     async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         now = self._clock()
         failures: list[SettleFailure] = []
+        rejects: list[Settlement] = []
         deletes: list[Settlement] = []
         hides: list[Settlement] = []
         for settlement in settlements:
@@ -156,15 +156,10 @@ class SqsReceiver(Receiver):
                 failures.append(SettleFailure(settlement))
             elif settlement.outcome is Outcome.ACK:
                 deletes.append(settlement)
-            elif settlement.outcome is not Outcome.REJECT:
-                hides.append(settlement)
             else:
-                try:
-                    gone = await self._copy(settlement)
-                except ConnectionLostError as error:
-                    failures.append(SettleFailure(settlement, error))
-                else:
-                    (deletes if gone else hides).append(settlement)
+                (rejects if settlement.outcome is Outcome.REJECT else hides).append(settlement)
+        if rejects:
+            failures += await self._reject(rejects, hides)
         queue = self._source.queue
         deleted, hidden = await asyncio.gather(
             queue.delete([settlement.delivery.receipt.handle for settlement in deletes]),
@@ -172,34 +167,31 @@ class SqsReceiver(Receiver):
         )
         results = [*deleted, *hidden]
         _raise_outage(results)
-        for settlement, result in zip([*deletes, *hides], results, strict=True):
-            settlement.delivery.receipt.done = result is None
-            if result is not None:
-                lost = isinstance(result, LapsedError)
-                failures.append(SettleFailure(settlement, None if lost else result))
+        for settlement, error in zip([*deletes, *hides], results, strict=True):
+            settlement.delivery.receipt.done = error is None
+            if error is not None:
+                lost = isinstance(error, LapsedError)
+                failures.append(SettleFailure(settlement, None if lost else error))
         return failures
 
-    async def _copy(self, settlement: Settlement) -> bool:
-        """Copy a message to the dead letters; False if they refuse it, so that it has to stay.
-
-        Raises:
-            ConnectionLostError: If SQS cannot be reached.
-        """
+    async def _reject(
+        self, settlements: Sequence[Settlement], hides: list[Settlement]
+    ) -> list[SettleFailure]:
+        """Move messages to the dead letters; those that are refused there are to be hidden."""
         assert self._source.dead is not None  # else rejecting is not offered
-        message, receipt = settlement.delivery.message, settlement.delivery.receipt
-        if not receipt.copied:
-            try:
-                await self._source.dead.add(
-                    message, receipt.body, receipt.handle, settlement.reason
-                )
-            except ConnectionLostError:
-                raise
-            except AbeError as error:
+        failures = dict(await self._source.dead.move(settlements))
+        passing = []
+        for settlement in settlements:
+            error = failures.get(settlement)
+            if settlement not in failures:
+                settlement.delivery.receipt.done = True
+            elif error is None or transient(error):
+                passing.append(SettleFailure(settlement, error))
+            else:
+                hides.append(settlement)
                 what = f"is refused by its dead-letter queue and stays, hidden for {ASIDE:g} s"
-                self._log(what, message, str(error))
-                return False
-            receipt.copied = True
-        return True
+                self._log(what, settlement.delivery.message, str(error))
+        return passing
 
     def _log(self, what: str, message: Message, reason: str) -> None:
         logger.error(
