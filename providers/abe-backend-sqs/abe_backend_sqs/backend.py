@@ -33,7 +33,7 @@ from abe_backend_sqs.link import Access, Link
 from abe_backend_sqs.long_poll import LongPoller
 from abe_backend_sqs.publisher import BATCH_BYTES, Target, may_retry
 from abe_backend_sqs.queue import BATCH, Queue
-from abe_backend_sqs.receiver import Source, SqsReceiver
+from abe_backend_sqs.receiver import SqsReceiver
 from abe_backend_sqs.resolver import QueueResolver, region_in
 from abe_backend_sqs.settings import SETTINGS
 
@@ -98,8 +98,7 @@ class SqsBackend(BaseBackend):
         check_settings(self.settings, **given, publish_timeout=publish_timeout)
         self._lease = math.ceil(lease)
         self._wait = math.ceil(wait)
-        self._endpoint = endpoint
-        self._link = Link(self._endpoint, access, timeout)
+        self._link = Link(endpoint, access, timeout)
         self._resolver = QueueResolver(
             self._link, queue=queue, topic=topic, groups=groups or {}, template=group_queue
         )
@@ -129,7 +128,7 @@ class SqsBackend(BaseBackend):
         self._clock = clock
         self._closing = asyncio.Event()
         self._publisher: Publisher[Prepared] | None = None
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, tuple[LongPoller, DeadLetterQueue | None]] = {}
 
     @classmethod
     def from_env(cls) -> Self:
@@ -147,7 +146,8 @@ class SqsBackend(BaseBackend):
             return cls(access=Access.from_env(region), **values)
 
     def __repr__(self) -> str:
-        place = f", endpoint={self._endpoint!r}" if self._endpoint else ""
+        endpoint = self._link.endpoint()
+        place = f", endpoint={endpoint!r}" if endpoint else ""
         return f"SqsBackend({self._shown!r}{place})"
 
     # -- publishing ------------------------------------------------------------------------
@@ -190,13 +190,13 @@ class SqsBackend(BaseBackend):
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SqsReceiver:
         self._resolver.configured(group)
 
-        async def find() -> Source:
+        async def find() -> tuple[LongPoller, DeadLetterQueue | None]:
             queue = await self._resolver.queue_of(group)
             if self._resolver.topic is not None:
                 await self._resolver.check_subscription(queue)
             dead = await self._dead_letters_of(queue) if self._dead_letters else None
             poller = LongPoller(queue, self._lease, self._wait)
-            return self._sources.setdefault(queue.url, Source(queue, poller, dead))
+            return self._sources.setdefault(queue.url, (poller, dead))
 
         return SqsReceiver(find, lease=self._lease, clock=self._clock)
 
@@ -207,8 +207,8 @@ class SqsBackend(BaseBackend):
         self._closing.set()
         if self._publisher is not None:
             await self._publisher.aclose()
-        for source in self._sources.values():
-            await source.poller.aclose()
+        for poller, _ in self._sources.values():
+            await poller.aclose()
         await self._link.aclose()
 
     # -- looking and cleaning up -----------------------------------------------------------
@@ -226,8 +226,7 @@ class SqsBackend(BaseBackend):
                 if self._resolver.topic is not None:
                     await self._resolver.subscriptions()
                 else:
-                    queue = await self._resolver.queue_of(None)
-                    await queue.attributes("QueueArn")
+                    await (await self._resolver.queue_of(None)).count("")
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"{self._link.where()} did not answer in {timeout:g} s"
@@ -242,20 +241,13 @@ class SqsBackend(BaseBackend):
         entries = []
         for group in await self._resolver.groups():
             queue = await self._resolver.queue_of(group)
-            prefix = "ApproximateNumberOfMessages"
-            about = await queue.attributes(prefix, f"{prefix}NotVisible", f"{prefix}Delayed")
+            ready, in_flight, delayed = await queue.count("", "NotVisible", "Delayed")
             dead = None
             if self._dead_letters:
-                about_dead = await (await self._resolver.dead_of(queue)).attributes(prefix)
-                dead = int(about_dead[prefix])
+                (dead,) = await (await self._resolver.dead_of(queue)).count("")
             entries.append(
                 KeyStats(
-                    EVERY_KEY,
-                    group,
-                    ready=int(about[prefix]),
-                    in_flight=int(about[f"{prefix}NotVisible"]),
-                    delayed=int(about[f"{prefix}Delayed"]),
-                    dead=dead,
+                    EVERY_KEY, group, ready=ready, in_flight=in_flight, delayed=delayed, dead=dead
                 )
             )
         return QueueStats(tuple(entries), approximate=True)

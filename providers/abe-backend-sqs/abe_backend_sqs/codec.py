@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from abe.backends.message_queue.base import Message, Outgoing, decode_payload
 
@@ -55,7 +55,7 @@ def prepare(item: Outgoing) -> Prepared:
     """Return ``item`` as it is sent, with a new id."""
     id = new_id()
     # Only strings can hold what SQS forbids, and JSON has another way to write it.
-    body = _FORBIDDEN.sub(_escape, item.body)
+    body = _FORBIDDEN.sub(lambda found: f"\\u{ord(found.group()):04x}", item.body)
     attributes = attributes_of(id, item.key, item.headers)
     return Prepared(
         id,
@@ -67,10 +67,6 @@ def prepare(item: Outgoing) -> Prepared:
     )
 
 
-def _escape(found: re.Match[str]) -> str:
-    return f"\\u{ord(found.group()):04x}"
-
-
 def order_group(key: str) -> str:
     """Return the message group in which the messages of ``key`` keep their order."""
     return key if _GROUP.fullmatch(key) else sha256(key.encode()).hexdigest()
@@ -78,7 +74,8 @@ def order_group(key: str) -> str:
 
 def attributes_of(id: str, key: str, headers: Mapping[str, str]) -> dict[str, Any]:
     """Return the message attributes; headers that cannot be one of their own share one, as JSON."""
-    values = {ID: id, KEY: _FORBIDDEN.sub(_quote, key.replace("%", "%25"))}
+    quoted = _FORBIDDEN.sub(lambda found: quote(found.group()), key.replace("%", "%25"))
+    values = {ID: id, KEY: quoted}
     packed = {}
     for name, value in headers.items():
         plain = len(name) <= 256 and _NAME.fullmatch(name) and value
@@ -91,10 +88,6 @@ def attributes_of(id: str, key: str, headers: Mapping[str, str]) -> dict[str, An
     return {name: {"DataType": "String", "StringValue": v} for name, v in values.items()}
 
 
-def _quote(found: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in found.group().encode())
-
-
 def size_of(body: str, attributes: Mapping[str, Any]) -> int:
     """Return the size of a message as SQS counts it, in bytes."""
     return len(body.encode()) + sum(
@@ -103,8 +96,10 @@ def size_of(body: str, attributes: Mapping[str, Any]) -> int:
     )
 
 
-def message_of(raw: Mapping[str, Any], queue: str) -> Message:
-    """Return what SQS handed out as a message.
+def message_of(
+    raw: Mapping[str, Any], queue: str, payload: Mapping[str, Any] | None = None
+) -> Message:
+    """Return what SQS handed out as a message, with ``payload`` in the place of its own.
 
     What others than abe have sent has the queue's name as key, and SQS's id.
 
@@ -124,7 +119,7 @@ def message_of(raw: Mapping[str, Any], queue: str) -> Message:
     made = _ID.fullmatch(id)
     when = made.group(1) if made else system.get("SentTimestamp", 0)
     return Message(
-        decode_payload(raw["Body"]),
+        decode_payload(raw["Body"]) if payload is None else payload,
         id,
         unquote(key) if key else queue.removesuffix(".fifo"),
         int(when) / 1000,

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import Any, Self
 
-from abe.backends.message_queue.base import KeyFilter, Message, Mover, Settlement, dead_headers
+from abe.backends.message_queue.base import KeyFilter, Message, Mover, Settlement, dead_headers, raw_payload
 from abe.errors import PayloadError
 from abe_backend_sqs.codec import attributes_of, message_of, order_group, size_of
 from abe_backend_sqs.failures import LapsedError
@@ -106,7 +106,7 @@ async def purge(queue: Queue, keys: KeyFilter) -> int:
 
 
 def _matches(raw: Raw, queue: Queue, keys: KeyFilter) -> bool:
-    return not keys or keys.matches(str(message_of({**raw, "Body": "{}"}, queue.name).key))
+    return not keys or keys.matches(str(message_of(raw, queue.name, {}).key))
 
 
 class DeadLetterQueue:
@@ -165,21 +165,14 @@ class DeadLetterQueue:
         found: list[Message] = []
         async with Snapshot(self._queue) as snapshot:
             while len(found) < limit and (page := await snapshot.page()):
-                found += [letter for raw in page if (letter := self._read(raw)) is not None]
+                found += map(self._read, page)
         return sorted(found, key=_died)[:limit]
 
-    def _read(self, raw: Raw) -> Message | None:
+    def _read(self, raw: Raw) -> Message:
         try:
             letter = message_of(raw, self._source.name)
-        except PayloadError as error:
-            logger.warning(
-                "dead letter %s of queue %s is not shown: %s",
-                raw["MessageId"],
-                self._queue.name,
-                error,
-                extra={"backend": "sqs", "id": raw["MessageId"]},
-            )
-            return None
+        except PayloadError:
+            letter = message_of(raw, self._source.name, raw_payload(raw["Body"].encode()))
         attempts = letter.headers.get(f"{DEAD}attempts", "")
         letter.attempt = int(attempts) if attempts.isdecimal() else letter.attempt
         return letter
@@ -192,7 +185,7 @@ class DeadLetterQueue:
             while (limit is None or count < limit) and (page := await snapshot.page()):
                 for raw in page:
                     letter = self._read(raw)
-                    if letter is None or count == limit or not (ids is None or letter.id in ids):
+                    if count == limit or not (ids is None or letter.id in ids):
                         continue
                     if letter.id in replayed and not snapshot.is_certain(raw):
                         continue  # rejected again since

@@ -24,33 +24,17 @@ DRIVER_ERRORS = (
 )
 """What a call of the driver may raise."""
 
-_CREDENTIALS = (
-    "AccessDenied",
-    "AuthFailure",
-    "AuthorizationError",
-    "ExpiredToken",
-    "IncompleteSignature",
-    "InvalidAccessKeyId",
-    "InvalidClientTokenId",
-    "InvalidSecurity",
-    "MissingAuthenticationToken",
-    "NotAuthorized",
-    "OptInRequired",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClient",
+# Beginnings of error codes: SQS, SNS and their older protocols spell them differently.
+_CREDENTIALS = re.compile(
+    "AccessDenied|AuthFailure|AuthorizationError|ExpiredToken|IncompleteSignature|InvalidAccessKey"
+    "|InvalidClientToken|InvalidSecurity|MissingAuthentication|NotAuthorized|OptInRequired"
+    "|SignatureDoesNotMatch|UnrecognizedClient|.*AccessDeniedException"
 )
-"""Beginnings of error codes: SQS, SNS and their older protocols spell them differently."""
-_BUSY = (
-    "KMSThrottling",
-    "KmsThrottled",
-    "OverLimit",
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "Throttl",
-    "TooManyRequests",
+_MISSING = re.compile("(AWS.SimpleQueueService.NonExistentQueue|QueueDoesNotExist|NotFound)$")
+_BUSY = re.compile(
+    "KMSThrottling|KmsThrottled|OverLimit|RequestLimitExceeded|RequestThrottled|Throttl|TooMany"
 )
-_PASSING = ("InternalError", "InternalFailure", "RequestTimeout", "ServiceUnavailable")
-_MISSING = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound")
+_PASSING = re.compile("InternalError|InternalFailure|RequestTimeout|ServiceUnavailable")
 _SETUP = (
     driver.NoCredentialsError,
     driver.PartialCredentialsError,
@@ -86,12 +70,7 @@ class Translator(Secrets):
         return _TOKEN.sub(r"\1***", super().hide(text))
 
     def translate(self, error: BaseException, where: str) -> Exception:
-        """Return what to raise ``from error``.
-
-        Args:
-            error: What the driver raised.
-            where: The service and its place, for the text.
-        """
+        """Return what to raise ``from error``; ``where`` is the service and its place."""
         self.clean(error)
         text = self.hide(str(error)) or type(error).__name__
         if isinstance(error, driver.ClientError):
@@ -120,15 +99,15 @@ def _of_answer(error: driver.ClientError, text: str, where: str) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     name = code.rpartition(".")[2] if code.startswith("com.amazonaws") else code
-    if name.startswith(_CREDENTIALS) or name.endswith("AccessDeniedException"):
+    if _CREDENTIALS.match(name):
         return ConfigurationError(
             f"{where} refuses the credentials, or they may not do this: {text}"
         )
-    if name in _MISSING:
+    if _MISSING.match(name):
         return ConfigurationError(f"{where} knows no such queue or topic; create it first: {text}")
-    if status == 429 or name.startswith(_BUSY):
+    if status == 429 or _BUSY.match(name):
         return UnreachedError(f"{where} is too busy for this now: {text}")
-    if status >= 500 or name.startswith(_PASSING):
+    if status >= 500 or _PASSING.match(name):
         return ConnectionLostError(f"{where} cannot serve this now: {text}")
     return Refused(f"{where} refuses a call: {text}")
 
@@ -136,10 +115,7 @@ def _of_answer(error: driver.ClientError, text: str, where: str) -> Exception:
 def _advice_on_tls(text: str) -> str:
     """Return what to do about a TLS connection that cannot be made; "" if it broke."""
     if "CERTIFICATE" in text.upper():
-        return (
-            "the certificate cannot be verified; set AWS_CA_BUNDLE to a file with the certificate "
-            "of its authority"
-        )
+        return "its certificate cannot be verified; set AWS_CA_BUNDLE to its authority's"
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER" in text:
         return "no TLS is spoken there; let the endpoint begin with http://"
     return ""

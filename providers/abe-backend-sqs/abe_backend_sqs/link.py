@@ -51,44 +51,29 @@ class Access:
 
     @classmethod
     def from_env(cls, region: str | None) -> Self:
-        """Read AWS's own variables now: they may belong to this backend alone.
-
-        Args:
-            region: Region, if one is known already.
-        """
+        """Read AWS's own variables now; ``region`` takes precedence over theirs."""
         left = {name: value for name, value in os.environ.items() if name[:4] == "AWS_" and value}
 
         def take(*names: str) -> str | None:
             return next(filter(None, [left.pop(name, None) for name in names]), None)
 
-        region = next(filter(None, [region, take("AWS_REGION", "AWS_DEFAULT_REGION")]), None)
-        endpoint = take("AWS_ENDPOINT_URL")
+        theirs, endpoint = take("AWS_REGION", "AWS_DEFAULT_REGION"), take("AWS_ENDPOINT_URL")
         endpoints = {s: take(f"AWS_ENDPOINT_URL_{s.upper()}") or endpoint for s in ("sqs", "sns")}
         if left.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
             endpoints = {}
         key_id, secret = take("AWS_ACCESS_KEY_ID"), take("AWS_SECRET_ACCESS_KEY")
         profile, token = take("AWS_DEFAULT_PROFILE", "AWS_PROFILE"), take("AWS_SESSION_TOKEN")
-        if not (key_id and secret):
-            key_id = secret = token = None
-        return cls(
-            region,
-            None if key_id else profile,
-            key_id,
-            secret,
-            token,
-            {service: url for service, url in endpoints.items() if url},
-            left,
-        )
+        urls = {service: url for service, url in endpoints.items() if url}
+        if key_id and secret:
+            return cls(region or theirs, None, key_id, secret, token, urls, left)
+        return cls(region or theirs, profile, endpoints=urls, variables=left)
 
     def session(self) -> AioSession:
-        """Return a session of the driver with these settings.
-
-        Raises:
-            ConfigurationError: If one of `variables` would be read from the environment of the
-                process, which has another value.
-        """
+        """Return a session of the driver; refuse variables that it reads from the process only."""
         session = AioSession(profile=self.profile)
         session.register_component("data_loader", _loader)
+        if self.key_id:
+            session.set_credentials(self.key_id, self.secret, self.token)
         own = {n: value for n, value in self.variables.items() if os.environ.get(n) != value}
         for name, (_, variables, _, convert) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
             if isinstance(variables, str) and variables in own and name != "data_path":
@@ -129,12 +114,11 @@ class Link:
 
     def where(self, service: str = "sqs") -> str:
         """Return what to call the service in texts."""
-        endpoint = self._endpoint or self._access.endpoints.get(service)
-        return f"{service.upper()} at {endpoint or self._region or 'AWS'}"
+        return f"{service.upper()} at {self.endpoint(service) or self._region or 'AWS'}"
 
-    async def sqs(self, operation: str, *, wait: float = 0.0, **parameters: Any) -> dict[str, Any]:
-        """Call SQS; see `call`."""
-        return await self.call("sqs", operation, wait=wait, **parameters)
+    def endpoint(self, service: str = "sqs") -> str | None:
+        """Return the URL of the service, if it is not at AWS."""
+        return self._endpoint or self._access.endpoints.get(service)
 
     async def call(
         self, service: str, operation: str, *, wait: float = 0.0, **parameters: Any
@@ -178,10 +162,7 @@ class Link:
                 session.create_client(
                     service,
                     region_name=self._region,
-                    endpoint_url=self._endpoint or self._access.endpoints.get(service),
-                    aws_access_key_id=self._access.key_id,
-                    aws_secret_access_key=self._access.secret,
-                    aws_session_token=self._access.token,
+                    endpoint_url=self.endpoint(service),
                     config=AioConfig(
                         connect_timeout=self._timeout,
                         read_timeout=self._timeout + LONGEST_WAIT,
@@ -193,16 +174,12 @@ class Link:
                 )
             )
             self._region = client.meta.region_name
-            await self._learn_secrets(session)
+            if (credentials := await session.get_credentials()) is not None:
+                # Texts may repeat what a role or a profile has given us.
+                frozen = await credentials.get_frozen_credentials()
+                self.translator.add(frozen.secret_key, frozen.token)
             self._clients[service] = client
             return client
-
-    async def _learn_secrets(self, session: AioSession) -> None:
-        """Texts may repeat what a role or a profile has given us."""
-        credentials = None if self._access.key_id else await session.get_credentials()
-        if credentials is not None:
-            frozen = await credentials.get_frozen_credentials()
-            self.translator.add(frozen.secret_key, frozen.token)
 
     async def aclose(self) -> None:
         """Close the clients for good, once the calls on their way have ended."""

@@ -9,30 +9,15 @@ from collections.abc import Sequence
 from abe.errors import AbeError
 from abe_backend_sqs.queue import BATCH, Queue, Raw
 
-__all__ = ["LongPoller", "Poll"]
+__all__ = ["LongPoller"]
 
 logger = logging.getLogger(__name__)
 
 FIRST_WAIT = 1
 
 
-class Poll:
-    """One call for messages, on its way.
-
-    Attributes:
-        owned: Whether a receiver waits for it; otherwise its messages are released.
-        count: Maximum number of messages it may bring.
-        task: Ends with the messages.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.owned = True
-        self.count = count
-        self.task: asyncio.Task[Sequence[Raw]] | None = None
-
-
 class LongPoller:
-    """The polls of one queue.
+    """The polls of one queue: tasks that end with messages.
 
     A receiver that is told to stop waiting leaves its poll here, where the next one finds it.
     The messages of a poll without a receiver are released at once.
@@ -44,30 +29,28 @@ class LongPoller:
     """
 
     def __init__(self, queue: Queue, lease: int, longest: int) -> None:
-        self._queue = queue
+        self.queue = queue
         self._lease = lease
         self._longest = longest
         self._wait = FIRST_WAIT
-        self._left: set[Poll] = set()
-        self._running: set[asyncio.Task[Sequence[Raw]]] = set()
+        self._running: dict[asyncio.Task[Sequence[Raw]], int] = {}
+        """Polls on their way, and how many messages each may bring."""
+        self._left: set[asyncio.Task[Sequence[Raw]]] = set()
 
-    def take(self, count: int) -> Poll:
+    def take(self, count: int) -> asyncio.Task[Sequence[Raw]]:
         """Return a poll for up to ``count`` messages: one that was left, or a new one."""
         count = min(count, BATCH)
         for poll in self._left:
-            if poll.count <= count:
+            if self._running[poll] <= count:
                 self._left.discard(poll)
-                poll.owned = True
                 return poll
-        poll = Poll(count)
-        poll.task = asyncio.create_task(self._run(poll), name="abe-sqs-poll")
-        self._running.add(poll.task)
-        poll.task.add_done_callback(self._running.discard)
+        poll = asyncio.create_task(self._run(count), name="abe-sqs-poll")
+        self._running[poll] = count
+        poll.add_done_callback(self._running.pop)
         return poll
 
-    def leave(self, poll: Poll) -> None:
+    def leave(self, poll: asyncio.Task[Sequence[Raw]]) -> None:
         """Wait for ``poll`` no longer; it must not have ended yet."""
-        poll.owned = False
         self._left.add(poll)
 
     async def aclose(self) -> None:
@@ -75,20 +58,22 @@ class LongPoller:
         if self._running:
             await asyncio.wait(self._running)
 
-    async def _run(self, poll: Poll) -> Sequence[Raw]:
+    async def _run(self, count: int) -> Sequence[Raw]:
+        poll = asyncio.current_task()
+        assert poll is not None
         try:
             wait = self._wait
-            answer = await self._queue.receive(poll.count, wait=wait, hide=self._lease)
+            answer = await self.queue.receive(count, wait=wait, hide=self._lease)
             raws: Sequence[Raw] = answer.get("Messages", ())
             # Short at first: what is closed soon after need not wait long for its poll.
             self._wait = FIRST_WAIT if raws else min(2 * wait, self._longest)
-            if poll.owned:
+            if poll not in self._left:
                 return raws
-            self._left.discard(poll)  # first: from here on no receiver may take it over
-            await self._queue.hide([(raw["ReceiptHandle"], 0) for raw in raws])
+            self._left.remove(poll)  # first: from here on no receiver may take it over
+            await self.queue.hide([(raw["ReceiptHandle"], 0) for raw in raws])
         except AbeError as error:
-            if poll.owned:
+            if poll not in self._left:
                 raise
-            self._left.discard(poll)
+            self._left.remove(poll)
             logger.debug("an abandoned poll failed: %s", error)
         return ()

@@ -123,4 +123,6 @@ class Target:
             return await self.link.call(
                 "sns", "publish_batch", TopicArn=self.place, PublishBatchRequestEntries=entries
             )
-        return await self.link.sqs("send_message_batch", QueueUrl=self.place, Entries=entries)
+        return await self.link.call(
+            "sqs", "send_message_batch", QueueUrl=self.place, Entries=entries
+        )

@@ -17,7 +17,7 @@ __all__ = ["BATCH", "Queue", "Raw", "name_of"]
 BATCH = 10
 """Entries of a call, at most."""
 LAPSED = ("ReceiptHandleIsInvalid", "MessageNotInflight")
-"""Ends of codes that say: this delivery is over. FIFO queues say it in the message."""
+"""Ends of codes of deliveries that are over; FIFO queues say it in the message."""
 
 Raw = Mapping[str, Any]
 """A message as SQS hands it out."""
@@ -51,18 +51,15 @@ class Queue:
         """Its name, without account and region."""
         return name_of(self.url)
 
-    @property
-    def fifo(self) -> bool:
-        """Whether it keeps order."""
-        return self.url.endswith(".fifo")
+    async def call(self, operation: str, *, wait: float = 0.0, **parameters: Any) -> dict[str, Any]:
+        """Call an operation of SQS on this queue; see `Link.call`."""
+        return await self.link.call("sqs", operation, wait=wait, QueueUrl=self.url, **parameters)
 
-    async def attributes(self, *names: str) -> Mapping[str, str]:
-        """Return what SQS says of the queue now."""
-        answer = await self.link.sqs(
-            "get_queue_attributes", QueueUrl=self.url, AttributeNames=list(names)
-        )
-        attributes: Mapping[str, str] = answer["Attributes"]
-        return attributes
+    async def count(self, *kinds: str) -> list[int]:
+        """Return the numbers of messages: ``""`` is ready, ``"NotVisible"``, ``"Delayed"``."""
+        names = [f"ApproximateNumberOfMessages{kind}" for kind in kinds]
+        answer = await self.call("get_queue_attributes", AttributeNames=names)
+        return [int(answer["Attributes"][name]) for name in names]
 
     async def receive(self, count: int, *, wait: int, hide: int) -> dict[str, Any]:
         """Return SQS's answer to a call for up to ``count`` messages, at most ten.
@@ -72,10 +69,9 @@ class Queue:
             wait: Seconds for which SQS may hold back its answer.
             hide: Seconds for which the messages are hidden from others.
         """
-        return await self.link.sqs(
+        return await self.call(
             "receive_message",
             wait=wait,
-            QueueUrl=self.url,
             MaxNumberOfMessages=count,
             WaitTimeSeconds=wait,
             VisibilityTimeout=hide,
@@ -86,15 +82,9 @@ class Queue:
     async def send(self, body: str, attributes: Mapping[str, Any], group: str, unique: str) -> None:
         """Send one message; where the queue is FIFO, in ``group`` and once for each ``unique``."""
         order: dict[str, Any] = {}
-        if self.fifo:
+        if self.url.endswith(".fifo"):
             order = {"MessageGroupId": group, "MessageDeduplicationId": unique}
-        await self.link.sqs(
-            "send_message",
-            QueueUrl=self.url,
-            MessageBody=body,
-            MessageAttributes=attributes,
-            **order,
-        )
+        await self.call("send_message", MessageBody=body, MessageAttributes=attributes, **order)
 
     async def delete(self, handles: Sequence[str]) -> list[Exception | None]:
         """Delete deliveries; see `hide`."""
@@ -117,17 +107,9 @@ class Queue:
         self, operation: str, entries: Sequence[Mapping[str, Any]]
     ) -> list[Exception | None]:
         batches = [entries[n : n + BATCH] for n in range(0, len(entries), BATCH)]
-        answers = await asyncio.gather(
-            *(
-                self.link.sqs(
-                    operation,
-                    QueueUrl=self.url,
-                    Entries=[{"Id": str(n), **entry} for n, entry in enumerate(batch)],
-                )
-                for batch in batches
-            ),
-            return_exceptions=True,
-        )
+        numbered = [[{"Id": str(n), **e} for n, e in enumerate(batch)] for batch in batches]
+        calls = (self.call(operation, Entries=batch) for batch in numbered)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         results: list[Exception | None] = []
         for batch, answer in zip(batches, answers, strict=True):
             if isinstance(answer, Exception):
@@ -135,9 +117,10 @@ class Queue:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                rows = {int(row["Id"]): row for row in answer.get("Failed", ())}
+                failed = {int(row["Id"]): row for row in answer.get("Failed", ())}
                 results += [
-                    _failure(operation, rows[n]) if n in rows else None for n in range(len(batch))
+                    _failure(operation, failed[n]) if n in failed else None
+                    for n in range(len(batch))
                 ]
         return results
 

@@ -21,10 +21,10 @@ from abe.errors import AbeError, ConnectionLostError, PayloadError
 from abe_backend_sqs.codec import message_of
 from abe_backend_sqs.dead_letters import DeadLetterQueue
 from abe_backend_sqs.failures import LapsedError
-from abe_backend_sqs.long_poll import LongPoller, Poll
+from abe_backend_sqs.long_poll import LongPoller
 from abe_backend_sqs.queue import Queue, Raw
 
-__all__ = ["Receipt", "Source", "SqsReceiver"]
+__all__ = ["Receipt", "SqsReceiver"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,51 +50,42 @@ class Receipt:
     done: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a receiver needs of its queue.
-
-    Attributes:
-        queue: Where messages come from.
-        poller: Receives them.
-        dead: Where those given up go, if abe is to use dead-letter queues.
-    """
-
-    queue: Queue
-    poller: LongPoller
-    dead: DeadLetterQueue | None
-
-
 class SqsReceiver(Receiver):
     """Takes messages from a queue.
 
     Args:
-        find: Finds the queue.
+        find: Finds the queue, by its poller, and its dead letters if abe is to use them.
         lease: Seconds, whole ones.
         clock: Tells the time that leases are measured by.
     """
 
     def __init__(
-        self, find: Callable[[], Awaitable[Source]], *, lease: int, clock: Callable[[], float]
+        self,
+        find: Callable[[], Awaitable[tuple[LongPoller, DeadLetterQueue | None]]],
+        *,
+        lease: int,
+        clock: Callable[[], float],
     ) -> None:
         self.lease: float | None = lease
         self._find = find
         self._clock = clock
         self._woken = asyncio.Event()
-        self._source: Source
+        self._poller: LongPoller
+        self._dead: DeadLetterQueue | None = None
         # An extension that overtakes a release would hide the message again.
         self._turn = asyncio.Lock()
 
     async def open(self) -> None:
         """Make sure that the queue is there."""
-        self._source = await self._find()
+        self._poller, self._dead = await self._find()
+        self._queue = self._poller.queue
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
         """Return messages as soon as there are any; nothing after ``timeout`` or `wake`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._woken.is_set() and loop.time() < deadline:
-            poll = self._source.poller.take(max_messages)
+            poll = self._poller.take(max_messages)
             raws = await self._wait_for(poll, deadline - loop.time())
             lapses = self._clock() + (self.lease or 0.0)
             found = [await self._accept(raw, lapses) for raw in raws]
@@ -103,31 +94,31 @@ class SqsReceiver(Receiver):
         self._woken.clear()
         return ()
 
-    async def _wait_for(self, poll: Poll, timeout: float) -> Sequence[Raw]:
+    async def _wait_for(
+        self, poll: asyncio.Task[Sequence[Raw]], timeout: float
+    ) -> Sequence[Raw]:
         """Return what ``poll`` brings; leave it behind once woken, and at the time-out."""
-        assert poll.task is not None
         woken = asyncio.create_task(self._woken.wait(), name="abe-sqs-wake")
         try:
             await asyncio.wait(
-                {poll.task, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                {poll, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             woken.cancel()
-            if not poll.task.done():
-                self._source.poller.leave(poll)
-        return await poll.task if poll.task.done() else ()
+            if not poll.done():
+                self._poller.leave(poll)
+        return await poll if poll.done() else ()
 
     async def _accept(self, raw: Raw, lapses: float) -> Delivery | None:
         """Return a delivery; set aside what others have sent and no handler could be given."""
-        queue, dead = self._source.queue, self._source.dead
         receipt = Receipt(raw["ReceiptHandle"], raw["Body"], lapses)
         try:
-            return Delivery(message_of(raw, queue.name), receipt)
+            return Delivery(message_of(raw, self._queue.name), receipt)
         except PayloadError as error:
             reason = str(error)
-        blank = message_of({**raw, "Body": "{}"}, queue.name)
-        outcome = Outcome.REJECT if dead else Outcome.NACK
-        where = "goes to the dead letters" if dead else f"stays, hidden for {ASIDE:g} s"
+        blank = message_of(raw, self._queue.name, {})
+        outcome = Outcome.REJECT if self._dead else Outcome.NACK
+        where = "goes to the dead letters" if self._dead else f"stays, hidden for {ASIDE:g} s"
         self._log(f"cannot be delivered and {where}", blank, reason)
         with suppress(AbeError):  # else it comes again, and the others must not wait for that
             await self.settle([Settlement(Delivery(blank, receipt), outcome, ASIDE, reason)])
@@ -160,10 +151,9 @@ class SqsReceiver(Receiver):
                 (rejects if settlement.outcome is Outcome.REJECT else hides).append(settlement)
         if rejects:
             failures += await self._reject(rejects, hides)
-        queue = self._source.queue
         deleted, hidden = await asyncio.gather(
-            queue.delete([settlement.delivery.receipt.handle for settlement in deletes]),
-            queue.hide([(s.delivery.receipt.handle, _pause(s)) for s in hides]),
+            self._queue.delete([settlement.delivery.receipt.handle for settlement in deletes]),
+            self._queue.hide([(s.delivery.receipt.handle, _pause(s)) for s in hides]),
         )
         results = [*deleted, *hidden]
         _raise_outage(results)
@@ -178,8 +168,8 @@ class SqsReceiver(Receiver):
         self, settlements: Sequence[Settlement], hides: list[Settlement]
     ) -> list[SettleFailure]:
         """Move messages to the dead letters; those that are refused there are to be hidden."""
-        assert self._source.dead is not None  # else rejecting is not offered
-        failures = dict(await self._source.dead.move(settlements))
+        assert self._dead is not None  # else rejecting is not offered
+        failures = dict(await self._dead.move(settlements))
         passing = []
         for settlement in settlements:
             error = failures.get(settlement)
@@ -196,7 +186,7 @@ class SqsReceiver(Receiver):
     def _log(self, what: str, message: Message, reason: str) -> None:
         logger.error(
             "queue %s: message %s %s: %s",
-            self._source.queue.name,
+            self._queue.name,
             message.id,
             what,
             reason,
@@ -209,7 +199,7 @@ class SqsReceiver(Receiver):
             now = self._clock()
             receipts = [d.receipt for d in deliveries if d.receipt.deadline > now]
             ours = [receipt for receipt in receipts if not receipt.done]
-            results = await self._source.queue.hide([(r.handle, seconds) for r in ours])
+            results = await self._queue.hide([(r.handle, seconds) for r in ours])
         _raise_outage(results)
         for receipt, error in zip(ours, results, strict=True):
             if error is None:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
@@ -61,42 +62,38 @@ class QueueResolver:
         groups: Mapping[str, str],
         template: str | None,
     ) -> None:
-        if topic is None:
-            if not queue:
-                raise ConfigurationError(
-                    "queue is not set; it must be the name, URL or ARN of a queue"
-                )
-            if groups or template:
-                given = "groups" if groups else "group_queue"
-                raise ConfigurationError(f"{given} is set without a topic before the queues")
-        elif not _TOPIC.fullmatch(topic):
+        named = [("topic", topic), ("queue", queue), ("group_queue", template)]
+        named = [(name, place) for name, place in named if place]
+        named += [("groups", place) for place in groups.values()]
+        if not topic and not queue:
+            raise ConfigurationError("queue is not set; it must be the name, URL or ARN of a queue")
+        if not topic and len(named) > 1:
+            raise ConfigurationError(f"{named[1][0]} is set without a topic before the queues")
+        if topic and not _TOPIC.fullmatch(topic):
             raise ConfigurationError(
                 f"topic is {topic!a}; it must look like "
                 "arn:aws:sns:eu-central-1:123456789012:orders"
             )
-        if template and template.count("{group}") != 1:
-            raise ConfigurationError(f"group_queue is {template!a}; it must contain {{group}} once")
-        if template and _room(template) < HASHED:
+        if template and (template.count("{group}") != 1 or _room(template) < HASHED):
             raise ConfigurationError(
-                f"group_queue is {template!a}; it must leave {HASHED} of the {NAME} characters of "
-                "a queue's name to the group"
+                f"group_queue is {template!a}; it must contain {{group}} once, and leave {HASHED} "
+                f"of the {NAME} characters of a queue's name to the group"
             )
-        named = [("queue", queue), ("topic", topic), ("group_queue", template)]
-        named += [("groups", place) for place in groups.values()]
-        places = [place for _, place in named if place]
         for argument, place in named:
             if place and "@" in place:
                 raise ConfigurationError(
                     f"{argument} has a user or a password in a URL; credentials are set as "
                     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 )
-        self.fifo = places[0].endswith(".fifo")
-        if any(place.endswith(".fifo") != self.fifo for place in places):
+        kinds = {str(place).endswith(".fifo") for _, place in named}
+        if len(kinds) > 1:
             raise ConfigurationError(
                 "either all or none of the queues and the topic must end in .fifo"
             )
+        self.fifo = kinds == {True}
         self.topic = topic
         self._link = link
+        self._sqs, self._sns = partial(link.call, "sqs"), partial(link.call, "sns")
         self._queue = queue
         self._groups = groups
         self._template = template
@@ -105,11 +102,7 @@ class QueueResolver:
         self._subscribed_at = -math.inf
 
     def configured(self, group: ConsumerGroup) -> str:
-        """Return the name, URL or ARN of the queue of ``group``.
-
-        Raises:
-            ConfigurationError: If it has none.
-        """
+        """Return the name, URL or ARN of the queue of ``group``; refuse one without a queue."""
         if group is None:
             if self._queue:
                 return self._queue
@@ -119,10 +112,8 @@ class QueueResolver:
         if group in self._groups:
             return self._groups[group]
         if self._template is None:
-            raise ConfigurationError(
-                f"group {group!a} has no queue: add it to ABE_SQS_GROUPS, or set "
-                "ABE_SQS_GROUP_QUEUE"
-            )
+            advice = "add it to ABE_SQS_GROUPS, or set ABE_SQS_GROUP_QUEUE"
+            raise ConfigurationError(f"group {group!a} has no queue: {advice}")
         return self._template.replace("{group}", _in_a_name(group, _room(self._template)))
 
     async def queue_of(self, group: ConsumerGroup) -> Queue:
@@ -130,11 +121,7 @@ class QueueResolver:
         return await self._once(self.configured(group))
 
     async def dead_of(self, queue: Queue) -> Queue:
-        """Return the dead-letter queue of ``queue``.
-
-        Raises:
-            ConfigurationError: If it has no redrive policy.
-        """
+        """Return the dead-letter queue of ``queue``; refuse one without a redrive policy."""
         if not queue.dead_arn:
             raise ConfigurationError(
                 f"queue {queue.name} has no redrive policy; give it one, or leave "
@@ -150,31 +137,21 @@ class QueueResolver:
 
     async def _describe(self, place: str) -> Queue:
         names = ["QueueArn", "MaximumMessageSize", "RedrivePolicy"]
+        owner: dict[str, Any] = {}
+        if place.startswith("arn:"):
+            owner = {"QueueOwnerAWSAccountId": place.split(":")[-2]}
         try:
-            url = await self._url_of(place)
-            answer = await self._link.sqs(
-                "get_queue_attributes", QueueUrl=url, AttributeNames=names
-            )
+            url = place
+            if "://" not in place:
+                answer = await self._sqs("get_queue_url", QueueName=name_of(place), **owner)
+                url = answer["QueueUrl"]
+            answer = await self._sqs("get_queue_attributes", QueueUrl=url, AttributeNames=names)
         except ConfigurationError as error:
             raise ConfigurationError(f"queue {place}: {error}") from error
         about = answer["Attributes"]
         redrive = json.loads(about.get("RedrivePolicy") or "{}")
-        return Queue(
-            self._link,
-            url,
-            about["QueueArn"],
-            int(about["MaximumMessageSize"]),
-            redrive.get("deadLetterTargetArn", ""),
-        )
-
-    async def _url_of(self, place: str) -> str:
-        if "://" in place:
-            return place
-        owner: dict[str, Any] = {}
-        if place.startswith("arn:"):
-            owner = {"QueueOwnerAWSAccountId": place.split(":")[-2]}
-        answer = await self._link.sqs("get_queue_url", QueueName=name_of(place), **owner)
-        return str(answer["QueueUrl"])
+        limit, dead = int(about["MaximumMessageSize"]), redrive.get("deadLetterTargetArn", "")
+        return Queue(self._link, url, about["QueueArn"], limit, dead)
 
     # -- the topic -------------------------------------------------------------------------
 
@@ -184,9 +161,7 @@ class QueueResolver:
         found: dict[str, str] = {}
         more: dict[str, Any] = {}
         while True:
-            page = await self._link.call(
-                "sns", "list_subscriptions_by_topic", TopicArn=self.topic, **more
-            )
+            page = await self._sns("list_subscriptions_by_topic", TopicArn=self.topic, **more)
             for row in page.get("Subscriptions", ()):
                 if row["Protocol"] == "sqs" and row["SubscriptionArn"].startswith("arn:"):
                     found[row["Endpoint"]] = row["SubscriptionArn"]
@@ -216,26 +191,20 @@ class QueueResolver:
         return found
 
     async def delete(self, group: ConsumerGroup) -> None:
-        """Delete the subscription and the queue of ``group``, and its dead-letter queue.
-
-        That stays if other queues have it too.
-
-        Raises:
-            ConfigurationError: If there is no such group.
-        """
+        """Delete a group's subscription, queue, and dead-letter queue unless that is shared."""
         queue = await self.queue_of(group)
         subscription = (await self.subscriptions()).get(queue.arn)
         if subscription is None:
             raise ConfigurationError(f"there is no group {group!a}: its queue is not subscribed")
-        await self._link.call("sns", "unsubscribe", SubscriptionArn=subscription)
+        await self._sns("unsubscribe", SubscriptionArn=subscription)
         self._subscribed_at = -math.inf
         if queue.dead_arn:
             dead = await self.dead_of(queue)
-            answer = await self._link.sqs("list_dead_letter_source_queues", QueueUrl=dead.url)
+            answer = await dead.call("list_dead_letter_source_queues")
             if [name_of(url) for url in answer["queueUrls"]] == [queue.name]:
-                await self._link.sqs("delete_queue", QueueUrl=dead.url)
+                await dead.call("delete_queue")
                 self._known.pop(queue.dead_arn, None)
-        await self._link.sqs("delete_queue", QueueUrl=queue.url)
+        await queue.call("delete_queue")
         self._known.pop(self.configured(group), None)
 
     async def has_audience(self) -> bool:
@@ -248,16 +217,10 @@ class QueueResolver:
         return now - self._subscribed_at < FRESH
 
     async def check_subscription(self, queue: Queue) -> None:
-        """Refuse to wait at a queue that the topic does not reach as it should.
-
-        Raises:
-            ConfigurationError: If it is not subscribed with raw message delivery.
-        """
+        """Refuse a queue that is not subscribed with raw message delivery."""
         subscription = (await self.subscriptions()).get(queue.arn)
         if subscription is not None:
-            answer = await self._link.call(
-                "sns", "get_subscription_attributes", SubscriptionArn=subscription
-            )
+            answer = await self._sns("get_subscription_attributes", SubscriptionArn=subscription)
             if answer["Attributes"].get("RawMessageDelivery", "").lower() == "true":
                 return
         missing = "has no raw message delivery" if subscription else "does not exist"
