@@ -9,7 +9,14 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import Any, Self
 
-from abe.backends.message_queue.base import KeyFilter, Message, Mover, Settlement, dead_headers, raw_payload
+from abe.backends.message_queue.base import (
+    KeyFilter,
+    Message,
+    Mover,
+    Settlement,
+    dead_headers,
+    raw_payload,
+)
 from abe.errors import PayloadError
 from abe_backend_sqs.codec import attributes_of, message_of, order_group, size_of
 from abe_backend_sqs.failures import LapsedError

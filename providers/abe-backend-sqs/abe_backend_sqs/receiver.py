@@ -22,7 +22,7 @@ from abe_backend_sqs.codec import message_of
 from abe_backend_sqs.dead_letters import DeadLetterQueue
 from abe_backend_sqs.failures import LapsedError
 from abe_backend_sqs.long_poll import LongPoller
-from abe_backend_sqs.queue import Queue, Raw
+from abe_backend_sqs.queue import Raw
 
 __all__ = ["Receipt", "SqsReceiver"]
 
@@ -94,15 +94,11 @@ class SqsReceiver(Receiver):
         self._woken.clear()
         return ()
 
-    async def _wait_for(
-        self, poll: asyncio.Task[Sequence[Raw]], timeout: float
-    ) -> Sequence[Raw]:
+    async def _wait_for(self, poll: asyncio.Task[Sequence[Raw]], timeout: float) -> Sequence[Raw]:
         """Return what ``poll`` brings; leave it behind once woken, and at the time-out."""
         woken = asyncio.create_task(self._woken.wait(), name="abe-sqs-wake")
         try:
-            await asyncio.wait(
-                {poll, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({poll, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()
             if not poll.done():

@@ -171,12 +171,12 @@ class TestConsuming:
                 q.consume() as stream,
             ):
                 assert await anext(stream) == {"n": 1}
-                assert await q.dead_letters() == []
+                (letter,) = await q.dead_letters()
+                assert letter == {"abe-raw": "<xml/>"}
+                assert "is not JSON" in letter.headers["abe-dead-reason"]
 
-        with caplog.at_level(logging.WARNING, logger="abe_backend_sqs"):
-            run(main())
+        run(main())
         assert "goes to the dead letters" in caplog.text
-        assert "is not shown" in caplog.text
         (dead,) = Raw(server, f"{queue}-dead").receive()
         assert dead["Body"] == "<xml/>"
         assert "is not JSON" in dead["MessageAttributes"]["abe-headers"]["StringValue"]
