@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
@@ -113,10 +114,20 @@ class Secrets:
         # Longest first: one form may contain another.
         self._forms = sorted(forms, key=len, reverse=True)
 
-    def learn(self, variables: Mapping[str, str]) -> None:
-        """Hide the secrets among environment variables, credentials of their URLs included."""
+    def learn(
+        self, variables: Mapping[str, str], declared: Mapping[str, bool] = MappingProxyType({})
+    ) -> None:
+        """Hide the secrets among environment variables, credentials of their URLs included.
+
+        Args:
+            variables: Names and values.
+            declared: Which of them are secrets, where the name does not decide.
+        """
+        found: set[str] = set()
+        for name, value in variables.items():
+            found.update(_confidential(value, declared.get(name, _is_secret_variable(name, value))))
         # A flag or a database number is no secret, and replacing it would garble the text.
-        found = {v for n, v in variables.items() for v in _confidential(n, v) if len(v) > 3}
+        found = {value for value in found if len(value) > 3}
         if not found <= set(self._forms):
             self.add(*found)
 
@@ -201,9 +212,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             todo += current.exceptions
 
 
-def _confidential(name: str, value: str) -> Iterator[str]:
-    if is_secret(name) and name not in _FOLDERS and not _FILE.fullmatch(value):
-        yield "" if value.lower() in _NO_SECRETS else value
+def _is_secret_variable(name: str, value: str) -> bool:
+    return is_secret(name) and name not in _FOLDERS and not _FILE.fullmatch(value)
+
+
+def _confidential(value: str, secret: bool) -> Iterator[str]:
+    """Yield what must not be shown of a variable's value."""
+    if secret and value.lower() not in _NO_SECRETS:
+        yield value
     for pair in _PAIR.finditer(value):
         if is_secret(pair["name"]):
             yield pair["value"].strip("\"'")

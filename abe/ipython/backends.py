@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from abe._redact import Variables
 from abe.backends.message_queue.loader import choose_backend, list_backends
 from abe.display.prompt import ask_secret
 from abe.display.results import Backends
@@ -64,6 +65,6 @@ def connect(call: Call) -> Any:
     if variable is not None:
         backend = call.session.adopt(call.variable(variable), variable)
     else:
-        env = {name: ask_secret(name) if value is None else value for name, value in settings}
+        env = Variables((n, ask_secret(n) if value is None else value) for n, value in settings)
         backend = call.session.open(words[0] if words else None, env or None)
     return call.result(backend, options["out"])

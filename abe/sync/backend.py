@@ -7,6 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from abe._redact import Variables
 from abe.backends.message_queue.base import (
     BaseBackend,
     Capabilities,
@@ -70,6 +71,7 @@ def connect(
         raise TypeError("this is a SyncBackend already; use it as it is")
     made_by_caller = not (name_or_backend is None or isinstance(name_or_backend, str))
     portal = get_portal()
+    env = None if env is None else Variables(env)  # no frame of a traceback shows its secrets
     backend = aconnect(name_or_backend, env=env)
     if made_by_caller and portal.threaded and isinstance(backend.backend, BaseBackend):
         portal.call(backend.backend.__aenter__())  # binds it to the portal's loop, or refuses

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import abe
-from abe.backends.message_queue import loader
+from abe.backends.message_queue import _environment, _installed, loader
 from abe.backends.message_queue.loader import (
     BackendInfo,
     choose_backend,
     list_backends,
     load_backend,
     load_backend_class,
+    settings_of,
 )
 from abe.errors import (
     AmbiguousBackendError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_providers")
 
+GROUP = loader.BACKEND_ENTRY_POINT_GROUP
 HEALTHY = """
 import os
 
@@ -241,9 +243,8 @@ class TestUnknown:
 
     @pytest.mark.parametrize("name", ["redis", "sqs"])
     def test_proposes_the_install_line_of_a_first_party_provider(self, name: str) -> None:
-        line = (
-            f"To install '{name}', from the checkout: pip install -e providers/abe-backend-{name}"
-        )
+        command = f"pip install -e . -e providers/abe-backend-{name}"
+        line = f"To install '{name}', from the checkout: {command}"
         with pytest.raises(UnknownBackendError) as caught:
             load_backend(name)
         assert str(caught.value).endswith(f". {line}")
@@ -376,14 +377,66 @@ class TestBroken:
         with pytest.raises(UserWarning, match="beware"):
             load_backend("odd")
 
-    def test_entry_points_that_nobody_can_parse_name_their_distribution(
+    @pytest.mark.parametrize("statement", ["sys.exit(3)", "sys.exit()", "pytest.skip('no broker')"])
+    def test_it_exits(self, statement: str, fake_distribution: FakeDistribution) -> None:
+        """While it is imported, or in ``from_env()``; nothing but an interrupt ends the program."""
+        name = "Skipped: no broker" if "skip" in statement else "SystemExit"
+        install(fake_distribution, from_env_that(f"import pytest, sys; {statement}"))
+        assert f"from_env() raised {name}" in str(self.failure())
+        fake_distribution(
+            "abe-bad", {"bad": "bad:B"}, {"bad.py": f"import pytest, sys; {statement}"}
+        )
+        assert f"importing it failed: {name}" in (row("bad", check=True).error or "")
+        assert row("memory", check=True).status == "loaded"
+
+    def test_it_prints(
+        self,
+        fake_distribution: FakeDistribution,
+        capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """That would spoil the output of the program; other threads go on printing."""
+        loud = from_env_that(
+            "from threading import Thread; print('from_env');"
+            " t = Thread(None, print, None, ['ours']); t.start(); t.join(); return cls('')"
+        )
+        install(fake_distribution, f"print('imported')\n{loud}")
+        load_backend("odd")
+        print("after")
+        assert capsys.readouterr().out == "ours\nafter\n"
+        assert caplog.messages == [
+            "backend odd of abe-odd 2.5: importing it printed 'imported'",
+            "backend odd of abe-odd 2.5: from_env() printed 'from_env'",
+        ]
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("entry_points.txt", b"[abe.backends.message_queue]\nno value here\n"),
+            ("entry_points.txt", b"[x]\n# abe.backends.message_queue\nno value\n"),
+            ("METADATA", b"Name: abe-\xff\xfe\n"),
+        ],
+    )
+    def test_damaged_metadata_affects_its_distribution_only(
+        self, file: str, content: bytes, acme: FakeDistribution
+    ) -> None:
+        site = acme("abe-odd", {"odd": "odd:Backend"}, version="2.5")
+        (site / "abe_odd-2.5.dist-info" / file).write_bytes(content)
+        load_backend("acme")
+        load_backend("memory")
+        (damaged,) = [info for info in list_backends() if info.status == "broken"]
+        assert "odd" in damaged.name
+        assert "reinstall or uninstall it" in (damaged.error or "")
+        with pytest.raises(UnknownBackendError, match=r"the metadata of abe.odd.* is malformed"):
+            load_backend("odd")
+
+    def test_damaged_metadata_does_not_become_memory(
         self, fake_distribution: FakeDistribution
     ) -> None:
-        site = fake_distribution("abe-odd", version="2.5")
-        text = "[abe.backends.message_queue]\nno value here\n"
-        (site / "abe_odd-2.5.dist-info" / "entry_points.txt").write_text(text)
-        with pytest.raises(BackendLoadError, match=r"entry points of abe-odd 2\.5 are malformed"):
-            list_backends()
+        site = fake_distribution("abe-odd", {"odd": "odd:Backend"}, version="2.5")
+        (site / "abe_odd-2.5.dist-info" / "entry_points.txt").write_text(f"[{GROUP}]\nodd\n")
+        with pytest.raises(BackendLoadError, match="QUEUE_BACKEND is not set, and the metadata of"):
+            load_backend()
 
 
 class TestAmbiguous:
@@ -425,6 +478,15 @@ class TestAmbiguous:
         assert {info.status for info in rows} == {"ambiguous"}
         assert all("uninstall one of them" in (info.error or "") for info in rows)
         assert not acme.packages & set(sys.modules)
+
+    def test_names_that_differ_by_case_only(self, acme: FakeDistribution) -> None:
+        acme("acme-fork", {"ACME": "fork:Backend", "Memory": "fork:Second"}, {"fork.py": HEALTHY})
+        for name in ("acme", "ACME", "memory", "Memory"):
+            with pytest.raises(AmbiguousBackendError, match=r"differ by case only.*acme-fork 1"):
+                load_backend(name)
+        statuses = {info.name: info.status for info in list_backends()}
+        assert statuses["acme"] == statuses["ACME"] == statuses["memory"] == "ambiguous"
+        assert statuses["sqlite"] != "ambiguous"
 
     def test_other_names_are_not_affected(self, acme: FakeDistribution) -> None:
         acme("acme-fork", {"acme": "fork:Backend", "other": "fork:Second"}, {"fork.py": HEALTHY})
@@ -508,6 +570,33 @@ class TestFinding:
         install(fake_distribution, HEALTHY)
         os.utime(site, ns=(before.st_atime_ns, before.st_mtime_ns))
         load_backend("odd")
+
+    def test_built_ins_need_no_metadata(self, fake_distribution: FakeDistribution) -> None:
+        """Frozen programs and slimmed bundles have none; here an empty copy hides it."""
+        fake_distribution("abstract-backend", version="0")
+        for name in ("memory", "sqlite"):
+            assert isinstance(load_backend(name), MessageQueueBackendProtocol)
+            assert (row(name).builtin, row(name).version) == (True, abe.__version__)
+
+    def test_the_search_is_repeated_only_once_something_is_installed(
+        self, acme: FakeDistribution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        scan, scans = _installed._scan, []
+
+        def counted() -> _installed.Installed:
+            scans.append(1)
+            return scan()
+
+        monkeypatch.setattr(_installed, "_scan", counted)
+        monkeypatch.setattr(_installed, "_UNSETTLED", -1e9)  # as if nothing were fresh
+        for _ in range(3):
+            load_backend("acme")
+        assert len(scans) == 1
+        install(acme, HEALTHY)
+        load_backend("odd")
+        monkeypatch.syspath_prepend(tmp_path)
+        load_backend("acme")
+        assert len(scans) == 3
 
     def test_built_ins_come_from_the_entry_points_of_abe(self) -> None:
         assert row("memory").builtin
@@ -650,9 +739,12 @@ class TestEnvironment:
         assert "ABE_ACME_URL" not in os.environ
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-    def test_a_fork_inherits_neither_the_lock_nor_the_overlay(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("fork", ["os.fork()", "ctypes.PyDLL(None).fork()"])
+    def test_a_fork_inherits_neither_the_lock_nor_the_overlay(
+        self, fork: str, tmp_path: Path
+    ) -> None:
         script = tmp_path / "fork.py"
-        script.write_text(FORK)
+        script.write_text(FORK.replace("os.fork()", fork))
         path = os.pathsep.join([str(Path(abe.__file__).parents[1]), *sys.path])
         done = subprocess.run(
             [sys.executable, "-W", "ignore", str(script)],
@@ -666,7 +758,7 @@ class TestEnvironment:
 
 
 FORK = """
-import os, sys, threading
+import ctypes, os, sys, threading
 import abe
 from abe.backends.message_queue.loader import load_backend_class
 
@@ -736,22 +828,92 @@ class TestSecrets:
         )
 
     def test_the_type_of_the_error_survives(self, fake_distribution: FakeDistribution) -> None:
-        install(fake_distribution, from_env_that("int(os.environ['ABE_ODD_PORT'])"))
+        install(fake_distribution, from_env_that("int(os.environ['ABE_ODD_TOKEN'])"))
         with pytest.raises(BackendLoadError, match=r"ValueError: .*'\*\*\*'"):
-            load_backend("odd", env={"ABE_ODD_PORT": "6379x"})
+            load_backend("odd", env={"ABE_ODD_TOKEN": "6379x"})
+
+    def test_what_is_no_secret_is_shown(self, fake_distribution: FakeDistribution) -> None:
+        install(fake_distribution, from_env_that("int(os.environ['ABE_ODD_PORT'])"))
+        with pytest.raises(BackendLoadError, match=r"ValueError: .*'5672x'"):
+            load_backend("odd", env={"ABE_ODD_PORT": "5672x"})
+
+    def test_errors_of_abe_are_cleaned_too(self, fake_distribution: FakeDistribution) -> None:
+        statement = "key = os.environ['ABE_ODD_KEY']; raise ConfigurationError(f'bad {key!r}')"
+        source = f"from abe.errors import ConfigurationError\n{from_env_that(statement)}"
+        install(fake_distribution, source)
+        with pytest.raises(ConfigurationError, match=r"^bad '\*\*\*'$") as caught:
+            load_backend("odd", env={"ABE_ODD_KEY": "hunter2secret"})
+        frames = traceback.walk_tb(caught.value.__traceback__)
+        shown = [repr(value) for frame, _ in frames for value in frame.f_locals.values()]
+        own = [text for text in shown if "hunter2secret" in text]
+        assert not own, "a verbose traceback would show it"
 
 
-def test_the_search_is_cheap_enough_to_be_repeated() -> None:
-    """Nothing is cached that could go stale, so that every call has to be fast."""
-    import time
+DECLARED = """
+from abe.backends.message_queue.base import Setting
+from acme.backend import Backend as Plain
 
-    list_backends()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        list_backends()
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.05, "1 to 2 ms were measured for 100 distributions"
+class Backend(Plain):
+    settings = (Setting("ABE_ODD_URL"), Setting("ABE_ODD_LEASE", float), Setting("ODD_REGION"))
+
+    @classmethod
+    def from_env(cls):
+        return cls("")
+
+class Other(Backend):
+    @classmethod
+    def from_env(cls):
+        return cls("")
+"""
+
+
+@pytest.mark.usefixtures("acme")
+class TestUnknownVariables:
+    """A backend that declares its variables lets no misspelt one pass."""
+
+    @pytest.fixture(autouse=True)
+    def _odd(self, fake_distribution: FakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_environment, "_told", set())
+        install(fake_distribution, DECLARED)
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("ABE_ODD_URI", r"; did you mean ABE_ODD_URL\?$"),
+            ("ABE_OOD_URL", r"; did you mean ABE_ODD_URL\?$"),
+            ("ABE_ODD_XYZZY", "; it reads ABE_ODD_LEASE, ABE_ODD_URL, "),
+            ("AWS_ENDPOINT_URL", "; it reads "),
+        ],
+    )
+    def test_in_env_is_an_error(self, name: str, hint: str) -> None:
+        with pytest.raises(
+            ConfigurationError, match=f"^env: backend 'odd' does not read {name}{hint}"
+        ):
+            load_backend("odd", env={name: "x"})
+
+    def test_what_is_read_may_be_read_or_does_not_matter_passes(self) -> None:
+        env = {"ABE_ODD_URL": "x", "QUEUE_BACKEND": "odd", "ABE_ACME_URL": "x", "ODD_PROFILE": "x"}
+        load_backend("odd", env={**os.environ, **env})
+
+    def test_in_the_process_is_one_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ABE_ODD_URI", "x")
+        with pytest.warns(
+            UserWarning, match="^backend 'odd' does not read the variable ABE_ODD_URI; "
+        ):
+            load_backend("odd")
+        load_backend("odd")
+
+    def test_a_class_with_its_own_from_env_may_read_anything(
+        self, fake_distribution: FakeDistribution
+    ) -> None:
+        fake_distribution("abe-other", {"other": "odd_backend:Other"})
+        load_backend("other", env={"ABE_OTHER_ANYTHING": "x"})
+        assert [it.name for it in settings_of("odd")] == [
+            "ABE_ODD_URL",
+            "ABE_ODD_LEASE",
+            "ODD_REGION",
+        ]
+        assert settings_of("other") == settings_of("acme") == ()
 
 
 def test_importing_the_loader_does_not_import_the_search() -> None:
@@ -768,6 +930,6 @@ def test_importing_the_loader_does_not_import_the_search() -> None:
 
 
 def test_names_of_the_groups_are_the_documented_ones() -> None:
-    assert loader.ENTRY_POINT_GROUP == "abe.backends.message_queue"
+    assert loader.BACKEND_ENTRY_POINT_GROUP == "abe.backends.message_queue"
     assert loader.OLDER_GROUP == "abe.backends.message_queue.service"
     assert loader.VARIABLE == "QUEUE_BACKEND"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from abe._redact import Variables
 from abe.backends.message_queue.base import (
     BaseBackend,
     Capabilities,
@@ -64,6 +65,7 @@ def aconnect(
             object.
         TypeError: If it is not a backend.
     """
+    env = None if env is None else Variables(env)  # no frame of a traceback shows its secrets
     if name_or_backend is None or isinstance(name_or_backend, str):
         return AsyncBackend(load_backend(name_or_backend, env=env))
     if env is not None:

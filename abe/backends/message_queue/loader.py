@@ -1,26 +1,38 @@
 """From a name, or from what is installed, to a backend.
 
-Backends are entry points in the group `ENTRY_POINT_GROUP`, abe's own included; `OLDER_GROUP` is
-read too. Every call looks again at what is installed, so that a provider installed while a
-notebook runs is found by the next call.
+Backends are entry points in the group `BACKEND_ENTRY_POINT_GROUP`, abe's own included;
+`OLDER_GROUP` is read too. A provider installed while a notebook runs is found by the next call.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from abe._redact import known
 from abe.backends.message_queue._environment import (
     checked_overlay,
+    declared_settings,
+    off_standard_output,
     overlaid,
-    presentable,
     read_variable,
+    refuse_unknown,
+    unread,
+)
+from abe.backends.message_queue._installed import (
+    GROUP,
+    OLDER_GROUP,
+    BackendInfo,
+    Candidate,
+    installed,
 )
 from abe.errors import (
     AbeError,
@@ -31,24 +43,25 @@ from abe.errors import (
 from abe.types import MessageQueueBackendProtocol
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution, EntryPoint
+    from abe.backends.message_queue.base.settings import Setting
 
 __all__ = [
+    "BACKEND_ENTRY_POINT_GROUP",
     "BackendInfo",
     "Choice",
-    "ENTRY_POINT_GROUP",
     "OLDER_GROUP",
     "VARIABLE",
     "choose_backend",
     "list_backends",
     "load_backend",
     "load_backend_class",
+    "settings_of",
 ]
 
-ENTRY_POINT_GROUP = "abe.backends.message_queue"
-"""Where providers register their backends."""
-OLDER_GROUP = "abe.backends.message_queue.service"
-"""Where providers made for earlier versions registered them; still read."""
+logger = logging.getLogger(__name__)
+
+BACKEND_ENTRY_POINT_GROUP = GROUP
+"""The entry point group in which providers register their backends."""
 VARIABLE = "QUEUE_BACKEND"
 """The environment variable that names the backend to use."""
 
@@ -57,38 +70,9 @@ _WARNING_OF_MEMORY = (
     f"{_NOTHING_ELSE}: using 'memory', whose messages exist only in this process and are lost "
     "when it ends"
 )
-_OWN_DISTRIBUTION = "abstract-backend"
-_BUILT_IN = ("memory", "sqlite")
 _FIRST_PARTY = {"redis": "abe-backend-redis", "sqs": "abe-backend-sqs"}
 
-
-@dataclass(frozen=True, slots=True)
-class BackendInfo:
-    """One installed backend.
-
-    Attributes:
-        name: What `load_backend` and ``QUEUE_BACKEND`` call it.
-        distribution: The distribution that registers it.
-        version: Version of that distribution.
-        target: The entry point's value, e.g. ``"abe_backend_x.backend:XBackend"``.
-        group: The entry point group that it is registered in.
-        builtin: Whether it comes with abe.
-        deprecated: Why not to use it (PEP 702), ``None`` if nothing is known against it; known
-            once it is loaded.
-        status: ``"available"`` (installed, not imported), ``"loaded"`` (imported and usable),
-            ``"broken"`` or ``"ambiguous"`` (another distribution registers the same name).
-        error: Why it is broken or ambiguous, else ``None``.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    target: str
-    group: str
-    builtin: bool
-    deprecated: str | None = None
-    status: str = "available"
-    error: str | None = None
+_Candidates = Mapping[str, Sequence[Candidate]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +88,6 @@ class Choice:
     info: BackendInfo
     reason: str
     warning: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """An entry point, and what is known of it without importing anything."""
-
-    info: BackendInfo
-    entry_point: EntryPoint
-
-    def __str__(self) -> str:
-        return f"{self.info.distribution} {self.info.version}".strip()
-
-
-_Candidates = dict[str, list[_Candidate]]
 
 
 def load_backend(
@@ -149,7 +119,7 @@ def load_backend(
         FutureWarning: If the class is deprecated (PEP 702), with its text.
         UserWarning: If the choice was left to abe and deserves a second look.
     """
-    overlay = checked_overlay(env)
+    env = overlay = checked_overlay(env)  # no frame of a traceback shows what is in it
     choice, candidate = _choose(name, overlay)
     if choice.warning is not None:
         _warn(choice.warning, UserWarning)
@@ -199,24 +169,38 @@ def list_backends(*, check: bool = False) -> list[BackendInfo]:
             instantiated. Without it nothing is imported.
 
     Returns:
-        One entry for each name and distribution.
-
-    Raises:
-        BackendLoadError: If the entry points of a distribution are malformed.
+        One entry for each name and distribution; a distribution with malformed metadata is listed
+        as a broken backend by its own name.
     """
-    rows: list[BackendInfo] = []
-    for name, candidates in sorted(_scan().items()):
+    here = installed()
+    rows = list(here.damaged)
+    for name, candidates in here.found.items():
         if len(candidates) > 1:
             error = str(_ambiguous(name, candidates))
-            rows += [replace(c.info, status="ambiguous", error=error) for c in candidates]
-        elif check or _module(candidates[0]) in sys.modules:
+            claims = [c.info for c in candidates if c.info.name == name]
+            rows += [replace(info, status="ambiguous", error=error) for info in claims]
+        elif check or candidates[0].module in sys.modules:
             rows.append(_inspected(candidates[0]))
         else:
             rows.append(candidates[0].info)
-    return rows
+    return sorted(rows, key=lambda info: info.name)
 
 
-def _inspected(candidate: _Candidate) -> BackendInfo:
+def settings_of(name: str) -> tuple[Setting, ...]:
+    """Return the variables that a backend reads; empty if its class does not declare them.
+
+    Args:
+        name: Name of an installed backend.
+
+    Raises:
+        UnknownBackendError: If no backend of that name is installed.
+        AmbiguousBackendError: If several distributions register that name.
+        BackendLoadError: If importing it fails.
+    """
+    return declared_settings(load_backend_class(name))
+
+
+def _inspected(candidate: Candidate) -> BackendInfo:
     """Import a backend and return what that tells."""
     try:
         backend_class = _import_class(candidate)
@@ -225,101 +209,27 @@ def _inspected(candidate: _Candidate) -> BackendInfo:
     return replace(candidate.info, status="loaded", deprecated=_deprecation(backend_class))
 
 
-# --- What is installed ----------------------------------------------------------------------------
-
-
-def _scan() -> _Candidates:
-    """Find every backend that an installed distribution registers."""
-    # Costs 20 ms, which `import abe` must not.
-    import importlib
-    from importlib import metadata
-
-    # The caches of importlib notice a new package by the time stamp of its directory, which is
-    # too coarse for one installed a moment ago. All of this takes 1 to 2 ms for 100 distributions.
-    importlib.invalidate_caches()
-    metadata.MetadataPathFinder().invalidate_caches()  # Python 3.11 leaves this one out
-    found: _Candidates = {}
-    seen: set[str] = set()
-    for distribution in metadata.distributions():
-        # Reading the text of all is much cheaper than parsing all.
-        if ENTRY_POINT_GROUP not in _text_of_entry_points(distribution):
-            continue
-        name = _name(distribution)
-        # Without a name it is what a failed uninstallation left behind; pip ignores it as well.
-        if not name or _normalized(name) in seen:
-            continue
-        seen.add(_normalized(name))
-        with suppress(metadata.PackageNotFoundError):
-            # Of two copies on sys.path the first counts, even if only the second has backends.
-            distribution = metadata.distribution(name)
-        for candidate in _registered(distribution):
-            found.setdefault(candidate.info.name, []).append(candidate)
-    return found
-
-
-def _name(distribution: Distribution) -> str:
-    metadata = distribution.metadata
-    return metadata["Name"] if "Name" in metadata else ""  # noqa: SIM401 - no .get() in 3.11
-
-
-def _text_of_entry_points(distribution: Distribution) -> str:
-    try:
-        return distribution.read_text("entry_points.txt") or ""
-    except (OSError, UnicodeError):  # somebody else's file: not a reason to fail
-        return ""
-
-
-def _registered(distribution: Distribution) -> Iterator[_Candidate]:
-    """Yield the backends of one distribution, each name once, the present group first."""
-    name, version = distribution.metadata["Name"], distribution.metadata["Version"]
-    try:
-        entry_points = distribution.entry_points
-    except Exception as error:  # whatever reading other people's metadata raises
-        raise BackendLoadError(
-            f"the entry points of {name} {version} are malformed; reinstall or uninstall it",
-            distribution=name,
-        ) from error
-    yielded: set[str] = set()
-    for group in (ENTRY_POINT_GROUP, OLDER_GROUP):
-        for entry_point in entry_points.select(group=group):
-            if entry_point.name not in yielded:
-                yielded.add(entry_point.name)
-                info = BackendInfo(
-                    name=entry_point.name,
-                    distribution=name,
-                    version=version,
-                    target=entry_point.value,
-                    group=group,
-                    builtin=_normalized(name) == _OWN_DISTRIBUTION,
-                )
-                yield _Candidate(info, entry_point)
-
-
-def _module(candidate: _Candidate) -> str:
-    # EntryPoint.module raises if the value is malformed.
-    return candidate.info.target.partition(":")[0].strip()
-
-
-def _normalized(distribution: str) -> str:
-    """Spell the name of a distribution as package indexes do."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
 # --- Which one to take ----------------------------------------------------------------------------
 
 
-def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, _Candidate]:
+def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, Candidate]:
     """Apply the order of selection."""
     if not isinstance(name, str | None):
         raise TypeError(f"the name of a backend must be a str, not {type(name).__name__}")
-    found = _scan()
+    here = installed()
+    found = here.found
     reason = "named by the caller"
     if name is None:
         name, reason = read_variable(VARIABLE, overlay) or None, f"named by {VARIABLE}"
     if name is not None:
-        candidate = _the_one(name, found, reason)
+        candidate = _the_one(name, found, reason, here.damaged)
         return Choice(candidate.info, reason), candidate
     external = sorted(n for n, cs in found.items() if not all(c.info.builtin for c in cs))
+    if not external and here.damaged:
+        damaged = here.damaged[0]
+        raise BackendLoadError(
+            f"{VARIABLE} is not set, and {damaged.error}", distribution=damaged.distribution
+        )
     if not external:
         candidate = _the_one("memory", found, _NOTHING_ELSE)
         return Choice(candidate.info, _NOTHING_ELSE, _WARNING_OF_MEMORY), candidate
@@ -327,7 +237,7 @@ def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, _Cand
     return _choice_of_first(candidate, external[1:]), candidate
 
 
-def _choice_of_first(candidate: _Candidate, others: Sequence[str]) -> Choice:
+def _choice_of_first(candidate: Candidate, others: Sequence[str]) -> Choice:
     name = candidate.info.name
     if not others:
         return Choice(
@@ -342,7 +252,9 @@ def _choice_of_first(candidate: _Candidate, others: Sequence[str]) -> Choice:
     )
 
 
-def _the_one(name: str, found: _Candidates, reason: str) -> _Candidate:
+def _the_one(
+    name: str, found: _Candidates, reason: str, damaged: Sequence[BackendInfo] = ()
+) -> Candidate:
     """Return the only candidate for ``name``.
 
     Raises:
@@ -351,20 +263,30 @@ def _the_one(name: str, found: _Candidates, reason: str) -> _Candidate:
     """
     candidates = found.get(name)
     if not candidates:
-        raise _unknown(name, found, reason)
+        raise _unknown(name, found, reason, damaged)
     if len(candidates) > 1:
         raise _ambiguous(name, candidates)
     return candidates[0]
 
 
-def _ambiguous(name: str, candidates: Sequence[_Candidate]) -> AmbiguousBackendError:
+def _ambiguous(name: str, candidates: Sequence[Candidate]) -> AmbiguousBackendError:
     claims = " and ".join(f"{c} ({c.info.target})" for c in candidates)
-    removable = " or ".join(c.info.distribution for c in candidates if not c.info.builtin)
-    verb = "uninstall one of them:" if removable.count(" or ") else "uninstall"
+    external = {c.info.distribution: None for c in candidates if not c.info.builtin}
+    verb = "uninstall one of them:" if len(external) > 1 else "uninstall"
+    removable = " or ".join(external)
+    names = dict.fromkeys(repr(c.info.name) for c in candidates)
+    if len(names) > 1:
+        spelled = " and ".join(names)
+        return AmbiguousBackendError(
+            f"backends {spelled}, which differ by case only, are registered by {claims}; {verb} "
+            f"{removable}"
+        )
     return AmbiguousBackendError(f"backend {name!r} is registered by {claims}; {verb} {removable}")
 
 
-def _unknown(name: str, found: _Candidates, reason: str) -> UnknownBackendError:
+def _unknown(
+    name: str, found: _Candidates, reason: str, damaged: Sequence[BackendInfo]
+) -> UnknownBackendError:
     import difflib
 
     # Somebody may have given a URL: what follows the scheme is not for error messages.
@@ -372,36 +294,41 @@ def _unknown(name: str, found: _Candidates, reason: str) -> UnknownBackendError:
     shown = plain if plain == name else f"{plain}…"
     installed = ", ".join(f"{n} ({found[n][0]})" for n in sorted(found)) or "none"
     text = f"no backend named {shown!r} is installed ({reason}); installed: {installed}"
-    known = {n.lower(): n for n in (*_FIRST_PARTY, *_BUILT_IN, *found)}
-    near = difflib.get_close_matches(plain.lower(), known, n=1)
-    meant = known[near[0]] if near else ""
+    text += "".join(f"; {info.error}" for info in damaged)
+    spelled = {n.lower(): n for n in (*_FIRST_PARTY, *found)}
+    near = difflib.get_close_matches(plain.lower(), spelled, n=1)
+    meant = spelled[near[0]] if near else ""
     if meant and meant == name:
         text += "."
     elif meant:
         text += f". Did you mean {meant!r}?"
     if meant and meant not in found:
-        what = f"providers/{_FIRST_PARTY[meant]}" if meant in _FIRST_PARTY else "."
-        text += f" To install {meant!r}, from the checkout: pip install -e {what}"
+        # Both: the name of the core belongs to somebody else's package on the index.
+        command = f"pip install -e . -e providers/{_FIRST_PARTY[meant]}"
+        text += f" To install {meant!r}, from the checkout: {command}"
     return UnknownBackendError(text)
 
 
 # --- Importing and instantiating ------------------------------------------------------------------
 
 
-def _import_class(candidate: _Candidate) -> type[MessageQueueBackendProtocol]:
+def _import_class(candidate: Candidate) -> type[MessageQueueBackendProtocol]:
     """Import what the entry point names; it must have a ``from_env`` that can be called."""
-    failure: Exception
+    failure: BaseException
     try:
-        loaded = candidate.entry_point.load()
-    except Exception as error:  # importing runs the provider's code
+        with _on_behalf_of(candidate, "importing it"):
+            loaded = candidate.entry_point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # importing runs the provider's code, which may even exit
         failure = error
     else:
         if not callable(getattr(loaded, "from_env", None)):
             raise _broken(candidate, "it has no from_env() class method")
         return cast("type[MessageQueueBackendProtocol]", loaded)
     # Raised here and not above: the error must not carry an unredacted __context__.
-    cause, text = presentable(failure, {})
-    package = _module(candidate).partition(".")[0]
+    cause, text = _presentable(failure)
+    package = candidate.module.partition(".")[0]
     if isinstance(failure, ModuleNotFoundError) and failure.name == package:
         text += (
             ". If it was installed while this process ran, restart the process (editable "
@@ -411,27 +338,67 @@ def _import_class(candidate: _Candidate) -> type[MessageQueueBackendProtocol]:
 
 
 def _instantiate(
-    candidate: _Candidate,
+    candidate: Candidate,
     backend_class: type[MessageQueueBackendProtocol],
     overlay: Mapping[str, str],
 ) -> MessageQueueBackendProtocol:
     """Call ``from_env()`` under the overlay and check what it returns."""
-    failure: Exception
+    settings = declared_settings(backend_class)
+    if settings:
+        name = candidate.info.name
+        refuse_unknown(name, settings, overlay, installed().found)
+        for variable in unread(name, settings):
+            _warn(f"backend {name!r} does not read the variable {variable}", UserWarning)
+    failure: BaseException
     try:
         with overlaid(overlay), _one_deprecation_is_enough(backend_class):
-            backend = backend_class.from_env()
-    except (AbeError, Warning):  # a warning is raised only if the user made warnings errors
+            known.learn(os.environ, {setting.name: setting.secret for setting in settings})
+            with _on_behalf_of(candidate, "from_env()"):
+                backend = backend_class.from_env()
+    except (AbeError, Warning) as error:  # a warning is raised only where the user wants errors
+        known.clean(error)
         raise
-    except Exception as error:  # the provider's code again
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the provider's code again
         failure = error
     else:
         _require_methods(candidate, backend)
         return backend
-    cause, text = presentable(failure, overlay)
+    cause, text = _presentable(failure)
     raise _broken(candidate, f"from_env() raised {text}") from cause
 
 
-def _require_methods(candidate: _Candidate, backend: object) -> None:
+@contextmanager
+def _on_behalf_of(candidate: Candidate, what: str) -> Iterator[None]:
+    """Keep what the provider prints out of the program's output, and log it."""
+    with off_standard_output() as heard:
+        yield
+    if text := "".join(heard).strip():
+        logger.warning(
+            "backend %s of %s: %s printed %s",
+            candidate.info.name,
+            candidate,
+            what,
+            ascii(known.hide(text[:500])),
+            extra={"backend": candidate.info.name},
+        )
+
+
+def _presentable(error: BaseException) -> tuple[BaseException, str]:
+    """Return ``error`` fit for chaining, and its text, both without secrets."""
+    import traceback
+
+    known.clean(error)
+    text = known.hide(f"{type(error).__name__}: {error}".removesuffix(": "))
+    # limit=0: no source lines, but every chained exception, note and member of a group.
+    whole = "".join(traceback.format_exception(error, limit=0))
+    if known.hide(whole) == whole:
+        return error, text
+    return RuntimeError(text).with_traceback(error.__traceback__), text
+
+
+def _require_methods(candidate: Candidate, backend: object) -> None:
     if inspect.iscoroutine(backend):
         backend.close()  # else Python warns of a coroutine that was never awaited
         raise _broken(candidate, "from_env() is a coroutine function; it must be a plain method")
@@ -441,7 +408,7 @@ def _require_methods(candidate: _Candidate, backend: object) -> None:
         raise _broken(candidate, f"from_env() returned a {type(backend).__name__} without {what}")
 
 
-def _broken(candidate: _Candidate, why: str) -> BackendLoadError:
+def _broken(candidate: Candidate, why: str) -> BackendLoadError:
     info = candidate.info
     return BackendLoadError(
         f"backend {info.name!r} of {candidate} (entry point {info.target}) cannot be used: {why}",
