@@ -12,7 +12,7 @@ from abe.backends.message_queue.base.backoff import Backoff, pause, transient
 from tests.support.virtual_loop import START
 
 if TYPE_CHECKING:
-    from tests.support.virtual_loop import VirtualRun
+    pass
 
 EXACT = Backoff(first=1.0, maximum=5.0, jitter=False)
 
@@ -57,65 +57,44 @@ def test_delays_grow_up_to_the_maximum() -> None:
     assert all(1.0 <= delay <= 2.0 for delay in spread)
 
 
-def test_retry_goes_on_until_it_succeeds(run: VirtualRun) -> None:
+async def test_retry_goes_on_until_it_succeeds() -> None:
     call = Flaky(4, TimeoutError())
     heard: list[float] = []
-
-    async def main() -> None:
-        assert (
-            await EXACT.retry(call, on_failure=lambda error, delay: heard.append(delay)) == "done"
-        )
-
-    run(main())
+    assert await EXACT.retry(call, on_failure=lambda error, delay: heard.append(delay)) == "done"
     assert call.times == [0.0, 1.0, 3.0, 7.0, 12.0]
     assert heard == [1.0, 2.0, 4.0, 5.0]
 
 
-def test_retry_ends_with_its_time(run: VirtualRun) -> None:
+async def test_retry_ends_with_its_time() -> None:
     call = Flaky(99, ConnectionError("away"))
-
-    async def main() -> None:
-        with pytest.raises(ConnectionError, match="away"):
-            await EXACT.retry(call, timeout=4.0)
-
-    run(main())
+    with pytest.raises(ConnectionError, match="away"):
+        await EXACT.retry(call, timeout=4.0)
     assert call.times == [0.0, 1.0, 3.0]
 
 
-def test_retry_raises_at_once_what_will_not_pass(run: VirtualRun) -> None:
+async def test_retry_raises_at_once_what_will_not_pass() -> None:
     call = Flaky(1, abe.ConfigurationError("refused"))
-
-    async def main() -> None:
-        with pytest.raises(abe.ConfigurationError):
-            await EXACT.retry(call)
-
-    run(main())
+    with pytest.raises(abe.ConfigurationError):
+        await EXACT.retry(call)
     assert call.times == [0.0]
 
 
-def test_a_stopped_retry_tries_once_more(run: VirtualRun) -> None:
+async def test_a_stopped_retry_tries_once_more() -> None:
     call = Flaky(99, TimeoutError())
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        asyncio.get_running_loop().call_later(3.5, stop.set)
-        with pytest.raises(TimeoutError):
-            await EXACT.retry(call, stop=stop)
-
-    run(main())
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(3.5, stop.set)
+    with pytest.raises(TimeoutError):
+        await EXACT.retry(call, stop=stop)
     assert call.times == [0.0, 1.0, 3.0, 3.5]
 
 
-def test_a_pause_ends_early(run: VirtualRun) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        await pause(1.0)
-        assert loop.time() == START + 1.0
-        stop = asyncio.Event()
-        await pause(1.0, stop)
-        assert loop.time() == START + 2.0
-        stop.set()
-        await pause(1.0, stop)
-        assert loop.time() == START + 2.0
-
-    run(main())
+async def test_a_pause_ends_early() -> None:
+    loop = asyncio.get_running_loop()
+    await pause(1.0)
+    assert loop.time() == START + 1.0
+    stop = asyncio.Event()
+    await pause(1.0, stop)
+    assert loop.time() == START + 2.0
+    stop.set()
+    await pause(1.0, stop)
+    assert loop.time() == START + 2.0

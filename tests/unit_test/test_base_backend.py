@@ -47,15 +47,11 @@ class Minimal(BaseBackend):
         ({"delay": 1.5}, "publish(delay=…) (capability 'delay')"),
     ],
 )
-def test_what_is_not_declared_is_not_sent(options: dict[str, Any], text: str) -> None:
+async def test_what_is_not_declared_is_not_sent(options: dict[str, Any], text: str) -> None:
     backend = Minimal()
-
-    async def main() -> None:
-        with pytest.raises(UnsupportedError) as caught:
-            await backend.publish("k", {}, **options)
-        assert str(caught.value) == f"backend 'minimal' does not support {text}"
-
-    asyncio.run(main())
+    with pytest.raises(UnsupportedError) as caught:
+        await backend.publish("k", {}, **options)
+    assert str(caught.value) == f"backend 'minimal' does not support {text}"
     assert backend.sent == []
 
 
@@ -96,14 +92,10 @@ def test_it_belongs_to_the_event_loop_that_used_it_first() -> None:
     assert [item.body for item in backend.sent] == ['{"n":1}']
 
 
-def test_a_closed_stream_is_forgotten() -> None:
+async def test_a_closed_stream_is_forgotten() -> None:
     """A service opens streams for years; what a backend holds must not grow with them."""
-
-    async def main() -> None:
-        async with MemoryBackend("forgets") as backend:
-            for _ in range(3):
-                async with backend.consume():
-                    assert len(backend._engines) == 1
-                assert backend._engines == set()
-
-    asyncio.run(main())
+    async with MemoryBackend("forgets") as backend:
+        for _ in range(3):
+            async with backend.consume():
+                assert len(backend._engines) == 1
+            assert backend._engines == set()

@@ -149,42 +149,41 @@ def memory(**settings: Any) -> MemoryBackend:
 # -- aconnect --------------------------------------------------------------------------------
 
 
-def test_by_name_with_variables_of_its_own() -> None:
-    async def main() -> None:
-        async with (
-            aconnect("memory", env={"ABE_MEMORY_NAME": "client.a"}) as one,
-            aconnect("memory", env={"ABE_MEMORY_NAME": "client.b"}) as two,
-        ):
-            assert isinstance(one, AsyncBackend)
-            assert (one.name, repr(one)) == ("memory", "<AsyncBackend memory>")
-            await one.publish("k", {"n": 1})
-            assert await one.peek() == [{"n": 1}]
-            assert await two.peek() == []
-        assert repr(one) == "<AsyncBackend memory closed>"
-
-    asyncio.run(main())
+@pytest.fixture
+def run() -> Callable[[Coroutine[Any, Any, None]], None]:
+    """Run the tests in real time."""
+    return asyncio.run
 
 
-def test_what_it_opens_is_a_backend_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_by_name_with_variables_of_its_own() -> None:
+    async with (
+        aconnect("memory", env={"ABE_MEMORY_NAME": "client.a"}) as one,
+        aconnect("memory", env={"ABE_MEMORY_NAME": "client.b"}) as two,
+    ):
+        assert isinstance(one, AsyncBackend)
+        assert (one.name, repr(one)) == ("memory", "<AsyncBackend memory>")
+        await one.publish("k", {"n": 1})
+        assert await one.peek() == [{"n": 1}]
+        assert await two.peek() == []
+    assert repr(one) == "<AsyncBackend memory closed>"
+
+
+async def test_what_it_opens_is_a_backend_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """So it fits wherever the protocol is asked for, a consumer included."""
     monkeypatch.setenv("QUEUE_BACKEND", "memory")
     monkeypatch.setenv("ABE_MEMORY_NAME", "client.itself")
+    backend: MessageQueueBackendProtocol = AsyncBackend.from_env()
+    assert isinstance(backend, MessageQueueBackendProtocol)
+    async with aconnect() as q:
+        await backend.publish("k", {"n": 1})
+        consumer = abe.AsyncLoopConsumer(q)
 
-    async def main() -> None:
-        backend: MessageQueueBackendProtocol = AsyncBackend.from_env()
-        assert isinstance(backend, MessageQueueBackendProtocol)
-        async with aconnect() as q:
-            await backend.publish("k", {"n": 1})
-            consumer = abe.AsyncLoopConsumer(q)
+        async def handle(message: Message) -> None:
+            assert message == {"n": 1}
+            await consumer.shutdown()
 
-            async def handle(message: Message) -> None:
-                assert message == {"n": 1}
-                await consumer.shutdown()
-
-            await consumer.run(handle)
-            assert consumer.processed == 1
-
-    asyncio.run(main())
+        await consumer.run(handle)
+        assert consumer.processed == 1
 
 
 def test_none_chooses_as_load_backend_does(
@@ -226,79 +225,67 @@ def test_what_is_no_backend_is_refused_at_once(take: Any, wrong: object, text: s
     assert str(caught.value) == f"a backend has an async publish() and a consume(); {text}"
 
 
-def test_closing_closes_the_backend_once_and_then_everything_is_refused() -> None:
-    async def main() -> None:
-        backend: Any = Connecting()
-        async with aconnect(backend) as queue:
-            pass
-        await queue.aclose()
-        assert backend.closed == 1
-        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
-            lambda: queue.publish("k", {}),
-            lambda: queue.publish_many([]),
-            queue.peek,
-            queue.stats,
-            queue.dead_letters,
-            queue.replay,
-            queue.groups,
-            lambda: queue.delete_group("g"),
-            queue.purge,
-            queue.ping,
-            queue.__aenter__,
-        ]
-        for call in calls:
-            with pytest.raises(BackendClosedError, match="backend 'Connecting' is closed"):
-                await call()
-        with pytest.raises(BackendClosedError):
-            queue.consume()
-
-    asyncio.run(main())
+async def test_closing_closes_the_backend_once_and_then_everything_is_refused() -> None:
+    backend: Any = Connecting()
+    async with aconnect(backend) as queue:
+        pass
+    await queue.aclose()
+    assert backend.closed == 1
+    calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+        lambda: queue.publish("k", {}),
+        lambda: queue.publish_many([]),
+        queue.peek,
+        queue.stats,
+        queue.dead_letters,
+        queue.replay,
+        queue.groups,
+        lambda: queue.delete_group("g"),
+        queue.purge,
+        queue.ping,
+        queue.__aenter__,
+    ]
+    for call in calls:
+        with pytest.raises(BackendClosedError, match="backend 'Connecting' is closed"):
+            await call()
+    with pytest.raises(BackendClosedError):
+        queue.consume()
 
 
-def test_closing_closes_the_streams_of_a_first_party_backend() -> None:
-    async def main() -> None:
-        async with aconnect(memory()) as queue:
-            await queue.publish("k", {"n": 1})
-            stream = queue.consume(group="g")
-            assert await anext(stream) == {"n": 1}
-        with pytest.raises(StopAsyncIteration):
-            await anext(stream)
-
-    asyncio.run(main())
+async def test_closing_closes_the_streams_of_a_first_party_backend() -> None:
+    async with aconnect(memory()) as queue:
+        await queue.publish("k", {"n": 1})
+        stream = queue.consume(group="g")
+        assert await anext(stream) == {"n": 1}
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
 
 
 # -- plain backends --------------------------------------------------------------------------
 
 
 @every_shape
-def test_every_shape_publishes_and_consumes(shape: type[Plain]) -> None:
-    async def main() -> None:
-        backend = shape()
-        async with aconnect(backend) as queue:
-            assert queue.capabilities == Capabilities()
-            assert queue.name == shape.__name__
-            await queue.publish("k", {"n": 1}, headers={}, delay=0.0)
-            assert await queue.publish_many([("a", {"n": 2}), ["b", {"n": 3}]]) == 2
-            stream = queue.consume(group="g", prefetch=10)
-            assert isinstance(stream, MessageStream)
-            async with stream:
-                messages = [message async for message in stream]
-            assert messages == [{"n": 1}, {"n": 2}, {"n": 3}]
-            assert {type(m) for m in messages} == {Message}
-            assert backend.opened == [{"group": "g"}]
-
-    asyncio.run(main())
+async def test_every_shape_publishes_and_consumes(shape: type[Plain]) -> None:
+    backend = shape()
+    async with aconnect(backend) as queue:
+        assert queue.capabilities == Capabilities()
+        assert queue.name == shape.__name__
+        await queue.publish("k", {"n": 1}, headers={}, delay=0.0)
+        assert await queue.publish_many([("a", {"n": 2}), ["b", {"n": 3}]]) == 2
+        stream = queue.consume(group="g", prefetch=10)
+        assert isinstance(stream, MessageStream)
+        async with stream:
+            messages = [message async for message in stream]
+        assert messages == [{"n": 1}, {"n": 2}, {"n": 3}]
+        assert {type(m) for m in messages} == {Message}
+        assert backend.opened == [{"group": "g"}]
 
 
-def test_a_plain_backend_is_given_nothing_but_key_and_payload() -> None:
-    async def main() -> None:
-        backend = Plain()
-        async with aconnect(backend) as queue:
-            await queue.publish("k", {"n": 1}, headers=None, delay=0)
-            assert await queue.publish_many([{"n": 2}], key="many") == 1
-        assert backend.published == [("k", {"n": 1}), ("many", {"n": 2})]
-
-    asyncio.run(main())
+async def test_a_plain_backend_is_given_nothing_but_key_and_payload() -> None:
+    backend = Plain()
+    async with aconnect(backend) as queue:
+        await queue.publish("k", {"n": 1}, headers=None, delay=0)
+        assert await queue.publish_many([{"n": 2}], key="many") == 1
+    assert backend.published == [("k", {"n": 1}), ("many", {"n": 2})]
 
 
 EXTRAS: dict[str, tuple[Callable[[AsyncBackend], Any], str]] = {
@@ -318,92 +305,76 @@ EXTRAS: dict[str, tuple[Callable[[AsyncBackend], Any], str]] = {
 
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("declares", [False, True], ids=["plain", "declares nothing"])
-def test_what_a_backend_cannot_is_unsupported_before_anything_is_sent(
+async def test_what_a_backend_cannot_is_unsupported_before_anything_is_sent(
     extra: str, declares: bool
 ) -> None:
-    async def main() -> None:
-        backend: Any = Plain()
-        if declares:
-            backend.capabilities = Capabilities()
-            backend.name = "modest"
-        queue = aconnect(backend)
-        call, what = EXTRAS[extra]
-        with pytest.raises(UnsupportedError) as caught:
-            await call(queue)
-        name = "modest" if declares else "Plain"
-        assert str(caught.value) == (
-            f"backend {name!r} does not support {what} (capability {extra.strip()!r})"
-        )
-        assert isinstance(caught.value, NotImplementedError)
-        assert (backend.published, backend.opened) == ([], [])
-
-    asyncio.run(main())
+    backend: Any = Plain()
+    if declares:
+        backend.capabilities = Capabilities()
+        backend.name = "modest"
+    queue = aconnect(backend)
+    call, what = EXTRAS[extra]
+    with pytest.raises(UnsupportedError) as caught:
+        await call(queue)
+    name = "modest" if declares else "Plain"
+    assert str(caught.value) == (
+        f"backend {name!r} does not support {what} (capability {extra.strip()!r})"
+    )
+    assert isinstance(caught.value, NotImplementedError)
+    assert (backend.published, backend.opened) == ([], [])
 
 
-def test_a_backend_that_offers_what_it_does_not_declare_is_not_asked() -> None:
+async def test_a_backend_that_offers_what_it_does_not_declare_is_not_asked() -> None:
     class Sloppy(Plain):
         async def peek(self, *args: Any, **options: Any) -> list[Any]:
             raise AssertionError("not declared")
 
-    async def main() -> None:
-        with pytest.raises(UnsupportedError):
-            await aconnect(Sloppy()).peek()
-
-    asyncio.run(main())
+    with pytest.raises(UnsupportedError):
+        await aconnect(Sloppy()).peek()
 
 
-def test_ping_needs_no_capability_only_the_method() -> None:
+async def test_ping_needs_no_capability_only_the_method() -> None:
     class Answers(Plain):
         async def ping(self, timeout: float = 5.0) -> None:
             asked.append(timeout)
 
     asked: list[float] = []
-
-    async def main() -> None:
-        await aconnect(Answers()).ping(2.0)
-        assert asked == [2.0]
-
-    asyncio.run(main())
+    await aconnect(Answers()).ping(2.0)
+    assert asked == [2.0]
 
 
-def test_keys_groups_and_payloads_are_checked_for_backends_that_do_not() -> None:
-    async def main() -> None:
-        backend = Plain()
-        queue = aconnect(backend)
-        with pytest.raises(InvalidKeyError):
-            await queue.publish("a b", {})
-        with pytest.raises(PayloadError, match=r'payload\["a"\]\[0\]: set is not JSON'):
-            await queue.publish("k", {"a": [{1}]})
-        with pytest.raises(InvalidKeyError, match="group"):
-            queue.consume(group="a b")
-        assert (backend.published, backend.opened) == ([], [])
-
-    asyncio.run(main())
+async def test_keys_groups_and_payloads_are_checked_for_backends_that_do_not() -> None:
+    backend = Plain()
+    queue = aconnect(backend)
+    with pytest.raises(InvalidKeyError):
+        await queue.publish("a b", {})
+    with pytest.raises(PayloadError, match=r'payload\["a"\]\[0\]: set is not JSON'):
+        await queue.publish("k", {"a": [{1}]})
+    with pytest.raises(InvalidKeyError, match="group"):
+        queue.consume(group="a b")
+    assert (backend.published, backend.opened) == ([], [])
 
 
-def test_the_caller_may_change_a_payload_even_if_the_backend_keeps_it() -> None:
-    async def main() -> None:
-        backend = Plain()
-        async with aconnect(backend) as queue:
-            payload: dict[str, Any] = {"a": [1]}
-            await queue.publish("k", payload)
-            payload["a"].append(2)
-            row: dict[str, Any] = {}
+async def test_the_caller_may_change_a_payload_even_if_the_backend_keeps_it() -> None:
+    backend = Plain()
+    async with aconnect(backend) as queue:
+        payload: dict[str, Any] = {"a": [1]}
+        await queue.publish("k", payload)
+        payload["a"].append(2)
+        row: dict[str, Any] = {}
 
-            def rows() -> Any:
-                for n in range(3):
-                    row["n"] = n
-                    yield row
+        def rows() -> Any:
+            for n in range(3):
+                row["n"] = n
+                yield row
 
-            assert await queue.publish_many(rows(), key="k") == 3
-        assert [payload for _, payload in backend.published] == [
-            {"a": [1]},
-            {"n": 0},
-            {"n": 1},
-            {"n": 2},
-        ]
-
-    asyncio.run(main())
+        assert await queue.publish_many(rows(), key="k") == 3
+    assert [payload for _, payload in backend.published] == [
+        {"a": [1]},
+        {"n": 0},
+        {"n": 1},
+        {"n": 2},
+    ]
 
 
 # -- publish_many where the backend cannot ---------------------------------------------------
@@ -423,20 +394,17 @@ def test_the_caller_may_change_a_payload_even_if_the_backend_keeps_it() -> None:
         ([], "a b", InvalidKeyError, "key 'a b' contains ' '"),
     ],
 )
-def test_everything_is_checked_before_anything_is_sent(
+async def test_everything_is_checked_before_anything_is_sent(
     items: list[Any], key: str | None, error: type[Exception], text: str
 ) -> None:
-    async def main() -> None:
-        plain, native = Plain(), memory()
-        backend: Any
-        for backend in plain, native:
-            with pytest.raises(error) as caught:
-                await aconnect(backend).publish_many(items, key=key)
-            assert str(caught.value).startswith(text)
-        assert plain.published == []
-        assert (await native.stats()).entries == ()
-
-    asyncio.run(main())
+    plain, native = Plain(), memory()
+    backend: Any
+    for backend in plain, native:
+        with pytest.raises(error) as caught:
+            await aconnect(backend).publish_many(items, key=key)
+        assert str(caught.value).startswith(text)
+    assert plain.published == []
+    assert (await native.stats()).entries == ()
 
 
 @pytest.mark.parametrize(
@@ -451,88 +419,76 @@ def test_everything_is_checked_before_anything_is_sent(
     ],
 )
 @pytest.mark.parametrize("fail_at", [0, 2, 4])
-def test_a_partial_failure_says_exactly_what_was_published(
+async def test_a_partial_failure_says_exactly_what_was_published(
     fail_at: int, error: Exception, retryable: bool
 ) -> None:
-    async def main() -> None:
-        backend = Plain(fail_at, error)
-        with pytest.raises(PublishError) as caught:
-            await aconnect(backend).publish_many([{"n": n} for n in range(5)], key="k")
-        assert str(caught.value) == f"published {fail_at} of 5; item {fail_at} failed: {error}"
-        assert list(caught.value.published) == list(range(fail_at))
-        assert caught.value.failed == {
-            fail_at: str(error),
-            **dict.fromkeys(range(fail_at + 1, 5), "not sent"),
-        }
-        assert caught.value.retryable is retryable
-        assert caught.value.__cause__ is error
-        assert [payload["n"] for _, payload in backend.published] == list(range(fail_at))
-
-    asyncio.run(main())
+    backend = Plain(fail_at, error)
+    with pytest.raises(PublishError) as caught:
+        await aconnect(backend).publish_many([{"n": n} for n in range(5)], key="k")
+    assert str(caught.value) == f"published {fail_at} of 5; item {fail_at} failed: {error}"
+    assert list(caught.value.published) == list(range(fail_at))
+    assert caught.value.failed == {
+        fail_at: str(error),
+        **dict.fromkeys(range(fail_at + 1, 5), "not sent"),
+    }
+    assert caught.value.retryable is retryable
+    assert caught.value.__cause__ is error
+    assert [payload["n"] for _, payload in backend.published] == list(range(fail_at))
 
 
-def test_a_cancelled_publish_many_is_cancelled() -> None:
+async def test_a_cancelled_publish_many_is_cancelled() -> None:
     class Slow(Plain):
         async def publish(self, *args: Any, **extras: Any) -> None:
             await super().publish(*args)
             await asyncio.sleep(1000)
 
-    async def main() -> None:
-        backend = Slow()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await aconnect(backend).publish_many([{}, {}], key="k")
-        assert len(backend.published) == 1
-
-    asyncio.run(main())
+    backend = Slow()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await aconnect(backend).publish_many([{}, {}], key="k")
+    assert len(backend.published) == 1
 
 
 # -- first-party backends --------------------------------------------------------------------
 
 
-def test_every_extra_reaches_a_backend_that_has_it() -> None:
-    async def main() -> None:
-        async with aconnect(memory()) as queue:
-            await queue.ping()
-            await queue.publish("a.x", {"n": 1}, headers={"h": "1"}, delay=0.001)
-            assert await queue.publish_many([("a.y", {"n": 2}), ("b", {"n": 3})]) == 2
-            async with queue.consume("a.*", group="g", prefetch=1) as stream:
-                messages = sorted(await stream.take(2, timeout=5), key=lambda m: m["n"])
-                assert [(m["n"], m.key, m.headers) for m in messages] == [
-                    (1, "a.x", {"h": "1"}),
-                    (2, "a.y", {}),
-                ]
-                await messages[0].reject("no")
-            assert await queue.groups() == ["g"]
-            assert await queue.peek(["b", "c"], group="g", limit=5) == [{"n": 3}]
-            (dead,) = await queue.dead_letters(group="g", limit=1)
-            stats = await queue.stats()
-            assert isinstance(stats, QueueStats)
-            assert (stats.total("ready", group="g"), stats.total("dead", group="g")) == (1, 1)
-            assert dead.id is not None
-            assert await queue.replay(group="g", ids=[dead.id], limit=1) == 1
-            assert await queue.purge("a.*", group="g") == 1
-            assert await queue.purge(group="g") == 1
-            await queue.delete_group("g")
-            assert await queue.groups() == []
-
-    asyncio.run(main())
+async def test_every_extra_reaches_a_backend_that_has_it() -> None:
+    async with aconnect(memory()) as queue:
+        await queue.ping()
+        await queue.publish("a.x", {"n": 1}, headers={"h": "1"}, delay=0.001)
+        assert await queue.publish_many([("a.y", {"n": 2}), ("b", {"n": 3})]) == 2
+        async with queue.consume("a.*", group="g", prefetch=1) as stream:
+            messages = sorted(await stream.take(2, timeout=5), key=lambda m: m["n"])
+            assert [(m["n"], m.key, m.headers) for m in messages] == [
+                (1, "a.x", {"h": "1"}),
+                (2, "a.y", {}),
+            ]
+            await messages[0].reject("no")
+        assert await queue.groups() == ["g"]
+        assert await queue.peek(["b", "c"], group="g", limit=5) == [{"n": 3}]
+        (dead,) = await queue.dead_letters(group="g", limit=1)
+        stats = await queue.stats()
+        assert isinstance(stats, QueueStats)
+        assert (stats.total("ready", group="g"), stats.total("dead", group="g")) == (1, 1)
+        assert dead.id is not None
+        assert await queue.replay(group="g", ids=[dead.id], limit=1) == 1
+        assert await queue.purge("a.*", group="g") == 1
+        assert await queue.purge(group="g") == 1
+        await queue.delete_group("g")
+        assert await queue.groups() == []
 
 
-def test_errors_of_a_first_party_backend_pass_through() -> None:
-    async def main() -> None:
-        async with aconnect(memory(maxsize=1, publish_timeout=0.0)) as queue:
-            with pytest.raises(PublishError) as caught:
-                await queue.publish_many([{}, {}], key="k")
-            assert list(caught.value.published) == [0]
-            for delay in (-1, float("nan")):
-                with pytest.raises(ConfigurationError, match=f"delay is {delay}"):
-                    await queue.publish("k", {}, delay=delay)
-            with pytest.raises(UnsupportedError, match="longest is"):
-                await queue.publish("k", {}, delay=1e12)
-            with pytest.raises(PayloadError):
-                await queue.publish("k", {}, headers={"": ""})
-            with pytest.raises(InvalidKeyError):
-                queue.consume([])
-
-    asyncio.run(main())
+async def test_errors_of_a_first_party_backend_pass_through() -> None:
+    async with aconnect(memory(maxsize=1, publish_timeout=0.0)) as queue:
+        with pytest.raises(PublishError) as caught:
+            await queue.publish_many([{}, {}], key="k")
+        assert list(caught.value.published) == [0]
+        for delay in (-1, float("nan")):
+            with pytest.raises(ConfigurationError, match=f"delay is {delay}"):
+                await queue.publish("k", {}, delay=delay)
+        with pytest.raises(UnsupportedError, match="longest is"):
+            await queue.publish("k", {}, delay=1e12)
+        with pytest.raises(PayloadError):
+            await queue.publish("k", {}, headers={"": ""})
+        with pytest.raises(InvalidKeyError):
+            queue.consume([])

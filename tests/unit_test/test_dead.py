@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
@@ -59,31 +58,25 @@ def test_text_that_is_no_text_is_replaced() -> None:
     assert headers["abe-dead-reason"] == "bad ?"
 
 
-def test_what_was_published_without_a_key_is_known_as_often_as_that() -> None:
-    async def main() -> None:
-        backend = Plain()
-        dead = DeadLetterKey(backend, "dead")
-        assert not dead.holds(Message({"n": 1}))
-        await dead.publish(Message({"n": 1}), "broken")
-        await dead.publish(Message({"n": 1}), "broken")
-        assert backend.published == [("dead", {"n": 1})] * 2
-        seen = [dead.holds(Message({"n": n})) for n in (2, 1, 1, 1)]
-        assert seen == [False, True, True, False]
-
-    asyncio.run(main())
+async def test_what_was_published_without_a_key_is_known_as_often_as_that() -> None:
+    backend = Plain()
+    dead = DeadLetterKey(backend, "dead")
+    assert not dead.holds(Message({"n": 1}))
+    await dead.publish(Message({"n": 1}), "broken")
+    await dead.publish(Message({"n": 1}), "broken")
+    assert backend.published == [("dead", {"n": 1})] * 2
+    seen = [dead.holds(Message({"n": n})) for n in (2, 1, 1, 1)]
+    assert seen == [False, True, True, False]
 
 
 @pytest.mark.parametrize("error", [ConnectionError(), TimeoutError()])
-def test_what_was_not_published_is_not_known(error: Exception) -> None:
-    async def main() -> None:
-        backend = Plain()
-        backend.error = error
-        dead = DeadLetterKey(backend, "dead")
-        with pytest.raises(type(error)):
-            await dead.publish(Message({"n": 1}), "broken")
-        assert not dead.holds(Message({"n": 1}))
-
-    asyncio.run(main())
+async def test_what_was_not_published_is_not_known(error: Exception) -> None:
+    backend = Plain()
+    backend.error = error
+    dead = DeadLetterKey(backend, "dead")
+    with pytest.raises(type(error)):
+        await dead.publish(Message({"n": 1}), "broken")
+    assert not dead.holds(Message({"n": 1}))
 
 
 def test_a_key_tells_all() -> None:

@@ -15,20 +15,16 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("lease", [0.5, 4.0, 60.0])
-def test_a_lease_of_any_length_is_extended_in_time_and_not_too_often(
+async def test_a_lease_of_any_length_is_extended_in_time_and_not_too_often(
     lease: float, tools: type[Toolbox]
 ) -> None:
     broker = tools.broker(lease=lease)
-
-    async def main() -> None:
-        broker.publish(1)
-        async with broker.stream() as stream:
-            message = await anext(stream)
-            await asyncio.sleep(10 * lease)
-            assert broker.leased() == [0]
-            assert await message.ack()
-
-    tools.run(main())
+    broker.publish(1)
+    async with broker.stream() as stream:
+        message = await anext(stream)
+        await asyncio.sleep(10 * lease)
+        assert broker.leased() == [0]
+        assert await message.ack()
     broker.check()
     assert broker.records[0].outcomes == ["ack"]
     # When at most 60 % are left, at one of the 16 ticks.

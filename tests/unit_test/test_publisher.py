@@ -14,7 +14,7 @@ from abe.backends.message_queue.base.publisher import Publisher
 from tests.support.virtual_loop import START
 
 if TYPE_CHECKING:
-    from tests.support.virtual_loop import VirtualRun
+    pass
 
 AWAY = abe.ConnectionLostError("away")
 DOUBT = abe.PublishError("no answer", retryable=True)
@@ -55,155 +55,107 @@ async def outcome(publisher: Publisher[str], items: str) -> Any:
     return None
 
 
-def test_callers_share_batches(run: VirtualRun) -> None:
+async def test_callers_share_batches() -> None:
     driver = Driver()
-
-    async def main() -> None:
-        publisher = driver.publisher()
-        await asyncio.gather(*map(publisher.send, ["a", "bcd", "e", ""]))
-        await publisher.aclose()
-
-    run(main())
+    publisher = driver.publisher()
+    await asyncio.gather(*map(publisher.send, ["a", "bcd", "e", ""]))
+    await publisher.aclose()
     assert driver.sent == [["a", "b", "c", "d"], ["e"]]
 
 
-def test_each_caller_learns_its_own_outcome(run: VirtualRun) -> None:
+async def test_each_caller_learns_its_own_outcome() -> None:
     driver = Driver({"c": LARGE})
-
-    async def main() -> None:
-        publisher = driver.publisher()
-        one, two, three = await asyncio.gather(
-            *(outcome(publisher, items) for items in ("a", "bcdef", "g"))
-        )
-        assert one is None
-        assert three is None
-        assert str(two) == "published 2 of 5; item 1 failed: too large"
-        assert (two.retryable, two.published) == (False, [0, 2])
-        assert two.failed == {1: "too large", 3: "not sent", 4: "not sent"}
-
-    run(main())
+    publisher = driver.publisher()
+    one, two, three = await asyncio.gather(
+        *(outcome(publisher, items) for items in ("a", "bcdef", "g"))
+    )
+    assert one is None
+    assert three is None
+    assert str(two) == "published 2 of 5; item 1 failed: too large"
+    assert (two.retryable, two.published) == (False, [0, 2])
+    assert two.failed == {1: "too large", 3: "not sent", 4: "not sent"}
     assert driver.sent == [["a", "b", "c", "d"], ["g"]]
 
 
-def test_a_single_message_fails_as_it_is(run: VirtualRun) -> None:
+async def test_a_single_message_fails_as_it_is() -> None:
     driver = Driver(LARGE, abe.ConfigurationError("the password is wrong"), AWAY)
-
-    async def main() -> None:
-        publisher = driver.publisher()
-        refused = await outcome(publisher, "a")
-        assert (str(refused), refused.failed) == ("too large", {0: "too large"})
-        assert type(await outcome(publisher, "a")) is abe.ConfigurationError
-        away = await outcome(publisher, "abc")
-        assert type(away) is abe.ConnectionLostError
-        assert away is not AWAY
-
-    run(main())
+    publisher = driver.publisher()
+    refused = await outcome(publisher, "a")
+    assert (str(refused), refused.failed) == ("too large", {0: "too large"})
+    assert type(await outcome(publisher, "a")) is abe.ConfigurationError
+    away = await outcome(publisher, "abc")
+    assert type(away) is abe.ConnectionLostError
+    assert away is not AWAY
 
 
-def test_what_was_not_sent_is_sent_again_until_the_time_is_over(run: VirtualRun) -> None:
+async def test_what_was_not_sent_is_sent_again_until_the_time_is_over() -> None:
     driver = Driver(*[AWAY] * 9)
-
-    async def main() -> None:
-        error = await outcome(driver.publisher(timeout=5.0), "ab")
-        assert type(error) is abe.ConnectionLostError
-        assert asyncio.get_running_loop().time() == START + 5.0
-
-    run(main())
+    error = await outcome(driver.publisher(timeout=5.0), "ab")
+    assert type(error) is abe.ConnectionLostError
+    assert asyncio.get_running_loop().time() == START + 5.0
     assert driver.sent == [["a", "b"]] * 3
 
 
-def test_only_items_that_failed_for_the_moment_are_sent_again(run: VirtualRun) -> None:
+async def test_only_items_that_failed_for_the_moment_are_sent_again() -> None:
     driver = Driver({"b": BUSY, "d": BUSY}, {"d": AWAY})
-
-    async def main() -> None:
-        assert await outcome(driver.publisher(timeout=60.0), "abcde") is None
-
-    run(main())
+    assert await outcome(driver.publisher(timeout=60.0), "abcde") is None
     assert driver.sent == [["a", "b", "c", "d"], ["b", "d"], ["d"], ["e"]]
 
 
-def test_what_a_driver_excludes_is_not_sent_again(run: VirtualRun) -> None:
+async def test_what_a_driver_excludes_is_not_sent_again() -> None:
     driver = Driver(DOUBT)
-
-    async def main() -> None:
-        publisher = driver.publisher(timeout=60.0, retry=lambda error: error is AWAY)
-        assert (await outcome(publisher, "a")).retryable
-
-    run(main())
+    publisher = driver.publisher(timeout=60.0, retry=lambda error: error is AWAY)
+    assert (await outcome(publisher, "a")).retryable
     assert driver.sent == [["a"]]
 
 
-def test_a_doubt_outlives_the_tries_that_follow(run: VirtualRun) -> None:
+async def test_a_doubt_outlives_the_tries_that_follow() -> None:
     """Else the error would promise that nothing was sent."""
     driver = Driver(DOUBT, *[AWAY] * 9)
-
-    async def main() -> None:
-        error = await outcome(driver.publisher(timeout=5.0), "a")
-        assert (type(error), str(error)) == (abe.PublishError, "no answer")
-
-    run(main())
+    error = await outcome(driver.publisher(timeout=5.0), "a")
+    assert (type(error), str(error)) == (abe.PublishError, "no answer")
 
 
-def test_progress_renews_the_time(run: VirtualRun) -> None:
+async def test_progress_renews_the_time() -> None:
     driver = Driver(AWAY, None, AWAY, None, AWAY, None)
-
-    async def main() -> None:
-        assert await outcome(driver.publisher(max_items=1, timeout=2.0), "abc") is None
-
-    run(main())
+    assert await outcome(driver.publisher(max_items=1, timeout=2.0), "abc") is None
     assert len(driver.sent) == 6
 
 
-def test_an_item_of_a_cancelled_caller_is_sent(run: VirtualRun) -> None:
+async def test_an_item_of_a_cancelled_caller_is_sent() -> None:
     driver = Driver()
-
-    async def main() -> None:
-        publisher = driver.publisher(max_items=1)
-        caller = asyncio.create_task(publisher.send("ab"))
-        await asyncio.sleep(0.5)
-        caller.cancel()
-        await publisher.aclose()
-
-    run(main())
+    publisher = driver.publisher(max_items=1)
+    caller = asyncio.create_task(publisher.send("ab"))
+    await asyncio.sleep(0.5)
+    caller.cancel()
+    await publisher.aclose()
     assert driver.sent == [["a"], ["b"]]
 
 
-def test_closing_ends_the_tries(run: VirtualRun) -> None:
+async def test_closing_ends_the_tries() -> None:
     driver = Driver(*[AWAY] * 99)
-
-    async def main() -> None:
-        publisher = driver.publisher(timeout=60.0)
-        caller = asyncio.create_task(outcome(publisher, "a"))
-        await asyncio.sleep(0.5)
-        await publisher.aclose()
-        assert type(await caller) is abe.ConnectionLostError
-
-    run(main())
+    publisher = driver.publisher(timeout=60.0)
+    caller = asyncio.create_task(outcome(publisher, "a"))
+    await asyncio.sleep(0.5)
+    await publisher.aclose()
+    assert type(await caller) is abe.ConnectionLostError
     assert driver.sent == [["a"]]
 
 
-def test_whoever_waits_for_a_cancelled_batch_is_cancelled(run: VirtualRun) -> None:
+async def test_whoever_waits_for_a_cancelled_batch_is_cancelled() -> None:
     driver = Driver()
-
-    async def main() -> None:
-        publisher = driver.publisher(max_items=1)
-        callers = [asyncio.create_task(publisher.send(item)) for item in "ab"]
-        await asyncio.sleep(0.5)
-        for task in asyncio.all_tasks() - {asyncio.current_task(), *callers}:
-            task.cancel()
-        await asyncio.wait(callers)
-        assert all(caller.cancelled() for caller in callers)
-        await publisher.aclose()
-
-    run(main())
+    publisher = driver.publisher(max_items=1)
+    callers = [asyncio.create_task(publisher.send(item)) for item in "ab"]
+    await asyncio.sleep(0.5)
+    for task in asyncio.all_tasks() - {asyncio.current_task(), *callers}:
+        task.cancel()
+    await asyncio.wait(callers)
+    assert all(caller.cancelled() for caller in callers)
+    await publisher.aclose()
     assert driver.sent == [["a"]]
 
 
-def test_a_driver_that_fails_by_mistake(run: VirtualRun) -> None:
+async def test_a_driver_that_fails_by_mistake() -> None:
     driver = Driver(ZeroDivisionError("oops"))
-
-    async def main() -> None:
-        with pytest.raises(ZeroDivisionError, match="oops"):
-            await driver.publisher(timeout=60.0).send("ab")
-
-    run(main())
+    with pytest.raises(ZeroDivisionError, match="oops"):
+        await driver.publisher(timeout=60.0).send("ab")

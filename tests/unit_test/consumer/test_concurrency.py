@@ -166,61 +166,54 @@ def test_messages_that_wait_for_one_of_their_key_are_released_with_it(
     broker.check()
 
 
-def test_what_waits_for_one_of_its_key_is_not_begun_any_more_while_draining(
+async def test_what_waits_for_one_of_its_key_is_not_begun_any_more_while_draining(
     tools: type[Toolbox],
 ) -> None:
     broker = tools.broker(ordering="key")
+    broker.publish(8)
+    consumer = AsyncLoopConsumer(BatchedKeys(broker), concurrency=2)
+    go = asyncio.Event()
+    handled: list[int] = []
 
-    async def main() -> None:
-        broker.publish(8)
-        consumer = AsyncLoopConsumer(BatchedKeys(broker), concurrency=2)
-        go = asyncio.Event()
-        handled: list[int] = []
+    async def handler(message: Message) -> None:
+        handled.append(message["n"])
+        if message["n"] == 1:
+            await go.wait()
 
-        async def handler(message: Message) -> None:
-            handled.append(message["n"])
-            if message["n"] == 1:
-                await go.wait()
-
-        task = asyncio.create_task(consumer.run(handler))
-        await until(lambda: consumer._run is not None and any(consumer._run._busy.values()))
-        draining = asyncio.create_task(consumer.shutdown())
-        await asyncio.sleep(1)
-        go.set()
-        await draining
-        await task
-        assert handled == [0, 1]
-        assert broker.acked() == [0, 1]
-        assert broker.leased() == []
-
-    tools.run(main())
+    task = asyncio.create_task(consumer.run(handler))
+    await until(lambda: consumer._run is not None and any(consumer._run._busy.values()))
+    draining = asyncio.create_task(consumer.shutdown())
+    await asyncio.sleep(1)
+    go.set()
+    await draining
+    await task
+    assert handled == [0, 1]
+    assert broker.acked() == [0, 1]
+    assert broker.leased() == []
     broker.check()
 
 
-def test_other_keys_go_on_while_one_is_busy(tools: type[Toolbox]) -> None:
+async def test_other_keys_go_on_while_one_is_busy(tools: type[Toolbox]) -> None:
     broker = tools.broker(ordering="key")
 
-    async def main() -> None:
-        async def handler(message: Message) -> None:
-            if message.key == "slow":
-                await go.wait()
-            order.append(message.key or "")
+    async def handler(message: Message) -> None:
+        if message.key == "slow":
+            await go.wait()
+        order.append(message.key or "")
 
-        go = asyncio.Event()
-        order: list[str] = []
-        broker.publish(3, "slow")
-        broker.publish(10, "quick")
-        consumer = AsyncLoopConsumer(BatchedKeys(broker), concurrency=2)
-        task = asyncio.create_task(consumer.run(handler))
-        await until(lambda: order.count("quick") == 10, 0.01)
-        assert order.count("slow") == 0
-        go.set()
-        await until(lambda: consumer.processed == 13, 0.01)
-        await consumer.shutdown()
-        await task
-        assert order[-3:] == ["slow"] * 3
-
-    tools.run(main())
+    go = asyncio.Event()
+    order: list[str] = []
+    broker.publish(3, "slow")
+    broker.publish(10, "quick")
+    consumer = AsyncLoopConsumer(BatchedKeys(broker), concurrency=2)
+    task = asyncio.create_task(consumer.run(handler))
+    await until(lambda: order.count("quick") == 10, 0.01)
+    assert order.count("slow") == 0
+    go.set()
+    await until(lambda: consumer.processed == 13, 0.01)
+    await consumer.shutdown()
+    await task
+    assert order[-3:] == ["slow"] * 3
     broker.check()
 
 

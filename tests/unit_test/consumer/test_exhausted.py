@@ -25,19 +25,15 @@ if TYPE_CHECKING:
     from tests.unit_test.conftest import Toolbox
 
 
-def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(
+async def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(
     tools: type[Toolbox], caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = tools.broker(reject=False)
-
-    async def main() -> None:
-        broker.publish(3)
-        consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
-        await settled(consumer, Recorder(*[ValueError("no")] * 9), lambda: consumer.dead == 3)
-        assert [r.outcomes[-1] for r in broker.records] == ["ack"] * 3
-        assert consumer.processed == 0
-
-    tools.run(main())
+    broker.publish(3)
+    consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
+    await settled(consumer, Recorder(*[ValueError("no")] * 9), lambda: consumer.dead == 3)
+    assert [r.outcomes[-1] for r in broker.records] == ["ack"] * 3
+    assert consumer.processed == 0
     broker.check()
     (warning,) = announced(caplog)
     assert warning == (
@@ -52,23 +48,19 @@ def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(
 
 
 @pytest.mark.parametrize("headers", [True, False])
-def test_with_a_dead_letter_key_it_is_published_there_and_never_received(
+async def test_with_a_dead_letter_key_it_is_published_there_and_never_received(
     headers: bool, tools: type[Toolbox], caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = tools.broker(reject=False, headers=headers)
     backend = Scripted(broker)
-
-    async def main() -> None:
-        broker.publish(2)
-        consumer = AsyncLoopConsumer(backend, retry=FAST, dead_letter_key="failed.orders")
-        handler = Recorder(*[ValueError("no")] * 6)
-        await settled(consumer, handler, lambda: not broker.unsettled())
-        assert set(handler.numbers) == {0, 1}
-        assert len(handler.messages) == 6
-        assert consumer.dead == 2
-        assert [r.outcome for r in broker.records] == ["ack"] * 4
-
-    tools.run(main())
+    broker.publish(2)
+    consumer = AsyncLoopConsumer(backend, retry=FAST, dead_letter_key="failed.orders")
+    handler = Recorder(*[ValueError("no")] * 6)
+    await settled(consumer, handler, lambda: not broker.unsettled())
+    assert set(handler.numbers) == {0, 1}
+    assert len(handler.messages) == 6
+    assert consumer.dead == 2
+    assert [r.outcome for r in broker.records] == ["ack"] * 4
     broker.check()
     assert announced(caplog) == []
     assert [(key, payload["n"]) for key, payload, _ in backend.published] == [
@@ -84,29 +76,25 @@ def test_with_a_dead_letter_key_it_is_published_there_and_never_received(
             assert extras["headers"]["abe-dead-key"] == "k"
 
 
-def test_a_dead_letter_is_published_before_the_message_is_acked(tools: type[Toolbox]) -> None:
+async def test_a_dead_letter_is_published_before_the_message_is_acked(tools: type[Toolbox]) -> None:
     broker = tools.broker(reject=False)
     backend = Scripted(broker)
+    (record,) = broker.publish()
+    consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
+    outcomes: list[str] = []
+    original = backend.publish
 
-    async def main() -> None:
-        (record,) = broker.publish()
-        consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
-        outcomes: list[str] = []
-        original = backend.publish
+    async def publish(key: str, payload: dict[str, Any], **extras: Any) -> None:
+        outcomes.append(record.outcome)
+        await original(key, payload, **extras)
+        outcomes.append(record.outcome)
 
-        async def publish(key: str, payload: dict[str, Any], **extras: Any) -> None:
-            outcomes.append(record.outcome)
-            await original(key, payload, **extras)
-            outcomes.append(record.outcome)
-
-        backend.publish = publish  # type: ignore[method-assign]
-        await settled(consumer, Recorder(Reject("x")), lambda: not broker.unsettled())
-        assert outcomes == ["", ""]
-
-    tools.run(main())
+    backend.publish = publish  # type: ignore[method-assign]
+    await settled(consumer, Recorder(Reject("x")), lambda: not broker.unsettled())
+    assert outcomes == ["", ""]
 
 
-def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
+async def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
     tools: type[Toolbox], caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = tools.broker(reject=False)
@@ -116,20 +104,16 @@ def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
         TimeoutError(),
         PublishError("full", retryable=True),
     ]
-
-    async def main() -> None:
-        broker.publish()
-        consumer = AsyncLoopConsumer(backend, retry=STEADY, dead_letter_key="dead")
-        handler = Recorder(Reject("x"))
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        await settled(consumer, handler, lambda: consumer.dead)
-        assert loop.time() - started == pytest.approx(6.0, abs=0.1)
-        assert len(handler.messages) == 1
-        assert len(backend.published) == 1
-        assert broker.records[0].outcomes == ["ack"]
-
-    tools.run(main())
+    broker.publish()
+    consumer = AsyncLoopConsumer(backend, retry=STEADY, dead_letter_key="dead")
+    handler = Recorder(Reject("x"))
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await settled(consumer, handler, lambda: consumer.dead)
+    assert loop.time() - started == pytest.approx(6.0, abs=0.1)
+    assert len(handler.messages) == 1
+    assert len(backend.published) == 1
+    assert broker.records[0].outcomes == ["ack"]
     broker.check()
     texts = [r.getMessage() for r in caplog.records if "cannot publish" in r.getMessage()]
     assert [t.partition(" (")[0] for t in texts] == [
@@ -138,29 +122,25 @@ def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
 
 
 @pytest.mark.parametrize("how", ["shutdown", "cancel"])
-def test_a_dead_letter_that_cannot_be_published_is_released_at_the_end(
+async def test_a_dead_letter_that_cannot_be_published_is_released_at_the_end(
     how: str, tools: type[Toolbox]
 ) -> None:
     broker = tools.broker(reject=False)
     backend = Scripted(broker)
     backend.refusals += [ConnectionLostError("away")] * 1000
-
-    async def main() -> None:
-        broker.publish()
-        consumer = AsyncLoopConsumer(backend, retry=STEADY, dead_letter_key="dead")
-        task = asyncio.create_task(consumer.run(Recorder(Reject("x"))))
-        await until(lambda: len(backend.refusals) < 999, 0.1)
-        if how == "shutdown":
-            await consumer.shutdown()
+    broker.publish()
+    consumer = AsyncLoopConsumer(backend, retry=STEADY, dead_letter_key="dead")
+    task = asyncio.create_task(consumer.run(Recorder(Reject("x"))))
+    await until(lambda: len(backend.refusals) < 999, 0.1)
+    if how == "shutdown":
+        await consumer.shutdown()
+        await task
+    else:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
             await task
-        else:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        assert broker.records[0].outcomes == ["release"]
-        assert consumer.dead == 0
-
-    tools.run(main())
+    assert broker.records[0].outcomes == ["release"]
+    assert consumer.dead == 0
     broker.check()
 
 

@@ -34,23 +34,19 @@ async def test_a_plain_backend_is_asked_for_nothing_more_than_the_group() -> Non
     assert backend.opened == [((), {"group": "billing"}), ((), {"group": None})]
 
 
-def test_a_first_party_backend_is_asked_so_too_and_for_keys_only_if_given(
+async def test_a_first_party_backend_is_asked_so_too_and_for_keys_only_if_given(
     tools: type[Toolbox],
 ) -> None:
     broker = tools.broker(keys="consumer")
     backend = Scripted(broker)
-
-    async def main() -> None:
-        for keys in (None, "a.*", ["b", "a"]):
-            consumer = AsyncLoopConsumer(backend, "g", keys=keys)
-            await settled(consumer, Recorder(), lambda: True)
-        assert backend.opened == [
-            {"group": "g"},
-            {"group": "g", "keys": ("a.*",)},
-            {"group": "g", "keys": ("a", "b")},
-        ]
-
-    tools.run(main())
+    for keys in (None, "a.*", ["b", "a"]):
+        consumer = AsyncLoopConsumer(backend, "g", keys=keys)
+        await settled(consumer, Recorder(), lambda: True)
+    assert backend.opened == [
+        {"group": "g"},
+        {"group": "g", "keys": ("a.*",)},
+        {"group": "g", "keys": ("a", "b")},
+    ]
 
 
 async def test_keys_on_a_plain_backend_are_unsupported_and_nothing_is_opened() -> None:

@@ -82,17 +82,13 @@ async def test_other_exceptions_back_off_up_to_a_limit_and_then_go_to_the_dead_l
         assert tuple(record.__dict__[f] for f in ("backend", "group", "key", "id")) == fields
 
 
-def test_a_delay_is_capped_at_what_the_backend_can(tools: type[Toolbox]) -> None:
+async def test_a_delay_is_capped_at_what_the_backend_can(tools: type[Toolbox]) -> None:
     broker = tools.broker(nack_delay=5.0)
-
-    async def main() -> None:
-        broker.publish()
-        consumer = AsyncLoopConsumer(Scripted(broker))
-        handler = Recorder(Retry(60.0))
-        await settled(consumer, handler, lambda: consumer.processed)
-        assert handler.gaps == pytest.approx([5.0], abs=0.1)
-
-    tools.run(main())
+    broker.publish()
+    consumer = AsyncLoopConsumer(Scripted(broker))
+    handler = Recorder(Retry(60.0))
+    await settled(consumer, handler, lambda: consumer.processed)
+    assert handler.gaps == pytest.approx([5.0], abs=0.1)
     broker.check()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -18,25 +19,28 @@ from abe.errors import UnsupportedError
 from tests.unit_test.consumer.support import FAST, Plain, Recorder, memory, real, settled, until
 
 
-def test_a_sync_handler_sees_the_callers_context_and_may_settle_itself() -> None:
+@pytest.fixture
+def run() -> Callable[[Coroutine[Any, Any, None]], None]:
+    """Run the tests in real time."""
+    return real
+
+
+async def test_a_sync_handler_sees_the_callers_context_and_may_settle_itself() -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
     outcomes: list[Any] = []
 
     def handler(message: SyncMessage) -> None:
         outcomes.extend((variable.get(), message.reject("by hand"), message.outcome))
 
-    async def main() -> None:
-        variable.set("seen")
-        async with memory() as backend:
-            await backend.publish("k", {})
-            consumer = AsyncLoopConsumer(backend)
-            await settled(consumer, handler, lambda: len(outcomes) == 3)
-            (dead,) = await backend.dead_letters()
-            assert dead.headers["abe-dead-reason"] == "by hand"
-            assert (consumer.processed, consumer.failed) == (0, 0)
-        assert outcomes == ["seen", True, Outcome.REJECT]
-
-    real(main())
+    variable.set("seen")
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend)
+        await settled(consumer, handler, lambda: len(outcomes) == 3)
+        (dead,) = await backend.dead_letters()
+        assert dead.headers["abe-dead-reason"] == "by hand"
+        assert (consumer.processed, consumer.failed) == (0, 0)
+    assert outcomes == ["seen", True, Outcome.REJECT]
 
 
 def test_a_message_settled_in_a_thread_after_the_loop_is_gone_is_lost() -> None:
@@ -62,112 +66,97 @@ def test_a_message_settled_in_a_thread_after_the_loop_is_gone_is_lost() -> None:
     assert results == [False]
 
 
-def test_a_cancellation_raised_in_a_thread_is_a_failure() -> None:
+async def test_a_cancellation_raised_in_a_thread_is_a_failure() -> None:
     def handler(message: SyncMessage) -> None:
         raise asyncio.CancelledError
 
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish("k", {})
-            consumer = AsyncLoopConsumer(backend, retry=FAST)
-            await settled(consumer, handler, lambda: consumer.dead)
-            assert consumer.failed == 3
-
-    real(main())
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend, retry=FAST)
+        await settled(consumer, handler, lambda: consumer.dead)
+        assert consumer.failed == 3
 
 
-def test_a_cancellation_while_a_thread_works_leaves_the_message_to_the_thread() -> None:
+async def test_a_cancellation_while_a_thread_works_leaves_the_message_to_the_thread() -> None:
     go, started = threading.Event(), threading.Event()
 
     def handler(message: SyncMessage) -> None:
         started.set()
         go.wait(10)
 
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish("k", {})
-            consumer = AsyncLoopConsumer(backend)
-            task = asyncio.create_task(consumer.run(handler))
-            await until(started.is_set, 0.001)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert (await backend.stats()).total("in_flight") == 1
-            backend._store.advance_time(30)
-            (message,) = await backend.peek()
-            assert message.attempt == 2
-        go.set()
-
-    real(main())
-
-
-def test_what_a_thread_has_finished_counts_even_if_the_cancellation_comes_first() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-
-        def cancel_at_the_worst_moment() -> None:
-            # Meanwhile the thread returns and reports; only then is the run cancelled.
-            returned.wait(10)
-            time.sleep(0.02)
-            task.cancel()
-
-        def handler(message: SyncMessage) -> None:
-            loop.call_soon_threadsafe(cancel_at_the_worst_moment)
-            returned.set()
-
-        returned = threading.Event()
-        async with memory() as backend:
-            await backend.publish("k", {})
-            consumer = AsyncLoopConsumer(backend)
-            task = asyncio.create_task(consumer.run(handler))
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert consumer.processed == 1
-            assert (await backend.stats()).entries == ()
-
-    real(main())
-
-
-def test_shutdown_from_a_handler_in_a_thread() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-
-        def handler(message: SyncMessage) -> None:
-            asyncio.run_coroutine_threadsafe(consumer.shutdown(), loop).result(5)
-
-        async with memory() as backend:
-            await backend.publish_many([{}, {}], key="k")
-            consumer = AsyncLoopConsumer(backend)
-            await consumer.run(handler)
-            assert (consumer.processed, consumer.failed) == (1, 0)
-            assert (await backend.stats()).total("ready") == 1
-
-    real(main())
-
-
-def test_a_hanging_thread_keeps_its_message_until_the_lease_lapses() -> None:
-    go, started = threading.Event(), threading.Event()
-
-    def handler(message: SyncMessage) -> None:
-        started.set()
-        go.wait(10)
-
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish_many([{"n": 1}, {"n": 2}], key="k")
-            consumer = AsyncLoopConsumer(backend, drain_timeout=0.01)
-            task = asyncio.create_task(consumer.run(handler))
-            await until(started.is_set, 0.001)
-            await consumer.shutdown()
-            assert task.done()
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend)
+        task = asyncio.create_task(consumer.run(handler))
+        await until(started.is_set, 0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
             await task
-            stats = await backend.stats()
-            assert (stats.total("in_flight"), stats.total("ready")) == (1, 1)
-            backend._store.advance_time(30)
-            assert [(m["n"], m.attempt) for m in await backend.peek()] == [(1, 2), (2, 1)]
-        go.set()
+        assert (await backend.stats()).total("in_flight") == 1
+        backend._store.advance_time(30)
+        (message,) = await backend.peek()
+        assert message.attempt == 2
+    go.set()
 
-    real(main())
+
+async def test_what_a_thread_has_finished_counts_even_if_the_cancellation_comes_first() -> None:
+    loop = asyncio.get_running_loop()
+
+    def cancel_at_the_worst_moment() -> None:
+        # Meanwhile the thread returns and reports; only then is the run cancelled.
+        returned.wait(10)
+        time.sleep(0.02)
+        task.cancel()
+
+    def handler(message: SyncMessage) -> None:
+        loop.call_soon_threadsafe(cancel_at_the_worst_moment)
+        returned.set()
+
+    returned = threading.Event()
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend)
+        task = asyncio.create_task(consumer.run(handler))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert consumer.processed == 1
+        assert (await backend.stats()).entries == ()
+
+
+async def test_shutdown_from_a_handler_in_a_thread() -> None:
+    loop = asyncio.get_running_loop()
+
+    def handler(message: SyncMessage) -> None:
+        asyncio.run_coroutine_threadsafe(consumer.shutdown(), loop).result(5)
+
+    async with memory() as backend:
+        await backend.publish_many([{}, {}], key="k")
+        consumer = AsyncLoopConsumer(backend)
+        await consumer.run(handler)
+        assert (consumer.processed, consumer.failed) == (1, 0)
+        assert (await backend.stats()).total("ready") == 1
+
+
+async def test_a_hanging_thread_keeps_its_message_until_the_lease_lapses() -> None:
+    go, started = threading.Event(), threading.Event()
+
+    def handler(message: SyncMessage) -> None:
+        started.set()
+        go.wait(10)
+
+    async with memory() as backend:
+        await backend.publish_many([{"n": 1}, {"n": 2}], key="k")
+        consumer = AsyncLoopConsumer(backend, drain_timeout=0.01)
+        task = asyncio.create_task(consumer.run(handler))
+        await until(started.is_set, 0.001)
+        await consumer.shutdown()
+        assert task.done()
+        await task
+        stats = await backend.stats()
+        assert (stats.total("in_flight"), stats.total("ready")) == (1, 1)
+        backend._store.advance_time(30)
+        assert [(m["n"], m.attempt) for m in await backend.peek()] == [(1, 2), (2, 1)]
+    go.set()
 
 
 HANG = """
@@ -202,7 +191,7 @@ def test_a_hanging_thread_does_not_keep_the_process_alive() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
-def test_what_the_backend_cannot_do_is_raised_in_the_thread_of_the_handler() -> None:
+async def test_what_the_backend_cannot_do_is_raised_in_the_thread_of_the_handler() -> None:
     refused: list[str] = []
 
     def handler(message: SyncMessage) -> None:
@@ -210,32 +199,26 @@ def test_what_the_backend_cannot_do_is_raised_in_the_thread_of_the_handler() -> 
             message.reject("broken")
         refused.append(str(caught.value))
 
-    async def main() -> None:
-        backend = Plain({"n": 1}, ends=True)
-        consumer = AsyncLoopConsumer(backend)
-        await consumer.run(handler)
-        assert consumer.processed == 1
-
-    real(main())
+    backend = Plain({"n": 1}, ends=True)
+    consumer = AsyncLoopConsumer(backend)
+    await consumer.run(handler)
+    assert consumer.processed == 1
     assert refused == ["backend 'Plain' does not support reject() (capability 'reject')"]
 
 
-def test_the_threads_of_a_run_end_with_it() -> None:
+async def test_the_threads_of_a_run_end_with_it() -> None:
     threads: list[threading.Thread] = []
 
     def handler(message: SyncMessage) -> None:
         threads.append(threading.current_thread())
 
-    async def main() -> None:
-        await AsyncLoopConsumer(Plain({"n": 1}, ends=True)).run(handler)
-
-    real(main())
+    await AsyncLoopConsumer(Plain({"n": 1}, ends=True)).run(handler)
     (thread,) = threads
     thread.join(10)
     assert not thread.is_alive()
 
 
-def test_sync_handlers_run_side_by_side_in_threads_that_are_reused() -> None:
+async def test_sync_handlers_run_side_by_side_in_threads_that_are_reused() -> None:
     barrier = threading.Barrier(3, timeout=10)
     threads: set[str] = set()
 
@@ -243,13 +226,10 @@ def test_sync_handlers_run_side_by_side_in_threads_that_are_reused() -> None:
         threads.add(threading.current_thread().name)
         barrier.wait()
 
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish_many([{}] * 30, key="k")
-            consumer = AsyncLoopConsumer(backend, concurrency=3)
-            await settled(consumer, handler, lambda: consumer.processed == 30)
-
-    real(main())
+    async with memory() as backend:
+        await backend.publish_many([{}] * 30, key="k")
+        consumer = AsyncLoopConsumer(backend, concurrency=3)
+        await settled(consumer, handler, lambda: consumer.processed == 30)
     assert threads == {"abe-handler-1", "abe-handler-2", "abe-handler-3"}
 
 

@@ -13,7 +13,7 @@ import pytest
 from abe.backends.message_queue import consumer as module
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.errors import Reject
-from tests.unit_test.consumer.support import Recorder, Scripted, memory, real, settled
+from tests.unit_test.consumer.support import Recorder, Scripted, memory, settled
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message
@@ -31,47 +31,40 @@ async def test_returned_is_acked(broker: Broker) -> None:
     assert consumer.last_error is None
 
 
-def test_reject_goes_to_the_dead_letters_with_the_reason(
+async def test_reject_goes_to_the_dead_letters_with_the_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish("k", {"n": 1})
-            consumer = AsyncLoopConsumer(backend, "g")
-            with caplog.at_level(logging.INFO):
-                await settled(consumer, Recorder(Reject("no such customer")), lambda: consumer.dead)
-            (dead,) = await backend.dead_letters(group="g")
-            assert dead.headers["abe-dead-reason"] == "no such customer"
-            assert dead.attempt == 1
-            assert (consumer.processed, consumer.failed, consumer.retried) == (0, 1, 0)
-            assert isinstance(consumer.last_error, Reject)
-
-    real(main())
+    async with memory() as backend:
+        await backend.publish("k", {"n": 1})
+        consumer = AsyncLoopConsumer(backend, "g")
+        with caplog.at_level(logging.INFO):
+            await settled(consumer, Recorder(Reject("no such customer")), lambda: consumer.dead)
+        (dead,) = await backend.dead_letters(group="g")
+        assert dead.headers["abe-dead-reason"] == "no such customer"
+        assert dead.attempt == 1
+        assert (consumer.processed, consumer.failed, consumer.retried) == (0, 1, 0)
+        assert isinstance(consumer.last_error, Reject)
     (record,) = [r for r in caplog.records if r.name == module.__name__]
     assert record.levelno == logging.INFO
     assert record.getMessage().startswith("rejected by the handler: no such customer (backend=")
 
 
-def test_a_reason_that_is_an_exception_is_kept_as_text() -> None:
+async def test_a_reason_that_is_an_exception_is_kept_as_text() -> None:
     """Neither ``raise Reject(error)`` nor ``message.reject(error)`` loses the message."""
-
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish("k", {"n": 1})
-            consumer = AsyncLoopConsumer(backend, "g")
-            await settled(consumer, Recorder(Reject(KeyError("a"))), lambda: consumer.dead)
-            await backend.publish("k", {"n": 2})
-            async with backend.consume(group="g") as stream:
-                await (await anext(stream)).reject(KeyError("b"))
-            dead = await backend.dead_letters(group="g")
-            reasons = [letter.headers["abe-dead-reason"] for letter in dead]
-            assert reasons == ["KeyError: 'a'", "KeyError: 'b'"]
-
-    real(main())
+    async with memory() as backend:
+        await backend.publish("k", {"n": 1})
+        consumer = AsyncLoopConsumer(backend, "g")
+        await settled(consumer, Recorder(Reject(KeyError("a"))), lambda: consumer.dead)
+        await backend.publish("k", {"n": 2})
+        async with backend.consume(group="g") as stream:
+            await (await anext(stream)).reject(KeyError("b"))
+        dead = await backend.dead_letters(group="g")
+        reasons = [letter.headers["abe-dead-reason"] for letter in dead]
+        assert reasons == ["KeyError: 'a'", "KeyError: 'b'"]
 
 
 @pytest.mark.parametrize("threaded", [True, False])
-def test_the_traceback_begins_in_the_handler(
+async def test_the_traceback_begins_in_the_handler(
     threaded: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(message: Any) -> None:
@@ -80,46 +73,37 @@ def test_the_traceback_begins_in_the_handler(
     async def handler(message: Message) -> None:
         fail(message)
 
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish("k", {})
-            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
-            await settled(consumer, fail if threaded else handler, lambda: consumer.dead)
-
-    real(main())
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+        await settled(consumer, fail if threaded else handler, lambda: consumer.dead)
     (record,) = [r for r in caplog.records if r.name == module.__name__]
     assert record.exc_info is not None
     frames = [frame.name for frame in traceback.extract_tb(record.exc_info[2])]
     assert frames == (["fail"] if threaded else ["handler", "fail"])
 
 
-def test_the_traceback_is_whole_if_it_does_not_reach_a_handler_in_python() -> None:
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish("k", {})
-            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
-            await settled(consumer, operator.itemgetter("missing"), lambda: consumer.dead)
-            assert isinstance(consumer.last_error, KeyError)
-            assert consumer.last_error.__traceback__ is not None
-
-    real(main())
+async def test_the_traceback_is_whole_if_it_does_not_reach_a_handler_in_python() -> None:
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+        await settled(consumer, operator.itemgetter("missing"), lambda: consumer.dead)
+        assert isinstance(consumer.last_error, KeyError)
+        assert consumer.last_error.__traceback__ is not None
 
 
-def test_the_reason_of_a_dead_letter_says_what_was_raised_and_where() -> None:
+async def test_the_reason_of_a_dead_letter_says_what_was_raised_and_where() -> None:
     async def handler(message: Message) -> None:
         raise KeyError("customer")
 
-    async def main() -> None:
-        async with memory() as backend:
-            await backend.publish("k", {})
-            consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
-            await settled(consumer, handler, lambda: consumer.dead)
-            (dead,) = await backend.dead_letters()
-            assert dead.headers["abe-dead-reason"] == "KeyError: 'customer'"
-            assert 'raise KeyError("customer")' in dead.headers["abe-dead-traceback"]
-            assert dead.headers["abe-dead-attempts"] == "1"
-
-    real(main())
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend, retry=RetryPolicy(max_attempts=1))
+        await settled(consumer, handler, lambda: consumer.dead)
+        (dead,) = await backend.dead_letters()
+        assert dead.headers["abe-dead-reason"] == "KeyError: 'customer'"
+        assert 'raise KeyError("customer")' in dead.headers["abe-dead-traceback"]
+        assert dead.headers["abe-dead-attempts"] == "1"
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -200,25 +200,21 @@ async def test_with_key_ordering_successors_are_released_too(
 
 
 @pytest.mark.parametrize(("ordering", "outcome"), [("key", "reject"), ("consumer", "nack")])
-def test_successors_are_kept_where_nothing_has_to_come_before_them(
+async def test_successors_are_kept_where_nothing_has_to_come_before_them(
     ordering: str, outcome: str, tools: type[Toolbox]
 ) -> None:
     """After a reject, or without ordering by key, the next message is the next."""
     broker = tools.broker(ordering=ordering)
-
-    async def main() -> None:
-        broker.publish(80)
-        async with broker.stream() as stream:
-            for _ in range(30):
-                await anext(stream)
-            settled = await anext(stream)
-            assert len(broker.leased()) > 2
-            await (settled.reject("broken") if outcome == "reject" else settled.nack(60))
-            assert (await anext(stream))["n"] == settled["n"] + 1
-            await stream.flush()
-            assert broker.settled("release") == []
-
-    tools.run(main())
+    broker.publish(80)
+    async with broker.stream() as stream:
+        for _ in range(30):
+            await anext(stream)
+        settled = await anext(stream)
+        assert len(broker.leased()) > 2
+        await (settled.reject("broken") if outcome == "reject" else settled.nack(60))
+        assert (await anext(stream))["n"] == settled["n"] + 1
+        await stream.flush()
+        assert broker.settled("release") == []
     broker.check()
 
 
