@@ -1,50 +1,36 @@
-"""Completion behind the magics: backends, keys and groups seen, options. No I/O, and no errors."""
+"""Completion of magics: options, backends, recent keys and groups; without I/O and errors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, context_matcher
 
-from abe.ipython.backends import BACKENDS, CONNECT
-from abe.ipython.cleaning import ACTIONS, DEAD, PURGE
-from abe.ipython.consuming import CONSUME
-from abe.ipython.contract import CONTRACT
 from abe.ipython.grammar import Option, Syntax
-from abe.ipython.handlers import HANDLER, HANDLERS, STOP
-from abe.ipython.looking import PEEK, STATS
 from abe.ipython.payloads import FORMATS
-from abe.ipython.publishing import CELL, LINE
+from abe.ipython.queue_magics import ACTIONS
 
 if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
     from abe.ipython.session import Session
 
-__all__ = ["SYNTAXES", "matcher"]
-
-SYNTAXES: dict[str, Syntax] = {
-    syntax.magic: syntax
-    for syntax in (
-        *(BACKENDS, CONNECT, LINE, CELL, CONSUME, PEEK, STATS, DEAD, PURGE),
-        *(HANDLER, HANDLERS, STOP, CONTRACT),
-    )
-}
+__all__ = ["matcher"]
 
 _CALL = re.compile(r"(?:^|[\s=])(%%?abe_\w+)\s(.*)\Z")
 
 Matcher = Callable[["CompletionContext"], SimpleMatcherResult]
 
 
-def matcher(session: Session) -> Matcher:
+def matcher(session: Session, syntaxes: Mapping[str, Syntax]) -> Matcher:
     """Return a matcher for ``shell.Completer.custom_matchers``."""
 
     @context_matcher(identifier="abe")  # type: ignore[untyped-decorator]
     def abe_matcher(context: CompletionContext) -> SimpleMatcherResult:
         try:
-            found, token = _complete(session, context)
+            found, token = _complete(session, syntaxes, context)
         except Exception:  # it would be printed into the notebook
             return SimpleMatcherResult(completions=[])
         return SimpleMatcherResult(
@@ -57,12 +43,12 @@ def matcher(session: Session) -> Matcher:
     return made
 
 
-def _complete(session: Session, context: CompletionContext) -> tuple[list[str], str]:
+def _complete(
+    session: Session, syntaxes: Mapping[str, Syntax], context: CompletionContext
+) -> tuple[list[str], str]:
     call = _CALL.search(context.text_until_cursor)
-    if call is None:
-        return [], ""
-    syntax = SYNTAXES.get(call[1])
-    if syntax is None:
+    syntax = syntaxes.get(call[1]) if call is not None else None
+    if call is None or syntax is None:
         return [], ""
     words = re.split(r"\s+", call[2])
     token, before = words[-1], words[:-1]
@@ -100,19 +86,19 @@ def _positional(names: dict[str, Option], before: list[str]) -> list[str]:
 
 
 def _words(session: Session, syntax: Syntax, words: list[str]) -> Iterable[str]:
-    if syntax is CONNECT:
-        return () if words else session.installed
-    if syntax is CONTRACT:
-        return () if words else [*session.installed, *_variables(session, classes=True)]
-    if syntax is DEAD:
-        return () if words else ACTIONS
-    if syntax is STOP:
-        return [name for name in session.handlers if name not in words]
-    if syntax in (LINE, CELL):
-        return () if words else session.keys
-    if syntax in (CONSUME, PEEK, STATS, PURGE, HANDLER):
-        return [key for key in session.keys if key not in words]
-    return ()
+    kind = syntax.completes
+    if kind in ("keys", "handlers"):
+        known: Iterable[str] = session.keys if kind == "keys" else session.handlers
+        return [name for name in known if name not in words]
+    if words:
+        return ()
+    if syntax.payload:
+        return session.keys
+    if kind == "action":
+        return ACTIONS
+    if kind == "target":
+        return [*session.installed, *_variables(session, classes=True)]
+    return session.installed if kind == "backend" else ()
 
 
 def _values(session: Session, option: Option) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""``%abe_contract``."""
+"""The magic that runs the contract suite, and its result."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from abe.display.table import Table
 from abe.display.text import cell, limits
 from abe.errors import UnsupportedError
 from abe.ipython.errors import short
-from abe.ipython.grammar import Option, Syntax, assignment, identifier, parse
+from abe.ipython.grammar import OUT, Option, Syntax, assignment
 from abe.ipython.progress import Progress
-from abe.ipython.session import Call
+from abe.ipython.session import Call, Settings, magic
 
 if TYPE_CHECKING:
     from abe.testing import ContractReport
@@ -23,23 +23,14 @@ if TYPE_CHECKING:
 else:
     Rows = Listing
 
-__all__ = ["CONTRACT", "Contract", "contract"]
+__all__ = ["Contract", "ContractMagics"]
 
-CONTRACT = Syntax(
-    "%abe_contract",
-    "CLASS_OR_NAME [-s PATTERN]… [--env K=V]… [-o NAME]",
-    (
-        Option("--select", "-s", "PATTERN", repeat=True),
-        Option("--env", "-e", "K=V", assignment, repeat=True),
-        Option("--out", "-o", "NAME", identifier),
-    ),
-)
 _ORDER = {"fail": 0, "pass": 1, "skip": 2}
 _REASON = 600
 
 
 class Contract(Rows):
-    """What the contract suite has shown: a list of its rows, shown as a table, failures first.
+    """The result of the contract suite: a list of its rows, shown as a table, failures first.
 
     Attributes:
         report: The `abe.testing.ContractReport`.
@@ -56,7 +47,7 @@ class Contract(Rows):
         return self.report.ok
 
     def table(self) -> Table:
-        """Return what is shown: failures first; notes count the skips by reason."""
+        """Return the table: failures first; notes count the skips by reason."""
         rows = [
             (row.case, row.outcome, f"{row.seconds:.2f} s", _details(row))
             for row in self[: limits.rows]
@@ -102,35 +93,71 @@ def _counted(found: Counter[str]) -> str:
     return ", ".join(f"{what} ({count})" for what, count in found.most_common())
 
 
-def contract(call: Call) -> Any:
-    """Run the contract suite on a backend."""
-    arguments = parse(CONTRACT, call.line, call.evaluate)
-    options = arguments.options
-    if len(arguments.words) != 1:
-        raise CONTRACT.error("give one backend: an installed one, or a class")
-    try:
-        from abe.testing import run_contract
-    except ImportError as error:
-        raise UnsupportedError(
-            f'%abe_contract needs the extra "testing", which is not installed: {error}'
-        ) from None
-    name = arguments.words[0]
-    target: Any = call.variable(name) if _is_variable(call, name) else name
-    with Progress(None, "cases run:", live=call.session.in_notebook) as progress:
+class ContractMagics(Settings):
+    """Run the contract suite."""
+
+    @magic(
+        Syntax(
+            "%abe_contract",
+            "CLASS_OR_NAME [-s PATTERN]… [--env K=V]… [-o NAME]",
+            (
+                Option("--select", "-s", "PATTERN", repeat=True),
+                Option("--env", "-e", "K=V", assignment, repeat=True),
+                OUT,
+            ),
+            completes="target",
+        )
+    )
+    def abe_contract(self, call: Call) -> Any:
+        """Run the contract suite on a backend, installed or defined in a cell.
+
+        ::
+
+            %abe_contract memory
+            %abe_contract MyBackend
+            %abe_contract MyBackend --select redelivery --select "group*"
+            report = %abe_contract redis --env ABE_REDIS_URL=redis://localhost:6379
+
+        The suite checks what every backend must do, and what this one declares in its capabilities;
+        what does not apply is skipped, with the reason. A class is made with from_env(). Instead of
+        a class, a function that makes a backend, a Harness or a BackendContract will do as well.
+        A failed case is a result, not an error: to stop a notebook, write assert report.ok.
+
+        Options:
+          -s, --select P     only cases whose name contains P, or matches it with * and ?;
+                             repeatable
+          -e, --env K=V      a variable for an installed backend, e.g. where its broker is;
+                             repeatable. {namespace} in V stands for what keeps the cases apart,
+                             {folder} for a temporary folder
+          -o, --out NAME     also store the result in the variable NAME
+
+        Returns:
+          the rows, shown as a table with failures first; .ok, .report
+        """
+        if len(call.words) != 1:
+            raise call.syntax.error("give one backend: an installed one, or a class")
         try:
-            report = run_contract(
-                target,
-                select=options["select"] or None,
-                env=dict(options["env"]) or None,
-                on_row=lambda row: progress(progress.count + 1),
-            )
-        except TypeError as error:
-            raise short(error) from error.__cause__
-    return call.result(Contract(report), options["out"])
+            from abe.testing import run_contract
+        except ImportError as error:
+            raise UnsupportedError(
+                f'%abe_contract needs the extra "testing", which is not installed: {error}'
+            ) from None
+        name = call.words[0]
+        target: Any = call.variable(name) if _is_variable(call, name) else name
+        with Progress(None, "cases run:", live=self.session.in_notebook) as progress:
+            try:
+                report = run_contract(
+                    target,
+                    select=call.options["select"] or None,
+                    env=dict(call.options["env"]) or None,
+                    on_row=lambda row: progress(progress.count + 1),
+                )
+            except TypeError as error:
+                raise short(error) from error.__cause__
+        return call.result(Contract(report))
 
 
 def _is_variable(call: Call, name: str) -> bool:
-    """Whether ``name`` is a variable, and no text that happens to be called like a backend."""
-    scopes: Iterable[dict[str, Any]] = call.scopes
-    found = next((scope[name] for scope in scopes if name in scope), None)
+    """Return whether ``name`` is a variable other than a text that happens to bear that name."""
+    found = next((scope[name] for scope in call.scopes if name in scope), None)
     return found is not None and not (isinstance(found, str) or name in call.session.installed)

@@ -1,23 +1,18 @@
-"""How magics fail: a short exact message, and a real error for whoever runs the notebook."""
+"""Errors of magics: a short exact message for the reader, a real error for notebook runners."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from IPython.core.getipython import get_ipython
 
 from abe._redact import known
 from abe.display.text import MAX_LINE, visible
-from abe.errors import AbeError, BackendClosedError
 
-__all__ = ["short", "short_errors"]
+__all__ = ["short"]
 
 E = TypeVar("E", bound=BaseException)
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _MAX_LINES = 20
 
@@ -69,21 +64,3 @@ def _follows_group(error: BaseException) -> bool:
         seen.add(id(context))
         context = context.__context__
     return False
-
-
-def short_errors(magic: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a magic so that every `AbeError` it raises, and an interrupt, is shown short."""
-
-    @functools.wraps(magic)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return magic(*args, **kwargs)
-        except AbeError as error:
-            closed = isinstance(error, BackendClosedError)
-            hints = ["%abe_connect opens another."] if closed else []
-            raise short(error, *hints) from error.__cause__
-        except KeyboardInterrupt as error:
-            short(error)
-            raise
-
-    return run

@@ -21,6 +21,9 @@ from abe.display.text import visible
 from abe.ipython.expressions import Evaluate, ExpressionError, expand, find_expression
 
 __all__ = [
+    "GROUP",
+    "NUMBER",
+    "OUT",
     "Arguments",
     "Option",
     "Syntax",
@@ -41,8 +44,8 @@ class Option:
     Attributes:
         long: Its long spelling, e.g. ``"--group"``.
         short: Its short spelling, if it has one.
-        metavar: What its value is called in usage lines; empty for a flag.
-        convert: Makes the value from text; raises ``ValueError`` saying what it must be.
+        metavar: Name of its value in usage lines; empty for a flag.
+        convert: Makes the value from text; raises ``ValueError`` with the form it must have.
         default: The value when the option is absent.
         repeat: It may be given several times; the value is a list.
     """
@@ -67,19 +70,24 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Syntax:
-    """What one magic accepts.
+    """The arguments that one magic accepts.
 
     Attributes:
-        magic: How it is written, e.g. ``"%abe_publish"``.
-        usage: What follows its name, e.g. ``"[--delay S] KEY PAYLOAD"``.
+        magic: The magic as it is written, e.g. ``"%abe_publish"``.
+        usage: The text that follows its name, e.g. ``"[--delay S] KEY PAYLOAD"``.
         options: Its options.
         payload: The first word is KEY and what follows it is the payload.
+        completes: Kind of the words: ``"keys"``, ``"backend"``, ``"target"``, ``"action"`` or
+            ``"handlers"``; a plural may be repeated. Empty for words that are not completed.
+        max_words: Maximum number of words, if there is one.
     """
 
     magic: str
     usage: str
     options: tuple[Option, ...] = ()
     payload: bool = False
+    completes: str = ""
+    max_words: int | None = None
 
     def error(self, problem: str) -> UsageError:
         """Return the error that says ``problem`` and how the magic is used."""
@@ -93,7 +101,7 @@ class Arguments:
     Attributes:
         options: Value of each option by name, defaults included.
         words: Everything else, ``{{expr}}`` evaluated; KEY comes first where there is one.
-        payload: What follows KEY, verbatim; ``None`` if nothing does.
+        payload: The text behind KEY, verbatim; ``None`` if there is none.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +131,8 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
         else:
             result.options[option.name] = value
     result.words = [_expand(syntax, word, evaluate) for word in words]
+    if syntax.max_words is not None and len(words) > syntax.max_words:
+        raise syntax.error(f"{_shown(result.words[syntax.max_words])} is one word too many")
     return result
 
 
@@ -165,7 +175,7 @@ def _read(syntax: Syntax, line: str) -> tuple[list[str], _Given, str | None]:
 
 
 def _refuse_missing_key(syntax: Syntax, rest: str) -> None:
-    # No key can begin so: '[' is forbidden, and JSON follows KEY.
+    # '[' is forbidden in keys, and JSON follows KEY.
     if rest[0] == "[" or (rest[0] == "{" and not rest.startswith("{{")):
         raise syntax.error(
             f"KEY is missing before the payload; write {syntax.magic} KEY {_shown(rest)}"
@@ -267,7 +277,7 @@ def seconds(text: str) -> float:
     """Convert a number of seconds.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not one.
     """
     try:
         value = float(text)
@@ -282,7 +292,7 @@ def count(text: str) -> int:
     """Convert a number of messages.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not one.
     """
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
         raise ValueError(f"must be a whole number, 1 or more, not {_shown(text)!r}")
@@ -293,7 +303,7 @@ def identifier(text: str) -> str:
     """Convert the name of a variable.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not one.
     """
     if not text.isidentifier() or keyword.iskeyword(text):
         raise ValueError(f"must be the name of a variable, not {_shown(text)!r}")
@@ -314,7 +324,7 @@ def assignment(text: str) -> tuple[str, str]:
 
 
 def env_name(text: str) -> tuple[str, str | None]:
-    """Convert ``K=V``, or ``K`` alone to be asked for.
+    """Convert ``K=V``, or ``K`` alone, whose value is asked for.
 
     Raises:
         ValueError: If K cannot name an environment variable.
@@ -336,3 +346,8 @@ def one_of(*choices: str) -> Callable[[str], str]:
         raise ValueError(f"must be one of {', '.join(choices)}, not {_shown(text)!r}{hint}")
 
     return convert
+
+
+GROUP = Option("--group", "-g", "GROUP")
+NUMBER = Option("--number", "-n", "N", count)
+OUT = Option("--out", "-o", "NAME", identifier)

@@ -1,37 +1,48 @@
-"""The magics for handlers and for authors of backends; their docstrings are what ``?`` shows."""
+"""The magics that run handlers in the background."""
 
 from __future__ import annotations
 
-from typing import Any
+import ast
+import difflib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import (
-    cell_magic,
-    line_magic,
-    magics_class,
-    needs_local_scope,
-    no_var_expand,
-)
+from abe.backends.message_queue.base.keys import KeyFilter, validate_group
+from abe.backends.message_queue.consumer import RetryPolicy
+from abe.backends.message_queue.handling.handlers import check_handler
+from abe.display.text import cell, group_name
+from abe.ipython.grammar import GROUP, OUT, Option, Syntax, count
+from abe.ipython.handlers import Handler, HandlerList
+from abe.ipython.session import Call, Settings, magic, say
 
-from abe.ipython.contract import contract
-from abe.ipython.errors import short_errors
-from abe.ipython.handlers import handler, handlers, stop
-from abe.ipython.session import Call, Namespace, Session
-from abe.ipython.settings import Settings
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["HandlerMagics"]
 
+DRAIN_TIMEOUT = 10.0
+"""Seconds that stopping waits for messages in flight, while the cell is blocked."""
 
-@magics_class
+
 class HandlerMagics(Settings):
-    """Handle messages in the background, and prove backends."""
+    """Handle messages in the background."""
 
-    session: Session
-
-    @cell_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_handler(self, line: str, cell: str, local_ns: Namespace = None) -> Any:
+    @magic(
+        Syntax(
+            "%%abe_handler",
+            "[KEYS…] [-g GROUP] [--name N] [--concurrency C] [--max-attempts A] [-o NAME],"
+            " then a function as the cell",
+            (
+                GROUP,
+                Option("--name", "", "N"),
+                Option("--concurrency", "-c", "C", count, default=1),
+                Option("--max-attempts", "-a", "A", count),
+                OUT,
+            ),
+            completes="keys",
+        )
+    )
+    def abe_handler(self, call: Call) -> Any:
         """Let the function defined in the cell handle messages in the background.
 
         ::
@@ -63,13 +74,37 @@ class HandlerMagics(Settings):
           -o, --out NAME        store the worker in the variable NAME: .processed, .last_error,
                                 .stop() …
         """
-        return handler(Call(self.session, "%%abe_handler", line, local_ns), cell)
+        options, keys, session = call.options, call.words or None, self.session
+        KeyFilter(keys)
+        group = validate_group(call.group)
+        function = _define(call)
+        backend = session.backend()
+        name, attempts = options["name"] or function.__name__, options["max_attempts"]
+        filters = f", {cell(' '.join(keys))}" if keys else ""
+        where = f"on {cell(backend.name)}, {group_name(group)}{filters}"
+        old = session.handlers.get(name)
+        if old is not None and old.where != where:
+            say(f"this replaces handler {cell(name, 60)} {old.where}; with --name N both would run")
+        made = Handler(name, where, self.refresh)
+        session.handlers.start(
+            made,
+            lambda: backend.worker(
+                function,
+                keys=keys,
+                group=group,
+                concurrency=options["concurrency"],
+                retry=RetryPolicy(max_attempts=attempts) if attempts else None,
+                drain_timeout=DRAIN_TIMEOUT,
+            ),
+            live=session.in_notebook,
+        )
+        session.note(groups=[group])
+        if not session.in_notebook:
+            say(f"handler {cell(name, 60)} {where}: running. %abe_handlers shows its counters")
+        call.result(made.worker)
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_handlers(self, line: str, local_ns: Namespace = None) -> Any:
+    @magic(Syntax("%abe_handlers", "[-o NAME]", (OUT,), max_words=0))
+    def abe_handlers(self, call: Call) -> Any:
         """List the handlers that %%abe_handler has started, and how they do.
 
         ::
@@ -85,13 +120,10 @@ class HandlerMagics(Settings):
         Returns:
           a list with .name and .worker (.processed, .failed, .last_error …), shown as a table
         """
-        return handlers(Call(self.session, "%abe_handlers", line, local_ns))
+        return call.result(HandlerList(self.session.handlers.values()))
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_stop(self, line: str, local_ns: Namespace = None) -> None:
+    @magic(Syntax("%abe_stop", "[NAME…|--all]", (Option("--all"),), completes="handlers"))
+    def abe_stop(self, call: Call) -> Any:
         """Stop handlers that %%abe_handler has started.
 
         ::
@@ -106,36 +138,41 @@ class HandlerMagics(Settings):
         Options:
           --all              stop all of them
         """
-        stop(Call(self.session, "%abe_stop", line, local_ns))
+        running, names = self.session.handlers, call.words
+        if call.options["all"] and names:
+            raise call.syntax.error("give either names or --all")
+        if not names:
+            if len(running) > 1 and not call.options["all"]:
+                raise call.syntax.error(f"which one? There are {_list(running)}; --all stops all")
+            names = list(running)
+        for name in names:
+            if name not in running:
+                near = difflib.get_close_matches(name, running, n=1)
+                known = f"there are {_list(running)}"
+                hint = f"did you mean {cell(near[0], 60)}?" if near else known
+                raise call.syntax.error(f"no handler is called {cell(name, 60)}; {hint}")
+        self.session.stop(dict.fromkeys(names))
+        if not names:
+            say("no handler is running")
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_contract(self, line: str, local_ns: Namespace = None) -> Any:
-        """Run the contract suite on a backend, installed or defined in a cell.
 
-        ::
+def _define(call: Call) -> Callable[..., Any]:
+    """Run the cell as usual and return the last function that it defines."""
+    shell: InteractiveShell = call.session.shell
+    body = call.body or ""
+    source = shell.transform_cell(body)
+    filename = shell.compile.cache(source, shell.execution_count, raw_code=body)
+    tree = shell.transform_ast(shell.compile.ast_parse(source, filename=filename))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    names = [node.name for node in tree.body if isinstance(node, kinds)]
+    if not names:
+        raise call.syntax.error("the cell must define a function: def handle(message): …")
+    exec(shell.compile(tree, filename, "exec"), shell.user_global_ns, shell.user_ns)  # noqa: S102
+    try:
+        return check_handler(shell.user_ns[names[-1]], f"{names[-1]}()")
+    except TypeError as error:
+        raise call.syntax.error(str(error)) from None
 
-            %abe_contract memory
-            %abe_contract MyBackend
-            %abe_contract MyBackend --select redelivery --select "group*"
-            report = %abe_contract redis --env ABE_REDIS_URL=redis://localhost:6379
 
-        The suite checks what every backend must do, and what this one declares in its capabilities;
-        what does not apply is skipped, with the reason. A class is made with from_env(). Instead of
-        a class, a function that makes a backend, a Harness or a BackendContract will do as well.
-        A failed case is a result, not an error: to stop a notebook, write assert report.ok.
-
-        Options:
-          -s, --select P     only cases whose name contains P, or matches it with * and ?;
-                             repeatable
-          -e, --env K=V      a variable for an installed backend, e.g. where its broker is;
-                             repeatable. {namespace} in V stands for what keeps the cases apart,
-                             {folder} for a temporary folder
-          -o, --out NAME     also store the result in the variable NAME
-
-        Returns:
-          the rows, shown as a table with failures first; .ok, .report
-        """
-        return contract(Call(self.session, "%abe_contract", line, local_ns))
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(cell(name, 60) for name in names) or "none"

@@ -1,62 +1,304 @@
-"""``%%abe_handler``, ``%abe_handlers`` and ``%abe_stop``."""
+"""The background handlers of a session, their status display and their table."""
 
 from __future__ import annotations
 
-import ast
-import difflib
+import asyncio
+import atexit
+import contextvars
+import logging
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from abe.backends.message_queue.base.keys import KeyFilter, validate_group
-from abe.backends.message_queue.consumer import RetryPolicy
-from abe.backends.message_queue.handling.handlers import check_handler
+from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.display.plot import sparkline
 from abe.display.results import Listing
 from abe.display.table import Table
 from abe.display.text import cell, limits, plural
-from abe.ipython.card import COLUMNS, NUMERIC, numbers, problem, where
-from abe.ipython.grammar import Option, Syntax, count, identifier, parse
-from abe.ipython.registry import Handler
-from abe.ipython.session import Call, say
+from abe.sync.portal import get_portal
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.display_functions import DisplayHandle
+
+    from abe.sync import Worker
+
+__all__ = ["Handler", "HandlerList", "Handlers"]
+
+EXIT_TIMEOUT = 1.0
+"""Seconds for messages in flight at exit: Jupyter kills a kernel 2.5 s after asking it to end."""
+MAX_REPORTS = 5
+"""Failures of one handler that are printed with their traceback."""
+
+_logger = logging.getLogger(AsyncLoopConsumer.__module__)
+_current: contextvars.ContextVar[Handler | None] = contextvars.ContextVar("_current", default=None)
+
+SAMPLES = 60
+COLUMNS = ("state", "processed", "failed", "retried", "dead", "in flight", "rate")
+NUMERIC = COLUMNS[1:]
 
 
-__all__ = [
-    "HANDLER",
-    "HANDLERS",
-    "STOP",
-    "Handler",
-    "Handlers",
-    "handler",
-    "handlers",
-    "stop",
-]
-
-HANDLER = Syntax(
-    "%%abe_handler",
-    "[KEYS…] [-g GROUP] [--name N] [--concurrency C] [--max-attempts A] [-o NAME],"
-    " then a function as the cell",
-    (
-        Option("--group", "-g", "GROUP"),
-        Option("--name", "", "N"),
-        Option("--concurrency", "-c", "C", count, default=1),
-        Option("--max-attempts", "-a", "A", count),
-        Option("--out", "-o", "NAME", identifier),
-    ),
-)
-HANDLERS = Syntax("%abe_handlers", "[-o NAME]", (Option("--out", "-o", "NAME", identifier),))
-STOP = Syntax("%abe_stop", "[NAME…|--all]", (Option("--all"),))
-
-DRAIN_TIMEOUT = 10.0
-"""Seconds that stopping waits for messages in flight: somebody is looking at the cell."""
+def state(worker: Worker) -> str:
+    """Return what a worker is doing, in one word."""
+    if worker.running:
+        return "running"
+    return "failed" if worker.error is not None else "stopped"
 
 
-class Handlers(Listing[Handler]):
-    """The handlers of a session, shown as a table."""
+def numbers(worker: Worker) -> list[str]:
+    """Return the cells below `COLUMNS`."""
+    counts = (worker.processed, worker.failed, worker.retried, worker.dead, worker.in_flight)
+    rate = f"{worker.rate:,.1f}/s" if worker.running else ""
+    return [state(worker), *(f"{count:,}" for count in counts), rate]
+
+
+def problem(worker: Worker) -> str:
+    """Return the error that says most about a worker; "" if there is none."""
+    error = worker.error or worker.last_error
+    if error is None:
+        return ""
+    try:
+        text = str(error)
+    except Exception:
+        text = "<an error that cannot be shown>"
+    return cell(f"{type(error).__name__}: {text}".removesuffix(": "), 500)
+
+
+class Status:
+    """The display of a handler's state in the cell that started it.
+
+    In a notebook it follows the worker: it is updated from the portal, in the context of its cell,
+    while other cells run. The last state stays in the saved notebook.
+
+    Args:
+        name: The handler's name.
+        where: Backend, group and keys, in words.
+        refresh: Seconds between two updates.
+    """
+
+    def __init__(self, name: str, where: str, refresh: float) -> None:
+        self._name = name
+        self._where = where
+        self._refresh = refresh
+        self._worker: Worker | None = None
+        self._handle: DisplayHandle | None = None
+        self._context = contextvars.copy_context()
+        self._rates: deque[float] = deque([0.0] * 2, maxlen=SAMPLES)
+        self._last = (time.monotonic(), 0)
+        self._shown: Any = None
+        self._closed = False
+
+    def show(self) -> None:
+        """Display it in the running cell."""
+        from IPython.core.display_functions import display
+
+        self._handle = display(self._bundle(), raw=True, display_id=True)
+
+    def follow(self, worker: Worker) -> None:
+        """Keep it up to date until ``worker`` has ended."""
+        self._worker = worker
+        if self._handle is not None:
+            self._context.copy().run(get_portal().post, self._tick)
+
+    def close(self, worker: Worker | None) -> None:
+        """Show the last state; from any thread."""
+        self._worker = worker
+        self._closed = True
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the present state, in the context of the running cell.
+
+        Programs that execute notebooks only look at what comes from the cell that they run.
+        """
+        if self._handle is not None:
+            self._send(self._handle)
+
+    # -- on the portal ---------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        worker = self._worker
+        assert worker is not None
+        if self._closed:
+            return
+        self._sample(worker)
+        self._update()
+        if worker.running:
+            asyncio.get_running_loop().call_later(self._refresh, self._tick)
+
+    def _sample(self, worker: Worker) -> None:
+        now, processed = time.monotonic(), worker.processed
+        before, count = self._last
+        self._rates.append((processed - count) / max(now - before, 0.001))
+        self._last = (now, processed)
+
+    def _update(self) -> None:
+        """Send it again if it says something else now."""
+        worker = self._worker
+        content = worker is not None and (
+            *numbers(worker),
+            problem(worker),
+            any(self._rates) and tuple(self._rates),
+        )
+        if self._handle is None or content == self._shown:
+            return
+        self._shown = content
+        self._context.copy().run(self._send, self._handle)
+
+    def _send(self, handle: DisplayHandle) -> None:
+        try:
+            handle.update(self._bundle(), raw=True)
+        except Exception:
+            self._handle = None  # the frontend has gone: nobody looks any more
+
+    # -- what is shown ---------------------------------------------------------------------
+
+    def _bundle(self) -> dict[str, str]:
+        table = self.table()
+        return {"text/plain": table.to_text(), "text/html": table.to_html()}
 
     def table(self) -> Table:
         """Return what is shown."""
+        caption = f"handler {self._name} {self._where}"
+        worker = self._worker
+        if worker is None:
+            row = ["not started" if self._closed else "starting", *([""] * (len(COLUMNS) - 1))]
+            return Table(caption, COLUMNS, [row])
+        error = problem(worker)
+        notes = [f"last error: {error}"] if error else []
+        rows = [numbers(worker)]
+        figure = self._activity()
+        return Table(caption, COLUMNS, rows, notes=notes, figure=figure, numeric=NUMERIC)
+
+    def _activity(self) -> str:
+        rates = list(self._rates)
+        seconds = len(rates) * self._refresh
+        text = (
+            f"Messages per second over the last {seconds:.0f} s: now {rates[-1]:.0f},"
+            f" at most {max(rates):.0f}"
+        )
+        return sparkline(rates, text)
+
+
+class Handler:
+    """A function that handles messages in the background.
+
+    Attributes:
+        name: Its name in the magics.
+        worker: The `abe.sync.Worker` with the counters.
+        where: Backend, group and keys, in words.
+    """
+
+    worker: Worker
+
+    def __init__(self, name: str, where: str, refresh: float) -> None:
+        self.name = name
+        self.where = where
+        self.status = Status(name, where, refresh)
+        self.reports = 0
+
+    def __repr__(self) -> str:
+        return f"<handler {self.name} {self.where}: {', '.join(numbers(self.worker))}>"
+
+    def stop(self) -> None:
+        """Take no more messages, wait for those in flight, and show the last state.
+
+        After an interrupt, and where its own handler stops it, the status is updated to the end.
+        """
+        self.worker.stop()
+        if not self.worker.running:
+            self.status.close(self.worker)
+
+    def summary(self) -> str:
+        """Return its counters in words."""
+        w = self.worker
+        return f"{w.processed:,} processed, {w.failed:,} failed, {w.dead:,} dead"
+
+
+class _FewReports(logging.Filter):
+    """Print the first failures of a handler only; its status counts all.
+
+    Nothing is held back where logging is set up: only Python's last resort writes into the notebook
+    and must not flood it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = _current.get()
+        if found is None or not record.exc_info or logging.getLogger(record.name).hasHandlers():
+            return True
+        found.reports += 1
+        if found.reports == MAX_REPORTS:
+            record.msg += "; further failures of this handler are counted, not printed"
+        return found.reports <= MAX_REPORTS
+
+
+class Handlers(dict[str, Handler]):
+    """The handlers of one session, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._filter = _FewReports()
+
+    def start(self, handler: Handler, begin: Callable[[], Worker], *, live: bool) -> None:
+        """Start ``handler``, in the place of one with the same name.
+
+        Args:
+            handler: The handler.
+            begin: Starts its worker.
+            live: Whether to show a status display that follows it.
+        """
+        if handler.name in self:
+            self.stop([handler.name])
+        _logger.addFilter(self._filter)
+        atexit.unregister(self._hurry)
+        atexit.register(self._hurry)
+        token = _current.set(handler)
+        if live:
+            handler.status.show()
+        try:
+            handler.worker = begin()
+        except BaseException:
+            handler.status.close(None)
+            raise
+        finally:
+            _current.reset(token)
+        self[handler.name] = handler
+        handler.status.follow(handler.worker)
+
+    def stop(self, names: Iterable[str]) -> list[Handler]:
+        """Stop handlers and forget them; they drain side by side."""
+        stopped = [self[name] for name in names]
+        for handler in stopped:
+            handler.worker.request_stop()
+        for handler in stopped:
+            handler.stop()
+            del self[handler.name]
+        return stopped
+
+    def close(self) -> None:
+        """Stop all and forget them, also if that is interrupted."""
+        try:
+            self.stop(list(self))
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget all without waiting; the status of those that still run is updated."""
+        self.clear()
+        _logger.removeFilter(self._filter)
+        atexit.unregister(self._hurry)
+
+    def _hurry(self) -> None:
+        """Shorten the drain at exit, when the portal stops the workers."""
+        for handler in self.values():
+            handler.worker.drain_timeout = EXIT_TIMEOUT
+
+
+class HandlerList(Listing[Handler]):
+    """The handlers of a session, shown as a table."""
+
+    def table(self) -> Table:
+        """Return the table that shows the handlers."""
         rows = [
             (cell(h.name, 60), cell(h.where), *numbers(h.worker), problem(h.worker))
             for h in self[: limits.rows]
@@ -65,88 +307,3 @@ class Handlers(Listing[Handler]):
         if not any(row[-1] for row in rows):
             columns, rows = columns[:-1], [row[:-1] for row in rows]
         return Table(plural(len(self), "handler"), columns, rows, total=len(self), numeric=NUMERIC)
-
-
-def handler(call: Call, body: str) -> Any:
-    """Run the cell and let the function it defines handle messages in the background."""
-    arguments = parse(HANDLER, call.line, call.evaluate)
-    options, keys = arguments.options, arguments.words or None
-    session = call.session
-    KeyFilter(keys)
-    group = validate_group(call.group(options["group"]))
-    function = _define(session.shell, body)
-    backend = session.backend()
-    name = options["name"] or function.__name__
-    attempts = options["max_attempts"]
-    made = Handler(name, where(backend.name, group, keys), session.settings.refresh)
-    old = session.handlers.get(name)
-    if old is not None and old.where != made.where:
-        say(f"this replaces handler {cell(name, 60)} {old.where}; with --name N both would run")
-    session.handlers.start(
-        made,
-        lambda: backend.worker(
-            function,
-            keys=keys,
-            group=group,
-            concurrency=options["concurrency"],
-            retry=RetryPolicy(max_attempts=attempts) if attempts else None,
-            drain_timeout=DRAIN_TIMEOUT,
-        ),
-        live=session.in_notebook,
-    )
-    session.note(groups=[group])
-    if not session.in_notebook:
-        say(f"handler {cell(name, 60)} {made.where}: running. %abe_handlers tells how it does")
-    call.result(made.worker, options["out"])
-
-
-def _define(shell: InteractiveShell, body: str) -> Callable[..., Any]:
-    """Run ``body`` as a cell is run and return the last function that it defines."""
-    source = shell.transform_cell(body)
-    filename = shell.compile.cache(source, shell.execution_count, raw_code=body)
-    tree = shell.transform_ast(shell.compile.ast_parse(source, filename=filename))
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    names = [node.name for node in tree.body if isinstance(node, kinds)]
-    if not names:
-        raise HANDLER.error("the cell must define a function: def handle(message): …")
-    exec(shell.compile(tree, filename, "exec"), shell.user_global_ns, shell.user_ns)  # noqa: S102
-    try:
-        return check_handler(shell.user_ns[names[-1]], f"{names[-1]}()")
-    except TypeError as error:
-        raise HANDLER.error(str(error)) from None
-
-
-def handlers(call: Call) -> Any:
-    """List the handlers."""
-    arguments = parse(HANDLERS, call.line, call.evaluate)
-    if arguments.words:
-        raise HANDLERS.error(f"{cell(arguments.words[0], 40)} is one word too many")
-    found = Handlers(call.session.handlers.values())
-    return call.result(found, arguments.options["out"])
-
-
-def stop(call: Call) -> None:
-    """Stop handlers."""
-    arguments = parse(STOP, call.line, call.evaluate)
-    running = call.session.handlers
-    names = arguments.words
-    if arguments.options["all"]:
-        if names:
-            raise STOP.error("give either names or --all")
-        names = list(running)
-    elif not names:
-        if len(running) > 1:
-            raise STOP.error(f"which one? There are {_list(running)}; --all stops all")
-        names = list(running)
-    for name in names:
-        if name not in running:
-            near = difflib.get_close_matches(name, running, n=1)
-            hint = f"did you mean {cell(near[0], 60)}?" if near else f"there are {_list(running)}"
-            raise STOP.error(f"no handler is called {cell(name, 60)}; {hint}")
-    call.session.stop(dict.fromkeys(names))
-    if not names:
-        say("no handler is running")
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(cell(name, 60) for name in names) or "none"

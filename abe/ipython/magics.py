@@ -1,26 +1,21 @@
-"""The magics; their docstrings are what ``%abe_publish?`` shows."""
+"""The magics; the docstring of each is shown by ``%abe_publish?``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from IPython.core.magic import (
-    line_cell_magic,
-    line_magic,
-    magics_class,
-    needs_local_scope,
-    no_var_expand,
-)
-
-from abe.backends.message_queue.loader import list_backends
-from abe.ipython.backends import backends, connect
+from abe._redact import Variables
+from abe.backends.message_queue.loader import choose_backend, list_backends
+from abe.display.prompt import ask_secret
+from abe.display.results import Backends
+from abe.errors import AbeError
 from abe.ipython.completion import matcher
-from abe.ipython.consuming import consume
-from abe.ipython.errors import short_errors
+from abe.ipython.contract import ContractMagics
+from abe.ipython.grammar import OUT, Option, Syntax, env_name, identifier
 from abe.ipython.handler_magics import HandlerMagics
-from abe.ipython.publishing import publish
+from abe.ipython.publishing import CELL, LINE, publish
 from abe.ipython.queue_magics import QueueMagics
-from abe.ipython.session import Call, Namespace, Session
+from abe.ipython.session import Call, Session, magic
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -28,26 +23,21 @@ if TYPE_CHECKING:
 __all__ = ["AbeMagics"]
 
 
-def _combined(cls: type[AbeMagics]) -> type[AbeMagics]:
-    """Give ``cls`` the magics of its bases too, which IPython does not look at."""
-    for base in cls.__mro__[1:]:
-        for kind, names in getattr(base, "magics", {}).items():
-            cls.magics[kind] = {**names, **cls.magics[kind]}
-    return cls
+class AbeMagics(QueueMagics, HandlerMagics, ContractMagics):
+    """Publish, consume, inspect and handle events in one line.
 
-
-@_combined
-@magics_class
-class AbeMagics(QueueMagics, HandlerMagics):
-    """Publish, consume, look at and handle events in one line."""
+    Attributes:
+        syntaxes: The arguments of each magic, by the magic as it is written.
+    """
 
     shell: InteractiveShell
+    syntaxes: ClassVar[dict[str, Syntax]] = {}
 
     def __init__(self, shell: InteractiveShell) -> None:
         """Belong to ``shell``."""
         super().__init__(shell)
         self.session = Session(shell, self)
-        self._matcher = matcher(self.session)
+        self._matcher = matcher(self.session, self.syntaxes)
 
     def attach(self) -> None:
         """Complete in the shell, from now on."""
@@ -60,11 +50,8 @@ class AbeMagics(QueueMagics, HandlerMagics):
         if self._matcher in matchers:
             matchers.remove(self._matcher)
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_backends(self, line: str, local_ns: Namespace = None) -> Any:
+    @magic(Syntax("%abe_backends", "[--check] [-o NAME]", (Option("--check"), OUT), max_words=0))
+    def abe_backends(self, call: Call) -> Any:
         """List the installed backends, which one is chosen without a name, and why.
 
         ::
@@ -80,13 +67,30 @@ class AbeMagics(QueueMagics, HandlerMagics):
         Returns:
           a list of BackendInfo, shown as a table
         """
-        return backends(Call(self.session, "%abe_backends", line, local_ns))
+        try:
+            choice = choose_backend()
+            chosen, reason = choice.info.name, choice.reason
+        except AbeError as error:
+            chosen, reason = "", str(error)
+        current = self.session.current
+        notes = [f"This session is connected to {current.name}."] if current is not None else []
+        found = list_backends(check=bool(call.options["check"]))
+        self.session.installed = sorted({info.name for info in found})
+        return call.result(Backends(found, chosen, reason, notes))
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_connect(self, line: str, local_ns: Namespace = None) -> Any:
+    @magic(
+        Syntax(
+            "%abe_connect",
+            "[NAME] [-i VAR] [--env K[=V]]… [-o NAME]",
+            (
+                Option("--in", "-i", "VAR", identifier),
+                Option("--env", "-e", "K[=V]", env_name, repeat=True),
+                OUT,
+            ),
+            completes="backend",
+        )
+    )
+    def abe_connect(self, call: Call) -> Any:
         """Open the backend that the magics of this session use, and return it.
 
         ::
@@ -111,13 +115,22 @@ class AbeMagics(QueueMagics, HandlerMagics):
         Returns:
           the SyncBackend: q.publish(…), q.take(…), q.consume(…), await q.aio.publish(…)
         """
-        return connect(Call(self.session, "%abe_connect", line, local_ns))
+        words, variable, settings = call.words, call.options["in"], call.options["env"]
+        if len(words) > 1:
+            hint = "; repeat --env before each K=V" if any("=" in word for word in words) else ""
+            # Not shown: a word that was meant as K=V may hold a secret.
+            raise call.syntax.error(f"only one NAME can be given{hint}")
+        if variable is not None and (words or settings):
+            raise call.syntax.error(
+                f"-i {variable} is a backend already, so NAME and --env do not apply"
+            )
+        if variable is not None:
+            return call.result(self.session.adopt(call.variable(variable), variable))
+        env = Variables((n, ask_secret(n) if value is None else value) for n, value in settings)
+        return call.result(self.session.open(words[0] if words else None, env or None))
 
-    @line_cell_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_publish(self, line: str, cell: str | None = None, local_ns: Namespace = None) -> Any:
+    @magic(LINE, CELL)
+    def abe_publish(self, call: Call) -> Any:
         """Publish one message, or one for each item of a list.
 
         ::
@@ -155,36 +168,18 @@ class AbeMagics(QueueMagics, HandlerMagics):
         Returns:
           the number of messages published
         """
-        magic = "%abe_publish" if cell is None else "%%abe_publish"
-        return publish(Call(self.session, magic, line, local_ns), cell)
+        return publish(call)
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_consume(self, line: str, local_ns: Namespace = None) -> Any:
-        """Take messages, acknowledge them and return them.
 
-        ::
+def _register(cls: type[AbeMagics]) -> None:
+    """Tell IPython of the magics; its own decorators do not look at base classes."""
+    cls.registered = True
+    cls.magics = {"line": {}, "cell": {}}
+    for name in dir(cls):
+        for syntax in getattr(getattr(cls, name), "syntaxes", ()):
+            kind = "cell" if syntax.magic.startswith("%%") else "line"
+            cls.magics[kind][name] = name
+            cls.syntaxes[syntax.magic] = syntax
 
-            %abe_consume
-            %abe_consume orders.* -n 100 -t 2
-            %abe_consume orders.eu.** payments -g billing -o messages
-            messages = %abe_consume orders.*
 
-        What is returned is acknowledged: it does not come again for this group. Each group sees
-        every message that is published after its first use, and what was still kept then. Without
-        KEYS every key is taken; * stands for one segment of a key and a final ** for one or more.
-
-        Options:
-          -g, --group GROUP  the consumer group (without it: the default group)
-          -n, --number N     take at most N messages (10)
-          -t, --timeout S    wait at most S seconds in total (5)
-          -q, --quiet S      end after S seconds without a further message, once one has come (0.5)
-          -o, --out NAME     also store the result in the variable NAME
-
-        Returns:
-          the Messages: a list of dicts with .key, .id, .headers …, shown as a table; .payloads are
-          the bare dicts
-        """
-        return consume(Call(self.session, "%abe_consume", line, local_ns))
+_register(AbeMagics)

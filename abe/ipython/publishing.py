@@ -8,13 +8,12 @@ from typing import Any
 from abe.display.results import Count
 from abe.display.text import cell, plural
 from abe.ipython.grammar import (
-    Arguments,
+    OUT,
     Option,
     Syntax,
     assignment,
     identifier,
     one_of,
-    parse,
     seconds,
 )
 from abe.ipython.payloads import FORMATS, Payloads, payloads_of, read_file, read_payloads
@@ -35,7 +34,7 @@ _COMMON = (
     Option("--header", "-H", "K=V", assignment, repeat=True),
     Option("--delay", "-d", "S", seconds, default=0.0),
     Option("--format", "-f", "|".join(FORMATS), one_of(*FORMATS)),
-    Option("--out", "-o", "NAME", identifier),
+    OUT,
 )
 
 LINE = Syntax(
@@ -52,13 +51,11 @@ CELL = Syntax(
 )
 
 
-def publish(call: Call, body: str | None) -> Any:
-    """Publish what the line holds, or ``body`` if it is a cell magic."""
-    syntax = LINE if body is None else CELL
-    arguments = parse(syntax, call.line, call.evaluate)
-    _require_key_and_payload(syntax, arguments, body)
-    key, options = arguments.words[0], arguments.options
-    payloads = _payloads(call, arguments, body)
+def publish(call: Call) -> Any:
+    """Publish the payloads of the line or of the cell."""
+    _require_key_and_payload(call)
+    key, options = call.words[0], call.options
+    payloads = _payloads(call)
     backend = call.session.backend()
     live = call.session.in_notebook
     try:
@@ -84,7 +81,7 @@ def publish(call: Call, body: str | None) -> Any:
     call.session.note([key])
     where = f"to {cell(key)} on {cell(backend.name)}"
     count = Count(total, f"published {plural(total, 'message')} {where}")
-    return call.result(count, options["out"])
+    return call.result(count)
 
 
 def _counted(items: Iterable[Any], progress: Progress) -> Iterator[Any]:
@@ -93,12 +90,12 @@ def _counted(items: Iterable[Any], progress: Progress) -> Iterator[Any]:
         progress(count)
 
 
-def _require_key_and_payload(syntax: Syntax, arguments: Arguments, body: str | None) -> None:
-    variable, path = arguments.options.get("in"), arguments.options.get("file")
-    if not arguments.words:
+def _require_key_and_payload(call: Call) -> None:
+    syntax, given = call.syntax, call.payload
+    variable, path = call.options.get("in"), call.options.get("file")
+    if not call.words:
         raise syntax.error("KEY is missing: which key to publish under, e.g. orders.created")
-    given = arguments.payload
-    if body is not None:
+    if call.body is not None:
         if given is not None:
             raise syntax.error(
                 f"the payload of %%abe_publish is the cell, so {cell(given, 40)} cannot follow KEY"
@@ -110,20 +107,20 @@ def _require_key_and_payload(syntax: Syntax, arguments: Arguments, body: str | N
     if len(sources) > 1:
         raise syntax.error(f"only one of {' and '.join(sources)} can be published")
     if not sources:
-        key = cell(arguments.words[0], 40)
+        key = cell(call.words[0], 40)
         raise syntax.error(f"nothing to publish: {key} was taken for KEY and no PAYLOAD follows it")
 
 
-def _payloads(call: Call, arguments: Arguments, body: str | None) -> Payloads:
-    variable = arguments.options.get("in")
+def _payloads(call: Call) -> Payloads:
+    variable = call.options.get("in")
     if variable is not None:
         return payloads_of(call.variable(variable), variable)
-    path = arguments.options.get("file")
+    path = call.options.get("file")
     if path is not None:
-        return read_file(path, arguments.options["format"])
+        return read_file(path, call.options["format"])
     return read_payloads(
-        arguments.payload or "" if body is None else body,
-        arguments.options["format"] or "json",
+        call.payload or "" if call.body is None else call.body,
+        call.options["format"] or "json",
         call.evaluate,
-        f"%abe_publish {cell(arguments.words[0], 60)}",
+        f"%abe_publish {cell(call.words[0], 60)}",
     )

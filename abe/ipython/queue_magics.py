@@ -1,31 +1,89 @@
-"""The magics that look at a queue and clean it up; their docstrings are what ``?`` shows."""
+"""The magics that consume, inspect and clean up a queue."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_var_expand
+from abe.backends.message_queue.base.keys import KeyFilter
+from abe.display.results import Backlog, Count, DeadLetters, Messages
+from abe.display.text import cell, group_name, plural
+from abe.errors import AbeError
+from abe.ipython.grammar import GROUP, NUMBER, OUT, Option, Syntax, one_of, seconds
+from abe.ipython.session import Call, Settings, magic, say
 
-from abe.ipython.cleaning import dead, purge
-from abe.ipython.errors import short_errors
-from abe.ipython.looking import peek, stats
-from abe.ipython.session import Call, Namespace, Session
-from abe.ipython.settings import Settings
+__all__ = ["ACTIONS", "QueueMagics"]
 
-__all__ = ["QueueMagics"]
+ACTIONS = ("list", "replay")
+MAX_DEAD = 100
+"""Dead letters that are listed without ``-n``."""
 
 
-@magics_class
 class QueueMagics(Settings):
-    """Look at what waits, and clean up."""
+    """Consume, inspect and clean up."""
 
-    session: Session
+    @magic(
+        Syntax(
+            "%abe_consume",
+            "[KEYS…] [-g GROUP] [-n 10] [-t 5] [-q 0.5] [-o NAME]",
+            (
+                *(GROUP, NUMBER),
+                Option("--timeout", "-t", "S", seconds),
+                Option("--quiet", "-q", "S", seconds),
+                OUT,
+            ),
+            completes="keys",
+        )
+    )
+    def abe_consume(self, call: Call) -> Any:
+        """Take messages, acknowledge them and return them.
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_peek(self, line: str, local_ns: Namespace = None) -> Any:
+        ::
+
+            %abe_consume
+            %abe_consume orders.* -n 100 -t 2
+            %abe_consume orders.eu.** payments -g billing -o messages
+            messages = %abe_consume orders.*
+
+        What is returned is acknowledged: it does not come again for this group. Each group sees
+        every message that is published after its first use, and what was still kept then. Without
+        KEYS every key is taken; * stands for one segment of a key and a final ** for one or more.
+
+        Options:
+          -g, --group GROUP  the consumer group (without it: the default group)
+          -n, --number N     take at most N messages (10)
+          -t, --timeout S    wait at most S seconds in total (5)
+          -q, --quiet S      end after S seconds without a further message, once one has come (0.5)
+          -o, --out NAME     also store the result in the variable NAME
+
+        Returns:
+          the Messages: a list of dicts with .key, .id, .headers …, shown as a table; .payloads are
+          the bare dicts
+        """
+        options, group = call.options, call.group
+        timeout = self.timeout if options["timeout"] is None else options["timeout"]
+        backend = self.session.backend()
+        taken = backend.take(
+            options["number"] or self.limit,
+            timeout=timeout,
+            quiet=self.quiet if options["quiet"] is None else options["quiet"],
+            keys=call.words or None,
+            group=group,
+        )
+        self.session.note((message.key for message in taken), [group])
+        source = f"from {cell(backend.name)}, {group_name(group)}"
+        nothing = "" if taken else f": nothing arrived within {timeout:g} s"
+        say(f"acked {plural(len(taken), 'message')} {source}{nothing}")
+        return call.result(Messages(taken, source))
+
+    @magic(
+        Syntax(
+            "%abe_peek",
+            "[KEYS…] [-g GROUP] [-n 10] [-o NAME]",
+            (GROUP, NUMBER, OUT),
+            completes="keys",
+        )
+    )
+    def abe_peek(self, call: Call) -> Any:
         """Look at messages that wait for a group, without taking them.
 
         ::
@@ -46,13 +104,15 @@ class QueueMagics(Settings):
           the Messages: a list of dicts with .key, .id, .headers …, shown as a table; they cannot
           be acknowledged
         """
-        return peek(Call(self.session, "%abe_peek", line, local_ns))
+        group, backend = call.group, self.session.backend()
+        limit = call.options["number"] or self.limit
+        found = backend.peek(call.words or None, group=group, limit=limit)
+        self.session.note(keys=(m.key for m in found), groups=[group])
+        where = f"waiting on {cell(backend.name)} for {group_name(group)}, not taken"
+        return call.result(Messages(found, where))
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_stats(self, line: str, local_ns: Namespace = None) -> Any:
+    @magic(Syntax("%abe_stats", "[KEYS…] [-g GROUP] [-o NAME]", (GROUP, OUT), completes="keys"))
+    def abe_stats(self, call: Call) -> Any:
         """Show how many messages wait, by key and group.
 
         ::
@@ -73,13 +133,24 @@ class QueueMagics(Settings):
           the Backlog: a list with .key, .group, .ready, .in_flight, .delayed, .dead, .oldest_age,
           shown as a table with a plot
         """
-        return stats(Call(self.session, "%abe_stats", line, local_ns))
+        group = call.options["group"]
+        backend = self.session.backend()
+        found = backend.stats()
+        self.session.note((e.key for e in found.entries), (e.group for e in found.entries))
+        backlog = Backlog(found.entries, found.approximate, f"of {cell(backend.name)}")
+        groups = None if group is None else [group or None]
+        return call.result(backlog.select(call.words or None, groups))
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_dead(self, line: str, local_ns: Namespace = None) -> Any:
+    @magic(
+        Syntax(
+            "%abe_dead",
+            "[list|replay] [-g GROUP] [-n N] [--id ID]… [-o NAME]",
+            (GROUP, NUMBER, Option("--id", "", "ID", repeat=True), OUT),
+            completes="action",
+            max_words=1,
+        )
+    )
+    def abe_dead(self, call: Call) -> Any:
         """Show the dead letters of a group, or put them back.
 
         ::
@@ -103,13 +174,31 @@ class QueueMagics(Settings):
           list: the DeadLetters, a list of dicts with .key, .id, .headers …, shown as a table;
           replay: how many were put back
         """
-        return dead(Call(self.session, "%abe_dead", line, local_ns))
+        number, ids = call.options["number"], call.options["id"]
+        try:
+            action = one_of(*ACTIONS)(call.words[0] if call.words else "list")
+        except ValueError as error:
+            raise call.syntax.error(f"the action {error}") from None
+        if action == "list" and ids:
+            raise call.syntax.error("--id selects messages to replay; it does not go with list")
+        group, backend = call.group, self.session.backend()
+        self.session.note(groups=[group])
+        where = f"of {group_name(group)} on {cell(backend.name)}"
+        if action == "list":
+            found = backend.dead_letters(group=group, limit=number or MAX_DEAD)
+            return call.result(DeadLetters(found, where))
+        count = backend.replay(group=group, ids=ids or None, limit=number)
+        return call.result(Count(count, f"replayed {plural(count, 'dead letter')} {where}"))
 
-    @line_magic
-    @no_var_expand
-    @needs_local_scope
-    @short_errors
-    def abe_purge(self, line: str, local_ns: Namespace = None) -> Any:
+    @magic(
+        Syntax(
+            "%abe_purge",
+            "[KEYS…] [-g GROUP] --yes [-o NAME]",
+            (GROUP, Option("--yes"), OUT),
+            completes="keys",
+        )
+    )
+    def abe_purge(self, call: Call) -> Any:
         """Drop the messages that wait for a group, for good.
 
         ::
@@ -128,4 +217,29 @@ class QueueMagics(Settings):
         Returns:
           the number of messages dropped
         """
-        return purge(Call(self.session, "%abe_purge", line, local_ns))
+        wanted, group = KeyFilter(call.words or None), call.group
+        backend = self.session.backend()
+        where = f"waiting for {group_name(group)} on {cell(backend.name)}"
+        if not call.options["yes"]:
+            raise call.syntax.error(
+                f"this deletes {self._purged(wanted, group)} {where};"
+                " repeat it with --yes to delete them"
+            )
+        self.session.note(groups=[group])
+        count = backend.purge(call.words or None, group=group)
+        return call.result(Count(count, f"purged {plural(count, 'message')} {where}"))
+
+    def _purged(self, wanted: KeyFilter, group: str | None) -> str:
+        """Return how many messages a purge would delete, where the backend can tell."""
+        try:
+            found = [
+                number
+                for entry in self.session.backend().stats().entries
+                if entry.group == group and wanted.matches(entry.key)
+                for number in (entry.ready, entry.delayed)
+            ]
+        except AbeError:
+            found = [None]
+        counts = [number for number in found if number is not None]
+        known = len(counts) == len(found)
+        return plural(sum(counts), "message") if known else "the messages"

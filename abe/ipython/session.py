@@ -1,51 +1,88 @@
-"""The backend that the magics of one IPython session share."""
+"""The state that the magics of one IPython session share, and one use of a magic."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from IPython.core.error import UsageError
+from IPython.core.magic import Magics, needs_local_scope, no_var_expand
+from traitlets import Float, Int, Unicode, observe
 
-from abe.display.text import cell
+from abe.display.text import MAX_CELL, MAX_ROWS, cell, limits
+from abe.errors import AbeError, BackendClosedError
 from abe.ipython.errors import short
 from abe.ipython.expressions import Evaluate, evaluator
-from abe.ipython.registry import Registry
+from abe.ipython.grammar import Syntax, parse
+from abe.ipython.handlers import Handlers
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 
     from abe.backends.message_queue.loader import Choice
-    from abe.ipython.settings import Settings
     from abe.sync import SyncBackend
 
-__all__ = ["Call", "Namespace", "Session", "say"]
+__all__ = ["Call", "Namespace", "Session", "Settings", "magic", "say"]
 
 Namespace: TypeAlias = dict[str, Any] | None
 """The local variables where a magic was called."""
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not the value of the magic."""
+    """Print a remark beside the value of the magic."""
     print(text)  # noqa: T201
 
 
-class Seen:
-    """The names seen last, each once; bounded."""
+class Settings(Magics):
+    """The options of the magics that ``%config AbeMagics`` shows and sets."""
 
-    def __init__(self, most: int = 500) -> None:
-        """Remember nothing yet, and never more than ``most``."""
-        self._most = most
+    group = Unicode(
+        "", help="The consumer group without -g; the empty text is the default group."
+    ).tag(config=True)
+    limit = Int(
+        10, min=1, help="Maximum number of messages that a magic takes or shows without -n."
+    ).tag(config=True)
+    timeout = Float(5.0, min=0.0, help="Seconds that %abe_consume waits at most without -t.").tag(
+        config=True
+    )
+    quiet = Float(
+        0.5,
+        min=0.0,
+        help="Seconds without a further message after which %abe_consume ends, without -q.",
+    ).tag(config=True)
+    rows = Int(MAX_ROWS, min=1, max=10_000, help="Maximum number of rows of a table.").tag(
+        config=True
+    )
+    cell_length = Int(
+        MAX_CELL, min=10, max=100_000, help="Maximum number of characters of a table cell."
+    ).tag(config=True)
+    refresh = Float(
+        0.5, min=0.1, help="Seconds between two updates of the status of a %%abe_handler."
+    ).tag(config=True)
+
+    session: Session
+
+    @observe("rows", "cell_length")
+    def _set_limits(self, change: Any) -> None:
+        limits.rows, limits.cell = self.rows, self.cell_length
+
+
+class RecentNames:
+    """The last distinct names, the newest first; at most ``maximum``."""
+
+    def __init__(self, maximum: int = 500) -> None:
+        self._maximum = maximum
         self._names: dict[str, None] = {}
 
     def add(self, names: Iterable[str | None]) -> None:
-        """Remember ``names``."""
+        """Add ``names`` or make them the newest."""
         for name in names:
             if name:
                 self._names.pop(name, None)
                 self._names[name] = None
-        for name in list(self._names)[: -self._most]:
+        for name in list(self._names)[: -self._maximum]:
             del self._names[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -53,22 +90,22 @@ class Seen:
 
 
 class Session:
-    """What outlives a single magic: the open backend, and who opened it."""
+    """The open backend and the running handlers of one shell."""
 
     def __init__(self, shell: InteractiveShell, settings: Settings) -> None:
         """Belong to ``shell``; nothing is opened yet."""
         self.shell = shell
         self.settings = settings
-        self.handlers = Registry()
-        self.keys = Seen()
-        self.groups = Seen()
+        self.handlers = Handlers()
+        self.keys = RecentNames()
+        self.groups = RecentNames()
         self.installed: list[str] = []
         self.current: SyncBackend | None = None
         self._owned = False
         self._source: object = None
         self._cell = ""
         shell.events.register("pre_run_cell", self._remember_cell)
-        shell.events.register("post_run_cell", self._refresh_cards)
+        shell.events.register("post_run_cell", self._refresh_handlers)
 
     def backend(self) -> SyncBackend:
         """Return the session's backend; the first call without ``%abe_connect`` selects it."""
@@ -147,7 +184,7 @@ class Session:
     def end(self) -> None:
         """Close the backend and leave nothing behind in the shell."""
         self.shell.events.unregister("pre_run_cell", self._remember_cell)
-        self.shell.events.unregister("post_run_cell", self._refresh_cards)
+        self.shell.events.unregister("post_run_cell", self._refresh_handlers)
         self.close()
 
     def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
@@ -163,9 +200,9 @@ class Session:
     def _remember_cell(self, info: ExecutionInfo) -> None:
         self._cell = info.raw_cell or ""
 
-    def _refresh_cards(self, result: object) -> None:
+    def _refresh_handlers(self, result: object) -> None:
         for handler in self.handlers.values():
-            handler.card.refresh()
+            handler.status.refresh()
 
     def is_last_line(self, line: str) -> bool:
         """Whether ``line`` is the last one of the running cell and stands nowhere else in it."""
@@ -183,28 +220,46 @@ def _announcement(choice: Choice) -> str:
 
 
 class Call:
-    """One use of a magic: its name, its line and the names it can see."""
+    """One use of a magic: its arguments and the names that it can see.
+
+    Attributes:
+        session: The session it belongs to.
+        body: The body of the cell; ``None`` for a line magic.
+        words: Arguments that are not options, ``{{expr}}`` evaluated.
+        options: Value of each option by name, defaults included.
+        payload: The text behind KEY, verbatim; ``None`` if there is none.
+    """
 
     def __init__(
-        self, session: Session, magic: str, line: str, local_ns: dict[str, Any] | None
+        self, session: Session, syntax: Syntax, line: str, body: str | None, local_ns: Namespace
     ) -> None:
-        """Describe the call of ``magic`` (as it is written, e.g. ``%abe_publish``)."""
         self.session = session
-        self.magic = magic
-        self.line = line
+        self.syntax = syntax
+        self.body = body
+        self._written = f"{syntax.magic} {line}".strip()
         self._local_ns = local_ns or {}
         self.evaluate: Evaluate = evaluator(session.shell.user_ns, local_ns)
+        arguments = parse(syntax, line, self.evaluate)
+        self.words = arguments.words
+        self.options = arguments.options
+        self.payload = arguments.payload
 
     @property
     def scopes(self) -> tuple[dict[str, Any], ...]:
         """The variables that the call can see, the nearest first."""
         return self._local_ns, self.session.shell.user_ns
 
+    @property
+    def group(self) -> str | None:
+        """The group that ``-g`` or the settings name; ``-g ""`` is the default group."""
+        given = self.options["group"]
+        return (self.session.settings.group if given is None else given) or None
+
     def variable(self, name: str) -> Any:
         """Return the value of the user's variable ``name``.
 
         Raises:
-            NameError: If there is none, with the nearest spelling.
+            NameError: If there is none; the text suggests the nearest spelling.
         """
         scopes = self.scopes
         for scope in scopes:
@@ -215,18 +270,46 @@ class Call:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise short(NameError(f"name {name!r} is not defined{hint}"))
 
-    def group(self, given: str | None) -> str | None:
-        """Return the group that ``-g`` or the settings name; ``-g ""`` is the default group."""
-        return (self.session.settings.group if given is None else given) or None
-
-    def result(self, value: Any, out: str | None = None) -> Any:
+    def result(self, value: Any) -> Any:
         """Return ``value`` for ``x = %magic``, after storing it for ``-o NAME``.
 
         A bare ``%magic …;`` at the end of a cell gives ``None``, so that nothing is displayed.
-        What could be assigned is never withheld: taken messages would be lost.
+        A value that could be assigned is always returned: taken messages would be lost.
         """
-        if out is not None:
-            self.session.shell.user_ns[out] = value
-        written = f"{self.magic} {self.line}".strip()
-        silent = written.endswith(";") and self.session.is_last_line(written)
+        if self.options["out"] is not None:
+            self.session.shell.user_ns[self.options["out"]] = value
+        silent = self._written.endswith(";") and self.session.is_last_line(self._written)
         return None if silent else value
+
+
+def magic(*syntaxes: Syntax) -> Callable[[Callable[[Any, Call], Any]], Callable[..., Any]]:
+    """Decorate a method of a `Magics` class as the magic that ``syntaxes`` describe.
+
+    The method gets the parsed `Call`. An `AbeError` that it raises, and an interrupt, is shown
+    short.
+
+    Args:
+        syntaxes: The line magic, the cell magic, or both in this order.
+    """
+
+    def decorate(body: Callable[[Any, Call], Any]) -> Callable[..., Any]:
+        @no_var_expand
+        @needs_local_scope
+        @functools.wraps(body)
+        def run(self: Any, line: str, cell: str | None = None, local_ns: Namespace = None) -> Any:
+            try:
+                syntax = syntaxes[0 if cell is None else -1]
+                return body(self, Call(self.session, syntax, line, cell, local_ns))
+            except AbeError as error:
+                closed = isinstance(error, BackendClosedError)
+                hints = ["%abe_connect opens another."] if closed else []
+                raise short(error, *hints) from error.__cause__
+            except KeyboardInterrupt as error:
+                short(error)
+                raise
+
+        run.syntaxes = syntaxes  # type: ignore[attr-defined]
+        decorated: Callable[..., Any] = run
+        return decorated
+
+    return decorate

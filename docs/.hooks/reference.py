@@ -106,7 +106,7 @@ def _options(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 def settings() -> str:
     """Return what ``%config AbeMagics`` shows and sets, as a table."""
-    from abe.ipython.settings import Settings
+    from abe.ipython.session import Settings
 
     traits = Settings.class_own_traits(config=True)
     rows = (

@@ -24,7 +24,6 @@ KNOWN: set[str] = {
     "import circle of abe.backends.message_queue.base.capabilities",
     "import circle of abe.sync.aio",
     "misleading name at_rest",
-    "misleading name card",
     "misleading name feed",
     "misleading name feeds",
     "misleading name home",

@@ -10,14 +10,11 @@ import typer.main
 import abe
 from abe.cli import options, output
 from abe.cli.app import app
-from abe.ipython import backends as magic_backends
-from abe.ipython import cleaning, grammar, looking
-from abe.ipython import consuming as magic_consuming
-from abe.ipython import contract as magic_contract
-from abe.ipython import publishing as magic_publishing
 
 if TYPE_CHECKING:
-    from tests.unit_test.cli.support import Abe
+    pass
+from abe.ipython.magics import AbeMagics
+from tests.unit_test.cli.support import Abe
 
 
 class TestApplication:
@@ -56,22 +53,22 @@ class TestApplication:
         assert "'publish'" in done.err
 
     @pytest.mark.parametrize(
-        ("command", "syntax"),
+        ("command", "magic"),
         [
-            ("publish", magic_publishing.LINE),
-            ("consume", magic_consuming.CONSUME),
-            ("peek", looking.PEEK),
-            ("stats", looking.STATS),
-            ("dead", cleaning.DEAD),
-            ("purge", cleaning.PURGE),
-            ("backends", magic_backends.BACKENDS),
-            ("doctor", magic_backends.CONNECT),
-            ("contract", magic_contract.CONTRACT),
+            ("publish", "%abe_publish"),
+            ("consume", "%abe_consume"),
+            ("peek", "%abe_peek"),
+            ("stats", "%abe_stats"),
+            ("dead", "%abe_dead"),
+            ("purge", "%abe_purge"),
+            ("backends", "%abe_backends"),
+            ("doctor", "%abe_connect"),
+            ("contract", "%abe_contract"),
         ],
     )
-    def test_options_are_those_of_the_magic(self, command: str, syntax: grammar.Syntax) -> None:
+    def test_options_are_those_of_the_magic(self, command: str, magic: str) -> None:
         known = {spelling for it in self.COMMANDS[command].params for spelling in it.opts}
-        for option in syntax.options:
+        for option in AbeMagics.syntaxes[magic].options:
             if option.long in ("--out", "--in"):  # variables, which a shell does not have
                 continue
             assert option.long in known

@@ -14,7 +14,6 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import abe
-from abe.ipython.completion import SYNTAXES
 from abe.ipython.contract import Contract
 from abe.ipython.magics import AbeMagics
 from abe.testing import ContractReport, ContractRow
@@ -97,7 +96,7 @@ def test_the_shell_offers_it(known: InteractiveShell) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.sampled_from(sorted(SYNTAXES)), st.text())
+@given(st.sampled_from(sorted(AbeMagics.syntaxes)), st.text())
 def test_it_never_raises(run: Run, shell: InteractiveShell, magic: str, text: str) -> None:
     for name in complete(shell, f"{magic} {text}"):
         assert name
@@ -122,7 +121,7 @@ def test_what_is_remembered_is_bounded(run: Run, q: abe.SyncBackend) -> None:
     assert "key.0" not in complete(shell, "%abe_consume key")
 
 
-MAGICS = sorted({name.lstrip("%") for name in SYNTAXES})
+MAGICS = sorted({name.lstrip("%") for name in AbeMagics.syntaxes})
 
 
 @pytest.mark.parametrize("name", MAGICS)
@@ -133,7 +132,7 @@ def test_the_help_reads_well(name: str) -> None:
     assert "Options:" in text
     assert f"%{name}" in text
     assert max(map(len, text.splitlines())) <= 100
-    for syntax in SYNTAXES.values():
+    for syntax in AbeMagics.syntaxes.values():
         if syntax.magic.lstrip("%") == name:
             for option in syntax.options:
                 spelling = f"{option.short}, {option.long}" if option.short else option.long

@@ -17,7 +17,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import abe
-from abe.ipython import registry
+from abe.ipython import handlers
 from abe.sync import Worker
 
 Run = Callable[..., Any]
@@ -45,7 +45,7 @@ def test_a_handler(
     out = capsys.readouterr().out
     assert out == (
         "handler bill on memory, group billing, orders.*: running."
-        " %abe_handlers tells how it does\n"
+        " %abe_handlers shows its counters\n"
     )
     q.publish_many([("orders.a", {"n": 1}), ("other", {"n": 2}), ("orders.b", {"n": 3})])
     assert sorted(seen.get(timeout=PATIENCE) for _ in range(2)) == [
@@ -161,11 +161,11 @@ def test_the_notebook_is_not_flooded_with_tracebacks(
         seen.get(timeout=PATIENCE)
     run("%abe_stop")
     failures = [text for text in printed if text.startswith("handler failed")]
-    assert len(failures) == registry.MAX_REPORTS
+    assert len(failures) == handlers.MAX_REPORTS
     assert failures[-1].endswith("further failures of this handler are counted, not printed")
-    before = list(registry._logger.filters)
+    before = list(handlers._logger.filters)
     run("%unload_ext abe")
-    assert len(registry._logger.filters) == len(before) - 1
+    assert len(handlers._logger.filters) == len(before) - 1
 
 
 def test_connecting_says_which_handlers_it_stops(

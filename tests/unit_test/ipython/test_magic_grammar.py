@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
-from abe.ipython import consuming, publishing
+from abe.ipython import publishing
 from abe.ipython.expressions import ExpressionError, evaluator, expand, find_expression
 from abe.ipython.grammar import Arguments, Option, Syntax, parse
+from abe.ipython.magics import AbeMagics
 
+CONSUME = AbeMagics.syntaxes["%abe_consume"]
 NAMES: dict[str, Any] = {"region": "eu", "n": 3, "d": {"a": {"b": 1}}, "text": 'say "hi"'}
 evaluate = evaluator(NAMES, None)
 
@@ -24,7 +26,7 @@ def publish(line: str) -> Arguments:
 
 
 def consume(line: str) -> Arguments:
-    return parse(consuming.CONSUME, line, evaluate)
+    return parse(CONSUME, line, evaluate)
 
 
 def usage_error(line: str, syntax: Syntax = publishing.LINE) -> str:
@@ -108,7 +110,7 @@ def test_any_json_object_is_the_payload(payload: dict[str, Any], ascii_only: boo
 
 @given(st.text())
 def test_any_line_is_parsed_or_refused(line: str) -> None:
-    for syntax in (publishing.LINE, publishing.CELL, consuming.CONSUME):
+    for syntax in (publishing.LINE, publishing.CELL, CONSUME):
         try:
             parse(syntax, line, lambda source: source)
         except UsageError:
@@ -288,7 +290,7 @@ def test_wrong_arguments(line: str, problem: str) -> None:
     ],
 )
 def test_wrong_arguments_of_consume(line: str, problem: str) -> None:
-    assert problem in usage_error(line, consuming.CONSUME)
+    assert problem in usage_error(line, CONSUME)
 
 
 def test_a_flag_takes_no_value_and_no_options_are_named_as_such() -> None:

@@ -167,7 +167,7 @@ def test_dead_letters(run: Run, q: abe.SyncBackend) -> None:
     [
         ("rplay", "must be one of list, replay, not 'rplay'; did you mean replay?"),
         ("list all", "all is one word too many"),
-        ("--id x", "--id chooses what is replayed"),
+        ("--id x", "--id selects messages to replay"),
         ("-n 0", "must be a whole number"),
     ],
 )
@@ -180,12 +180,12 @@ def test_purge(run: Run, q: abe.SyncBackend) -> None:
     q.publish_many([("a.x", {}), ("a.y", {}), ("b", {})])
     with pytest.raises(UsageError) as caught:
         run("%abe_purge a.*")
-    assert "this drops 2 messages waiting for the default group on memory, for good" in str(
+    assert "this deletes 2 messages waiting for the default group on memory; repeat" in str(
         caught.value
     )
     dropped = run("%abe_purge a.* --yes -o kept")
     assert dropped == run("kept") == 2
-    assert repr(dropped) == "dropped 2 messages that waited for the default group on memory"
+    assert repr(dropped) == "purged 2 messages waiting for the default group on memory"
     assert len(q.peek()) == 1
 
 
