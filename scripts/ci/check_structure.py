@@ -32,7 +32,6 @@ KNOWN: set[str] = {
     "misleading name pace",
     "misleading name place",
     "misleading name places",
-    "misleading name seen",
     "misleading name stash",
     "misleading name stash_away",
     "more than 450 lines in abe.backends.message_queue.base.subscription.subscription",
