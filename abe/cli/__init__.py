@@ -1,4 +1,4 @@
-"""The entry point of the command ``abe``; what it does is in `abe.cli`."""
+"""The command ``abe``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 __all__ = ["main"]
 
 INTERRUPTED = 130
-_NEEDED = {"jinja2", "rich", "typer"}
+_NEEDED = {"rich", "typer"}
 
 
 def main() -> int:
     """Run the command line of this process and return its exit status.
 
     Returns:
-        0 if all went well, 1 after an error, 2 if the command was not written correctly, 130 after
-        Ctrl-C, 141 if nobody reads the output any more, 143 after SIGTERM.
+        0 if all went well, 1 after an error, 2 after a wrong argument, 130 after Ctrl-C, 141 if the
+        reader of the output has gone, 143 after SIGTERM.
     """
     try:
         from abe.cli.app import run

@@ -1,4 +1,4 @@
-"""The application: its commands, and how they end."""
+"""The application: its commands and their exit status."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from abe._version import __version__
-from abe.cli import data_commands, tool_commands
+from abe.cli.commands import COMMANDS
+from abe.cli.contract import contract
+from abe.cli.doctor import doctor
 from abe.cli.output import OutputClosed, emit_line
 from abe.cli.report import report
+from abe.cli.scaffold import new_provider
 from abe.cli.session import Terminated
+from abe.cli.worker import run as run_worker
 from abe.errors import AbeError
 
 __all__ = ["app", "run"]
@@ -24,7 +28,7 @@ INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
 
 @contextmanager
 def _ended() -> Iterator[None]:
-    """Turn how a command fails into one line and an exit status."""
+    """Turn the failure of a command into one line and an exit status."""
     try:
         yield
     except OutputClosed:
@@ -39,10 +43,10 @@ def _ended() -> Iterator[None]:
 
 
 class Commands(TyperGroup):
-    """All commands end alike, and so does ``--version``, which acts while it is parsed."""
+    """Commands, and ``--version`` which acts during parsing, share one handling of errors."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what stands before the command."""
+        """Parse the options before the command."""
         with _ended():
             return super().parse_args(ctx, args)
 
@@ -75,20 +79,21 @@ def main(
         typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    """Publish, look at and consume messages of any backend.
+    """Publish, inspect and consume messages of any backend.
 
     Data goes to standard output, everything else to standard error. Exit status: 0 if all went
-    well, 1 after an error, 2 if the command was not written correctly.
+    well, 1 after an error, 2 after a wrong argument.
     """
 
 
 def _help(command: Callable[..., None]) -> str:
-    """Return the docstring, in which indented paragraphs are to stay as they are."""
+    """Return the docstring, its indented paragraphs kept from wrapping."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(f"\b\n{it}" if it.startswith(" ") else it for it in paragraphs)
 
 
-for _command in (*data_commands.COMMANDS, *tool_commands.COMMANDS):
+_ALL: tuple[Callable[..., None], ...] = (*COMMANDS, doctor, run_worker, contract, new_provider)
+for _command in _ALL:
     app.command(help=_help(_command))(_command)
 
 

@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from abe.cli import options
 from abe.cli.output import emit_line
 from abe.cli.session import search_working_directory
 from abe.display.lines import json_line
 from abe.display.text import cell
 from abe.errors import ConfigurationError
-from abe.testing import ContractReport, ContractRow, run_contract
 
-__all__ = ["prove"]
+if TYPE_CHECKING:
+    from abe.testing import ContractReport, ContractRow
+
+__all__ = ["contract"]
 
 MEMBERS = ("case", "obligation", "outcome", "reason", "seconds")
-"""Members of the JSON object that stands for a case; the names are stable."""
+"""Members of the JSON object that represents a case; the names are stable."""
 
 
-def prove(name: str, select: Sequence[str], env: Mapping[str, str], *, as_lines: bool) -> bool:
-    """Run the suite, write what becomes of each case, and return whether the backend has passed.
+def contract(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="An installed backend, or MODULE:ATTRIBUTE, a class or a harness."
+        ),
+    ],
+    select: options.Select = None,
+    env: options.Env = None,
+    json: options.Json = False,
+) -> None:
+    """Run the contract suite on a backend.
 
-    Raises:
-        AbeError: If the backend cannot be loaded or tested, or ``select`` matches no case.
+    It tests whether the backend does what its capabilities declare. The working directory is
+    searched for MODULE. In the values of --env {namespace} is replaced by a name that separates
+    the cases from each other, {folder} by a temporary folder.
+
+    Exit status: 0 if no case failed, 1 otherwise. In JSON each line is an object with case,
+    obligation, outcome, reason and seconds.
     """
+    from abe.testing import run_contract
+
+    env_given = options.target(name, env).env
     if ":" in name:
         search_working_directory()
-    show = _as_json if as_lines else _as_text
+    show = _as_json if json else _as_text
     try:
-        report = run_contract(name, select=select or None, env=env or None, on_row=show)
+        report = run_contract(name, select=select, env=env_given or None, on_row=show)
     except TypeError as error:
         raise ConfigurationError(f"{name}: {error}") from None
-    if not as_lines:
+    if not json:
         _summarise(report)
-    return report.ok
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 def _as_json(row: ContractRow) -> None:

@@ -10,9 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from abe import _version
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.loader import BackendInfo, choose_backend, list_backends
+from abe.cli import options
 from abe.cli.output import emit_line, emit_table
 from abe.cli.report import clean
 from abe.cli.session import Target, with_backend
@@ -21,7 +24,7 @@ from abe.display.table import Table
 from abe.display.text import cell
 from abe.errors import AbeError
 
-__all__ = ["Diagnosis", "examine", "show"]
+__all__ = ["doctor"]
 
 EXTRAS = {
     "notebook": "ipykernel",
@@ -31,6 +34,25 @@ EXTRAS = {
     "logging": "python-json-logger",
 }
 """The distribution by which each extra is recognised."""
+
+
+def doctor(
+    backend: options.BackendName = None,
+    env: options.Env = None,
+    timeout: options.PingTimeout = 5.0,
+    json: options.Json = False,
+) -> None:
+    """Check the installation and the selected backend.
+
+    Shows the Python, abe and backends that are installed, which backend is selected and why, and
+    whether its broker answers.
+
+    Exit status: 0 if the selected backend answers, 1 if it does not.
+    """
+    found = examine(options.target(backend, env), options.seconds(timeout, "--timeout"))
+    show(found, as_lines=json)
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @dataclass

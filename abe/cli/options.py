@@ -1,4 +1,4 @@
-"""The options of the commands, and what their values may be."""
+"""The options of the commands and the checks of their values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from abe.display.prompt import ask_secret
 __all__ = [
     "Action",
     "BackendName",
+    "Check",
     "Concurrency",
     "DeadAction",
     "DeadLetterKey",
@@ -29,8 +30,8 @@ __all__ = [
     "Follow",
     "Format",
     "Group",
-    "HealthFile",
     "Header",
+    "HealthFile",
     "Ids",
     "InputFormat",
     "Json",
@@ -42,19 +43,32 @@ __all__ = [
     "MaxAttempts",
     "MessageJson",
     "Number",
-    "Patience",
     "Payload",
     "PeekNumber",
     "PingTimeout",
     "Quiet",
+    "Select",
     "StatsGroup",
     "Stream",
+    "Timeout",
     "Yes",
     "as_lines",
     "assignments",
     "seconds",
     "target",
 ]
+
+
+def _option(*names: str, help: str, metavar: str = "", default: str | bool = True) -> Any:
+    """Return an option.
+
+    Args:
+        names: Its spellings.
+        help: The text of ``--help``.
+        metavar: Name of its value.
+        default: Text of the default value; ``False`` shows none.
+    """
+    return typer.Option(*names, help=help, metavar=metavar or None, show_default=default)
 
 
 def _backend_names() -> list[str]:
@@ -78,93 +92,78 @@ BackendName = Annotated[
 ]
 Env = Annotated[
     list[str] | None,
-    typer.Option(
-        "--env",
-        "-e",
+    _option(
+        *("--env", "-e"),
         metavar="K[=V]",
-        help="Set a variable that configures the backend; K alone asks for it. Repeatable.",
-        show_default=False,
+        help="Set a variable that configures the backend; K alone asks for its value. Repeatable.",
+        default=False,
     ),
 ]
 PingTimeout = Annotated[
-    float, typer.Option("--timeout", "-t", metavar="S", help="Longest wait for the broker.")
+    float, _option("--timeout", "-t", metavar="S", help="Seconds to wait for the broker.")
 ]
+Check = Annotated[bool, _option("--check", help="Import each, to find broken and deprecated ones.")]
 
 # --- Which messages -------------------------------------------------------------------------------
 
+_FILTER = "Only these keys; * matches one segment, a final ** one or more."
+_MAXIMUM = "Maximum number of messages."
+
 Group = Annotated[
     str | None,
-    typer.Option(
-        "--group", "-g", metavar="GROUP", help="The consumer group.", show_default="the default one"
-    ),
+    _option("--group", "-g", metavar="GROUP", help="The consumer group.", default="default group"),
 ]
 StatsGroup = Annotated[
     str | None,
-    typer.Option(
-        "--group",
-        "-g",
+    _option(
+        *("--group", "-g"),
         metavar="GROUP",
-        help="Only this group; '' is the default one.",
-        show_default="all groups",
+        help="Only this group; '' is the default group.",
+        default="all groups",
     ),
 ]
 Keys = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEYS",
-        help="Only these keys; * stands for one segment, a final ** for one or more.",
-        show_default="all keys",
-    ),
+    typer.Argument(metavar="KEYS", help=_FILTER, show_default="all keys"),
 ]
 KeyFilters = Annotated[
     list[str] | None,
-    typer.Option(
-        "--keys",
-        "-k",
-        metavar="KEYS",
-        help="Only these keys; * stands for one segment, a final ** for one or more. Repeatable.",
-        show_default="all keys",
-    ),
+    _option("--keys", "-k", metavar="KEYS", help=f"{_FILTER} Repeatable.", default="all keys"),
 ]
 Number = Annotated[
     int | None,
-    typer.Option("--number", "-n", metavar="N", min=1, help="Most messages.", show_default="10"),
+    typer.Option("--number", "-n", metavar="N", min=1, help=_MAXIMUM, show_default="10"),
 ]
-PeekNumber = Annotated[
-    int, typer.Option("--number", "-n", metavar="N", min=1, help="Most messages.")
-]
+PeekNumber = Annotated[int, typer.Option("--number", "-n", metavar="N", min=1, help=_MAXIMUM)]
 DeadNumber = Annotated[
     int | None,
     typer.Option(
-        "--number",
-        "-n",
+        *("--number", "-n"),
         metavar="N",
         min=1,
-        help="Most messages.",
+        help=_MAXIMUM,
         show_default="100 to list, all to replay",
     ),
 ]
-Patience = Annotated[
+Timeout = Annotated[
     float | None,
-    typer.Option(
-        "--timeout", "-t", metavar="S", help="Longest wait for the first message.", show_default="5"
-    ),
+    _option("--timeout", "-t", metavar="S", help="Seconds to wait for a message.", default="5"),
 ]
 Quiet = Annotated[
     float | None,
-    typer.Option(
-        "--quiet", "-q", metavar="S", help="Longest wait for a further one.", show_default="0.5"
+    _option(
+        *("--quiet", "-q"),
+        metavar="S",
+        help="Seconds without a further message before it ends.",
+        default="0.5",
     ),
 ]
 Follow = Annotated[
-    bool,
-    typer.Option("--follow", "-f", help="Go on until interrupted, or until -n, -t or -q."),
+    bool, _option("--follow", "-f", help="Continue until interrupted, or until -n, -t or -q.")
 ]
 Ids = Annotated[
     list[str] | None,
-    typer.Option(
-        "--id", metavar="ID", help="Replay only this message. Repeatable.", show_default=False
-    ),
+    _option("--id", metavar="ID", help="Replay only this message. Repeatable.", default=False),
 ]
 
 
@@ -175,8 +174,8 @@ class Action(StrEnum):
     REPLAY = "replay"
 
 
-DeadAction = Annotated[Action, typer.Argument(help="Show them, or deliver them again.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Really drop them.")]
+DeadAction = Annotated[Action, typer.Argument(help="List them, or deliver them again.")]
+Yes = Annotated[bool, _option("--yes", help="Confirm that messages are deleted.")]
 
 # --- What to publish ------------------------------------------------------------------------------
 
@@ -191,12 +190,10 @@ Payload = Annotated[
 ]
 Header = Annotated[
     list[str] | None,
-    typer.Option(
-        "--header", "-H", metavar="K=V", help="Text metadata. Repeatable.", show_default=False
-    ),
+    _option("--header", "-H", metavar="K=V", help="Text metadata. Repeatable.", default=False),
 ]
 Delay = Annotated[
-    float, typer.Option("--delay", "-d", metavar="S", help="Deliver after S seconds.")
+    float, _option("--delay", "-d", metavar="S", help="Seconds before delivery, at least.")
 ]
 
 
@@ -208,71 +205,76 @@ class Format(StrEnum):
 
 
 InputFormat = Annotated[
-    Format,
-    typer.Option("--format", "-f", help="The input: one object a line, or one document."),
+    Format, _option("--format", "-f", help="The input: one object a line, or one document.")
 ]
 File = Annotated[
     Path | None,
-    typer.Option(
-        "--file",
-        "-F",
-        metavar="PATH",
-        help="Read this file instead.",
-        show_default=False,
-    ),
+    _option("--file", "-F", metavar="PATH", help="Read this file instead.", default=False),
 ]
 Stream = Annotated[
-    bool, typer.Option("--stream", help="Publish each line as it comes, for endless input.")
+    bool, _option("--stream", help="Publish each line as it arrives, for endless input.")
 ]
 
 # --- How to write ---------------------------------------------------------------------------------
 
-Json = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line.")]
+Json = Annotated[bool, _option("--json", help="Write JSON, one object a line.")]
 MessageJson = Annotated[
     bool | None,
-    typer.Option(
-        "--json/--text", help="How to write.", show_default="text on a terminal, else JSON"
-    ),
+    _option("--json/--text", help="The output format.", default="text on a terminal, else JSON"),
 ]
 
 # --- The worker -----------------------------------------------------------------------------------
 
 Concurrency = Annotated[
-    int, typer.Option("--concurrency", "-c", metavar="N", min=1, help="Most handlers at a time.")
+    int,
+    typer.Option(
+        "--concurrency", "-c", metavar="N", min=1, help="Maximum number of concurrent handlers."
+    ),
 ]
 MaxAttempts = Annotated[
     int,
     typer.Option(
-        "--max-attempts", metavar="N", min=1, help="Deliveries before a message is given up."
+        "--max-attempts", metavar="N", min=1, help="Failures before a message is given up."
     ),
 ]
 DeadLetterKey = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--dead-letter-key",
         metavar="KEY",
-        help="Where messages that are given up go, if the backend keeps no dead letters.",
-        show_default=False,
+        help="Key for messages that are given up, if the backend keeps no dead letters.",
+        default=False,
     ),
 ]
 DrainTimeout = Annotated[
     float,
-    typer.Option(
-        "--drain-timeout", metavar="S", help="Longest wait for handlers after the first signal."
+    _option(
+        "--drain-timeout", metavar="S", help="Seconds for running handlers after the first signal."
     ),
 ]
 LogLevel = Annotated[
-    str,
-    typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL."),
+    str, _option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
 ]
-JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Log one JSON object a line.")]
+JsonLogs = Annotated[bool, _option("--json-logs", help="Log one JSON object a line.")]
 HealthFile = Annotated[
     Path | None,
-    typer.Option(
+    _option(
         "--health-file",
         metavar="PATH",
-        help="Renew this file every 5 seconds while the worker is well.",
-        show_default=False,
+        help="Update this file every 5 seconds while the worker is healthy.",
+        default=False,
+    ),
+]
+
+# --- The contract ---------------------------------------------------------------------------------
+
+Select = Annotated[
+    list[str] | None,
+    _option(
+        *("--select", "-s"),
+        metavar="PATTERN",
+        help="Only cases whose name contains or matches PATTERN. Repeatable.",
+        default=False,
     ),
 ]
 
@@ -281,7 +283,7 @@ HealthFile = Annotated[
 
 
 def target(backend: str | None, env: Sequence[str] | None) -> Target:
-    """Return which backend is meant; asks for values that were not given."""
+    """Return the backend that the options name; asks for values that were not given."""
     found = Variables()
     for text in env or ():
         name, equals, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""What a command says: data on standard output, everything else on standard error."""
+"""The output of a command: data on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = [
 
 
 class OutputClosed(Exception):
-    """Nobody reads standard output any more."""
+    """The reader of standard output has gone."""
 
 
 class OutputError(AbeError):
-    """Standard output cannot be written to."""
+    """Standard output cannot be written."""
 
 
 def writes_to_terminal() -> bool:
-    """Whether standard output is a terminal, so that a person reads it and no program."""
+    """Return whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -43,7 +43,7 @@ def emit(text: str) -> None:
 
     Raises:
         OutputClosed: If the reader of the pipe has gone.
-        OutputError: If it cannot be written, e.g. because the disk is full.
+        OutputError: If it cannot be written, e.g. to a full disk.
     """
     try:
         _writer()(text.encode(errors="backslashreplace"))
@@ -56,10 +56,10 @@ def emit(text: str) -> None:
 
 
 def _writer() -> Callable[[bytes], object]:
-    """Return what writes to standard output.
+    """Return a function that writes to standard output, without Python's buffer where possible.
 
-    Where it can be done without Python's buffer: a thread that is blocked in a write holds the
-    buffer's lock, and an interpreter that cannot get it at exit crashes.
+    A thread that is blocked in a write holds the buffer's lock, and an interpreter that cannot get
+    it at exit crashes.
     """
     stream = sys.stdout
     if stream is None:
@@ -78,7 +78,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # somebody else has made the pipe non-blocking
+        except BlockingIOError:  # the pipe was made non-blocking elsewhere
             select.select([], [descriptor], [])
 
 
@@ -123,7 +123,7 @@ def emit_table(table: Table) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person something that is not data, on standard error."""
+    """Write a remark, which is not data, to standard error."""
     if sys.stderr is not None:
         for line in text.splitlines():
             print(visible(line, MAX_LINE), file=sys.stderr)  # noqa: T201

@@ -18,27 +18,101 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+import typer
 
 from abe.backends.message_queue.base.subscription.stream import MAX_HOLD
 from abe.backends.message_queue.client import AsyncBackend
-from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.backends.message_queue.handling.handlers import check_handler
+from abe.backends.message_queue.loader import choose_backend
+from abe.cli import options
 from abe.cli.report import report
 from abe.cli.session import Target, open_backend, search_working_directory
 from abe.errors import ConfigurationError
 from abe.types import EventHandlerFunc
 
-__all__ = ["HandlerError", "Health", "load_handler", "work"]
+__all__ = ["HandlerError", "Health", "load_handler", "run", "work"]
 
 logger = logging.getLogger(__name__)
 
 GRACE = 2.0
-"""Seconds that the second signal leaves for giving messages back."""
+"""Seconds for releasing messages after the second signal."""
 HEALTH_INTERVAL = 5.0
-"""Seconds between two looks at the health of the worker."""
+"""Seconds between two health checks."""
 
 MakeConsumer = Callable[[AsyncBackend], AsyncLoopConsumer]
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+def run(
+    ctx: typer.Context,
+    handler: Annotated[
+        str, typer.Argument(metavar="MODULE:HANDLER", help="E.g. shop.orders:handle.")
+    ],
+    group: options.Group = None,
+    keys: options.KeyFilters = None,
+    concurrency: options.Concurrency = 1,
+    max_attempts: options.MaxAttempts = 5,
+    dead_letter_key: options.DeadLetterKey = None,
+    drain_timeout: options.DrainTimeout = 30.0,
+    health_file: options.HealthFile = None,
+    log_level: options.LogLevel = "INFO",
+    json_logs: options.JsonLogs = False,
+    backend: options.BackendName = None,
+    env: options.Env = None,
+) -> None:
+    """Handle messages until SIGTERM or SIGINT.
+
+    HANDLER is a function, async or not, or an object with handle_event; the working directory is
+    searched for MODULE. A message is acked when the handler returns and redelivered later when it
+    raises. After the first signal running handlers may finish, for --drain-timeout at most; after
+    the second all messages are released at once.
+
+    Exit status: 0 after a clean drain; 1 if the stream failed or a handler was cut off; 128 plus
+    the number of the signal after a second signal.
+    """
+    try:
+        function = load_handler(handler)
+    except HandlerError as error:
+        ctx.fail(str(error))
+    where = options.target(backend, env)
+    provider = choose_backend(where.name, env=where.env).info.target
+    _set_up_logging(log_level, json_logs, handler, provider)
+
+    def make(q: AsyncBackend) -> AsyncLoopConsumer:
+        return AsyncLoopConsumer(
+            q.backend,
+            group or None,
+            keys=keys or None,
+            concurrency=concurrency,
+            retry=RetryPolicy(max_attempts=max_attempts),
+            dead_letter_key=dead_letter_key,
+            drain_timeout=options.seconds(drain_timeout, "--drain-timeout"),
+        )
+
+    status = work(function, where, make, health_file)
+    raise typer.Exit(status)
+
+
+def _set_up_logging(level: str, json_logs: bool, *modules: str) -> None:
+    """Log to standard error, the packages of the handler and of the backend included."""
+    from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
+
+    packages = {name.partition(":")[0].partition(".")[0] for name in modules}
+    try:
+        known = LogLevel.parse(level)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--log-level") from None
+    config = LoggingConfig(level=known, use_json_formatter=json_logs)
+    config.logger_levels = dict.fromkeys(packages - {"abe"}, known)
+    try:
+        setup_logging_from_config(config)
+    except ImportError as error:
+        raise ConfigurationError(f"--json-logs: {error}") from None
 
 
 # --- The handler ----------------------------------------------------------------------------------
@@ -52,7 +126,7 @@ def load_handler(name: str) -> EventHandlerFunc:
     """Import a handler; the working directory is searched first.
 
     Raises:
-        HandlerError: If there is none of that name, or it is not a handler.
+        HandlerError: If nothing of that name exists, or it is not a handler.
         ConfigurationError: If importing its module fails.
     """
     module_name, colon, path = name.partition(":")
@@ -106,13 +180,13 @@ def _attribute(module: object, path: str, name: str) -> object:
 
 @dataclass
 class Stop:
-    """What the signals have asked for.
+    """The signal handler of the worker: it counts and escalates.
 
     Attributes:
-        signals: How many have come.
+        signals: Number of signals received.
         last: The last one.
         on_first: Called on the first: drain.
-        on_second: Called on the second: give everything back.
+        on_second: Called on the second: release everything.
     """
 
     signals: int = 0
@@ -121,7 +195,7 @@ class Stop:
     on_second: Callable[[], object] = lambda: None
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        # Not through the event loop alone: a handler that blocks the loop must not keep us.
+        # Not through the event loop alone, which a handler may block.
         self.signals += 1
         self.last = signum
         if self.signals == 1:
@@ -150,11 +224,11 @@ def _signals(stop: Stop) -> Iterator[None]:
 def work(handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: Path | None) -> int:
     """Handle messages until a signal comes, and return the exit status.
 
-    0 after a clean drain, or if a plain backend has come to its end; 1 if handlers had to be cut
+    0 after a clean drain or at the end of a plain backend; 1 if handlers had to be cut
     off; 128 + the signal's number after a second one.
 
     Raises:
-        AbeError: If the stream failed for good.
+        AbeError: If the stream failed permanently.
     """
     stop = Stop()
     with _signals(stop), asyncio.Runner() as runner:
@@ -186,9 +260,9 @@ class Drain:
     """Shuts the consumer down when the first signal comes.
 
     Args:
-        consumer: What is to be shut down.
-        stop: What the signals call.
-        fields: What log records carry.
+        consumer: The consumer.
+        stop: The signal handler.
+        fields: Fields of the log records.
     """
 
     def __init__(self, consumer: AsyncLoopConsumer, stop: Stop, fields: dict[str, Any]) -> None:
@@ -199,8 +273,8 @@ class Drain:
         self._late = 0
         main = asyncio.current_task()
         assert main is not None
-        # A signal comes in the context of whatever runs just then. If that is a handler, draining
-        # there would mean that the handler asked for it, and nobody would wait for the handler.
+        # A signal arrives in the context of the running code. In that of a handler, shutdown()
+        # would take the handler for its caller and not wait for it.
         here = contextvars.copy_context()
         stop.on_first = lambda: self._loop.call_soon_threadsafe(self._begin, context=here)
         stop.on_second = lambda: self._loop.call_soon_threadsafe(main.cancel)
@@ -229,7 +303,7 @@ class Drain:
             await self._task
 
     def status(self) -> int:
-        """Return the exit status and say how it went."""
+        """Log the counters and return the exit status."""
         consumer = self._consumer
         counters = (consumer.processed, consumer.failed, consumer.dead)
         text = "stopped: %d processed, %d failed, %d dead"
@@ -238,9 +312,9 @@ class Drain:
             return 0
         report(
             f"{self._late} of the handlers did not finish within {consumer.drain_timeout:g} s; "
-            "their messages come back"
+            "their messages will be redelivered"
         )
-        # What still runs in threads must not keep the process.
+        # Threads that still run must not keep the process alive.
         _exit_soon(1)
         return 1
 
@@ -253,15 +327,16 @@ def _exit_soon(status: int) -> None:
 
 
 class Health:
-    """Keeps a file's time of modification fresh while the worker is well.
+    """Updates a file while the worker is healthy.
 
-    Well means: this event loop runs, ``ping`` answers (where the backend has one), and some handler
-    has finished within `MAX_HOLD` seconds if all are busy; after that no lease is extended.
+    Healthy means: this event loop runs, ``ping`` answers (where the backend has one), and a
+    handler has finished within the last `MAX_HOLD` seconds if all are busy; after that no lease
+    is extended.
 
     Args:
-        backend: What is asked.
-        consumer: Whose handlers are looked at.
-        path: The file; ``None`` for none.
+        backend: The backend to ping.
+        consumer: The consumer of the handlers.
+        path: The file; ``None`` for no file.
     """
 
     def __init__(
@@ -275,7 +350,7 @@ class Health:
         self._since = 0.0
 
     def start(self) -> None:
-        """Begin to look; a file that an earlier worker has left is removed.
+        """Start the checks, after removing the file of an earlier worker.
 
         Raises:
             ConfigurationError: If the folder of the file does not exist.
@@ -288,7 +363,7 @@ class Health:
         self._task = asyncio.create_task(self._watch(self._path), name="abe-health")
 
     async def stop(self) -> None:
-        """Look no more, and remove the file."""
+        """End the checks and remove the file."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -306,14 +381,14 @@ class Health:
             await asyncio.sleep(HEALTH_INTERVAL)
 
     async def _look(self, path: Path) -> str:
-        """Renew the file, or return why not."""
+        """Update the file, or return the reason why the worker is unhealthy."""
         if self._stalled(time.monotonic()):
             return f"no handler has finished for {MAX_HOLD:g} s"
         try:
             if hasattr(self._backend.backend, "ping"):
                 await self._backend.ping()
             _touch(path, self._counters())
-        except Exception as error:  # whatever it is, looking goes on
+        except Exception as error:  # the next check may succeed
             return str(error) or type(error).__name__
         return ""
 
@@ -335,7 +410,7 @@ class Health:
 
 
 def _touch(path: Path, counters: dict[str, int]) -> None:
-    """Replace the file, so that nobody reads half of it."""
+    """Replace the file atomically."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(f"{json.dumps(counters)}\n", encoding="utf-8")
     fresh.replace(path)

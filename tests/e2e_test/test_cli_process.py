@@ -463,7 +463,7 @@ class TestGuide:
             assert set(json.loads(line)) == members[command]
 
 
-@pytest.mark.parametrize("module", ["typer", "rich", "jinja2"])
+@pytest.mark.parametrize("module", ["typer", "rich"])
 def test_without_the_extra(module: str, tmp_path: Path) -> None:
     program = f"""
 import sys

@@ -211,7 +211,7 @@ def test_a_value_is_asked_for_without_echo(cells: Kernel) -> None:
     cells.ok("%abe_publish k {}")
     cells.ok(f"import abe\nother = abe.connect('memory', env={{'ABE_MEMORY_NAME': '{store}'}})")
     assert cells.ok("print(other.take(1))").stdout.startswith("[SyncMessage({}")
-    assert "nobody can be asked here" in failed(cells.run(cell), "ConfigurationError")
+    assert "no input is available here" in failed(cells.run(cell), "ConfigurationError")
 
 
 def test_interrupting_loses_nothing(cells: Kernel) -> None:

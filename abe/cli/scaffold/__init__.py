@@ -1,4 +1,4 @@
-"""``abe new-provider``: a new provider, made from the templates in ``abe/cli/scaffold``."""
+"""``abe new-provider``: create a provider from the templates in ``abe/cli/scaffold``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import re
 import shutil
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import typer
 
 from abe._version import __version__
 from abe.backends.message_queue.loader import list_backends
+from abe.cli.output import emit_line
 from abe.errors import ConfigurationError
 
-__all__ = ["check_name", "create", "render"]
+__all__ = ["check_name", "create", "new_provider", "render"]
 
 MAX_LENGTH = 30
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
@@ -27,11 +29,30 @@ _RESERVED = {
 }
 
 
+def new_provider(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The name in QUEUE_BACKEND, e.g. nats.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to create the project.")
+    ] = Path(),
+) -> None:
+    """Create the project of a new provider.
+
+    The folder abe-backend-NAME is complete: a typed backend on a broker in memory, which you
+    replace step by step, and tests that pass, the contract suite among them. Nothing is
+    overwritten.
+    """
+    path = create(name, output)
+    emit_line(f"created {path}")
+    emit_line(f"next: read {path / 'README.md'}")
+
+
 def check_name(name: str) -> str:
     """Return the name in the spelling of distributions, with hyphens.
 
     Raises:
-        ConfigurationError: If no provider can be called so; the text says why.
+        ConfigurationError: If it is not a valid name for a provider; the text gives the reason.
     """
     if match := re.match(r"abe[-_]backend[-_]", name):
         raise ConfigurationError(f"give the name alone: {name[match.end() :]!r}")
@@ -44,7 +65,7 @@ def check_name(name: str) -> str:
         )
     spelled = name.replace("_", "-")
     if keyword.iskeyword(spelled):
-        raise ConfigurationError(f"{name!r} is a word of Python's own; choose another name")
+        raise ConfigurationError(f"{name!r} is a Python keyword; choose another name")
     if spelled.startswith("test"):
         raise ConfigurationError(f"{name!r} is reserved: pytest would take its class for tests")
     if spelled in _RESERVED:
@@ -59,7 +80,7 @@ def render(name: str) -> dict[str, str]:
     """Return the files of the project, by their path in it.
 
     Raises:
-        ConfigurationError: If no provider can be called ``name``.
+        ConfigurationError: If ``name`` is not a valid name for a provider.
     """
     name = check_name(name)
     words = name.split("-")
@@ -74,17 +95,15 @@ def render(name: str) -> dict[str, str]:
         "core_version": __version__,
         "year": str(date.today().year),
     }
-    environment = Environment(
-        loader=PackageLoader("abe.cli", "scaffold"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - nothing here is HTML
-    )
+    values["test_url"] = values["prefix"].replace("ABE_", "ABE_TEST_", 1) + "_URL"
+    folder = Path(__file__).parent
     files = {}
-    for template in environment.list_templates(extensions=["j2"]):
-        path = template.removesuffix(".j2").replace("__package__", package)
-        path = re.sub(r"(^|/)dot-", r"\1.", path)
-        files[path] = environment.get_template(template).render(values)
+    for template in folder.rglob("*.template"):
+        path = template.relative_to(folder).as_posix().removesuffix(".template")
+        path = re.sub(r"(^|/)dot-", r"\1.", path.replace("__package__", package))
+        text = template.read_text(encoding="utf-8")
+        # GitHub's own ${{ github.x }} has a dot and stays.
+        files[path] = re.sub(r"\{\{ (\w+) \}\}", lambda match: values[match[1]], text)
     return files
 
 
@@ -92,8 +111,8 @@ def create(name: str, parent: Path) -> Path:
     """Create the project below ``parent`` and return its folder; nothing is overwritten.
 
     Raises:
-        ConfigurationError: If no provider can be called ``name``, its folder exists, or it cannot
-            be created; nothing is left behind then.
+        ConfigurationError: If ``name`` is not a valid name for a provider, or its folder exists or
+            cannot be created; nothing is left behind then.
     """
     files = render(name)
     folder = parent / f"abe-backend-{check_name(name)}"

@@ -12,7 +12,7 @@ import pytest
 
 import abe
 from abe.backends.message_queue.base import Message
-from abe.cli import consuming, output
+from abe.cli import commands, output
 from abe.display import FIELDS
 from tests.unit_test.cli.support import UNREACHABLE, Abe
 
@@ -72,7 +72,7 @@ class TestConsume:
                 raise output.OutputClosed
 
         monkeypatch.setattr(Message, "ack", recorded_ack)
-        monkeypatch.setattr(consuming, "emit", emit)
+        monkeypatch.setattr(commands, "emit", emit)
         done = cli("consume")
         assert (done.status, done.out, done.err) == (141, "", "")
         assert acked == [1]
@@ -85,7 +85,7 @@ class TestConsume:
         def full(text: str) -> None:
             raise output.OutputError("cannot write to standard output: No space left on device")
 
-        monkeypatch.setattr(consuming, "emit", full)
+        monkeypatch.setattr(commands, "emit", full)
         done = cli("consume")
         assert (done.status, done.err) == (
             1,
@@ -95,14 +95,14 @@ class TestConsume:
 
     def test_slow_reader_does_not_block_the_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         threads = []
-        monkeypatch.setattr(consuming, "emit", lambda line: threads.append(_thread_name()))
-        monkeypatch.setattr(consuming, "would_block", lambda size: True)
+        monkeypatch.setattr(commands, "emit", lambda line: threads.append(_thread_name()))
+        monkeypatch.setattr(commands, "would_block", lambda size: True)
 
         async def main() -> None:
             async with abe.aconnect("memory", env={"ABE_MEMORY_NAME": "slow-reader"}) as q:
                 await q.publish("o", {})
-                wanted = consuming.Consumption((), None, 1, 1.0, 1.0, True)
-                assert await consuming.consume(q, wanted) == 1
+                wanted = commands._Consumption((), None, 1, 1.0, 1.0, True)
+                assert await commands._consume(q, wanted) == 1
 
         asyncio.run(main())
         assert threads == ["abe-output-1"]
@@ -113,7 +113,7 @@ class TestConsume:
         def interrupt(text: str) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(consuming, "emit", interrupt)
+        monkeypatch.setattr(commands, "emit", interrupt)
         done = cli("consume", "-f")
         assert (done.status, done.out, done.err) == (130, "", "")
 

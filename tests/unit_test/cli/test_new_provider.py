@@ -39,7 +39,7 @@ class TestNames:
             ("nats\n", "cannot be the name of a provider"),
             ("nаts", "cannot be the name of a provider"),
             ("x" * 31, "up to 30 lower-case letters"),
-            ("class", "a word of Python's own"),
+            ("class", "a Python keyword"),
             ("redis", "is reserved: it is the name of a first-party provider"),
             ("base", "is reserved"),
             ("testbus", "is reserved: pytest would take its class for tests"),
