@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from email.utils import parsedate_to_datetime
-from hashlib import sha256
 from typing import Any, Self
 
 from abe.backends.message_queue.base import (
@@ -67,15 +66,13 @@ class Snapshot:
         return _sent(raw) < self._began
 
     async def remove(self, raws: Sequence[Raw]) -> int:
-        """Delete messages of a page; returns how many were."""
+        """Delete messages of a page; returns how many that were."""
         handles = [raw["ReceiptHandle"] for raw in raws]
-        results = await self._queue.delete(handles)
-        gone = {handle for handle, error in zip(handles, results, strict=True) if error is None}
-        self._held -= gone
-        for error in results:
+        for handle, error in zip(handles, await self._queue.delete(handles), strict=True):
             if error is not None:
                 raise error
-        return len(gone)
+            self._held.discard(handle)
+        return len(handles)
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,23 +124,13 @@ class DeadLetterQueue:
     def __init__(self, source: Queue, queue: Queue) -> None:
         self._source = source
         self._queue = queue
-        self._mover = Mover(self._copy, self._delete)
-
-    async def move(
-        self, settlements: Sequence[Settlement]
-    ) -> list[tuple[Settlement, Exception | None]]:
-        """Move rejected messages here, with as much of the reason as there is room for.
-
-        Returns:
-            Those that failed, with the error; ``None`` if the delivery is over.
-        """
-        return await self._mover.move(settlements)
+        self.mover = Mover(self._copy, self._delete)
+        """Moves rejected messages here."""
 
     async def _copy(self, settlement: Settlement) -> None:
         receipt = settlement.delivery.receipt
         attributes = self._attributes(settlement.delivery.message, receipt.body, settlement.reason)
-        unique = _unique(receipt.handle)  # a FIFO queue takes a repeated one once
-        await self._queue.send(receipt.body, attributes, unique, unique)
+        await self._queue.send(receipt.body, attributes, receipt.handle)
 
     async def _delete(
         self, settlements: Sequence[Settlement]
@@ -156,6 +143,7 @@ class DeadLetterQueue:
         ]
 
     def _attributes(self, message: Message, body: str, reason: str) -> dict[str, Any]:
+        """Return a dead letter's attributes, with as much of the reason as there is room for."""
         id, key = str(message.id), str(message.key)
         summary = reason.partition("\n")[0]
         for text in (reason, summary, summary[:BRIEF]):
@@ -204,12 +192,9 @@ class DeadLetterQueue:
     async def _revive(self, raw: Raw, letter: Message) -> None:
         own = {name: v for name, v in letter.headers.items() if not name.startswith(DEAD)}
         id, key = str(letter.id), str(letter.key)
-        unique = _unique(raw["ReceiptHandle"])
-        await self._source.send(raw["Body"], attributes_of(id, key, own), order_group(key), unique)
-
-
-def _unique(handle: str) -> str:
-    return sha256(handle.encode()).hexdigest()
+        await self._source.send(
+            raw["Body"], attributes_of(id, key, own), raw["ReceiptHandle"], order_group(key)
+        )
 
 
 def _died(letter: Message) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from abe.backends.message_queue.base import transient
@@ -55,9 +56,8 @@ class Target:
             AbeError: If nothing was sent.
         """
         if not await self.resolver.has_audience():
-            raise PublishError(
-                f"no queue is subscribed to {self.place}, so nobody would receive this"
-            )
+            text = f"no queue is subscribed to {self.place}, so nobody would receive this"
+            raise PublishError(text)
         problems = await self._send(items)
         if not (self.fifo and problems):
             return problems
@@ -105,24 +105,18 @@ class Target:
 
     async def _call(self, items: Sequence[Prepared]) -> dict[str, Any]:
         topic = self.place.startswith("arn:")
-        entries = [
-            {
-                "Id": str(n),
-                "Message" if topic else "MessageBody": item.body,
-                "MessageAttributes": item.attributes,
-                **({"DelaySeconds": item.delay} if item.delay else {}),
-                **(
-                    {"MessageGroupId": item.group, "MessageDeduplicationId": item.id}
-                    if self.fifo
-                    else {}
-                ),
-            }
-            for n, item in enumerate(items)
-        ]
+        body = "Message" if topic else "MessageBody"
+        entries: list[dict[str, Any]] = []
+        for n, item in enumerate(items):
+            entry: dict[str, Any] = {"Id": str(n), body: item.body}
+            entry["MessageAttributes"] = item.attributes
+            if item.delay:
+                entry["DelaySeconds"] = item.delay
+            if self.fifo:
+                entry |= {"MessageGroupId": item.group, "MessageDeduplicationId": item.id}
+            entries.append(entry)
         if topic:
-            return await self.link.call(
-                "sns", "publish_batch", TopicArn=self.place, PublishBatchRequestEntries=entries
-            )
-        return await self.link.call(
-            "sqs", "send_message_batch", QueueUrl=self.place, Entries=entries
-        )
+            call = partial(self.link.call, "sns", "publish_batch", TopicArn=self.place)
+            return await call(PublishBatchRequestEntries=entries)
+        call = partial(self.link.call, "sqs", "send_message_batch", QueueUrl=self.place)
+        return await call(Entries=entries)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from abe.errors import ConnectionLostError
@@ -79,11 +80,14 @@ class Queue:
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
         )
 
-    async def send(self, body: str, attributes: Mapping[str, Any], group: str, unique: str) -> None:
-        """Send one message; where the queue is FIFO, in ``group`` and once for each ``unique``."""
+    async def send(
+        self, body: str, attributes: Mapping[str, Any], origin: str, group: str = ""
+    ) -> None:
+        """Send one message: where the queue is FIFO once for each ``origin``, a receipt handle."""
         order: dict[str, Any] = {}
         if self.url.endswith(".fifo"):
-            order = {"MessageGroupId": group, "MessageDeduplicationId": unique}
+            unique = sha256(origin.encode()).hexdigest()
+            order = {"MessageGroupId": group or unique, "MessageDeduplicationId": unique}
         await self.call("send_message", MessageBody=body, MessageAttributes=attributes, **order)
 
     async def delete(self, handles: Sequence[str]) -> list[Exception | None]:

@@ -165,7 +165,7 @@ class SqsReceiver(Receiver):
     ) -> list[SettleFailure]:
         """Move messages to the dead letters; those that are refused there are to be hidden."""
         assert self._dead is not None  # else rejecting is not offered
-        failures = dict(await self._dead.move(settlements))
+        failures = dict(await self._dead.mover.move(settlements))
         passing = []
         for settlement in settlements:
             error = failures.get(settlement)

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+import abe
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError, PublishError
 from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.link import Access
@@ -130,9 +132,10 @@ def self_signed(place: Path) -> ssl.SSLContext:
     """Return the context of a server that no client trusts."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
+    now, address = datetime.now(UTC), ip_address("127.0.0.1")
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(address)]), critical=False)
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .sign(key, hashes.SHA256())
@@ -176,7 +179,9 @@ class TestPublishing:
 
         async def main() -> None:
             async with aws(stub) as endpoint, backend(endpoint, "orders.fifo") as q:
-                with pytest.raises(PublishError, match=r"14 of 23 messages .*Odd: no") as caught:
+                with pytest.raises(
+                    PublishError, match=r"published 9 of 23; item 3 failed: Odd: no"
+                ) as caught:
                     await q.publish_many([{"n": n} for n in range(23)], key="k")
                 error = caught.value
                 assert list(error.published) == [0, 1, 2, *range(4, 10)]
@@ -295,6 +300,25 @@ class TestBroker:
                         await asyncio.wait_for(call, 5)
 
         run(main())
+
+    def test_the_certificate_may_be_one_of_our_own(self, tmp_path: Path) -> None:
+        stub = Aws()
+
+        async def main() -> None:
+            async with aws(stub, tls=self_signed(tmp_path)) as endpoint:
+                settings = {
+                    "ABE_SQS_QUEUE": "orders",
+                    "ABE_SQS_ENDPOINT": endpoint,
+                    "AWS_DEFAULT_REGION": REGION,
+                    "AWS_ACCESS_KEY_ID": "AKIATEST",
+                    "AWS_SECRET_ACCESS_KEY": SENTINEL,
+                    "AWS_CA_BUNDLE": str(tmp_path / "server.pem"),
+                }
+                async with abe.aconnect("sqs", env=settings) as q:
+                    await q.publish("k", {"n": 0})
+
+        run(main())
+        assert stub.bodies == [[0]]
 
     def test_tls_to_a_port_that_speaks_none(self) -> None:
         async def main() -> None:
