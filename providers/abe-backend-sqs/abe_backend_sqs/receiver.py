@@ -180,14 +180,13 @@ class SqsReceiver(Receiver):
         return passing
 
     def _log(self, what: str, message: Message, reason: str) -> None:
-        logger.error(
-            "queue %s: message %s %s: %s",
-            self._queue.name,
-            message.id,
-            what,
-            reason,
-            extra={"backend": "sqs", "id": message.id},
-        )
+        place, id = self._queue.name, message.id
+        with suppress(Exception):  # of the application's handlers
+            logger.error(
+                "queue %s: message %s %s: %s",
+                *(place, id, what, reason),
+                extra={"backend": "sqs", "id": id},
+            )
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""

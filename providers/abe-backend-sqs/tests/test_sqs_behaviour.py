@@ -204,6 +204,24 @@ class TestConsuming:
 
         run(main())
 
+    def test_logging_that_raises_stops_nothing(
+        self, server: SqsServer, raw: Raw, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(record: logging.LogRecord) -> bool:
+            raise OSError("the disk is full")
+
+        monkeypatch.setattr(logging.getLogger("abe_backend_sqs.receiver"), "filters", [fail])
+        raw.send("<xml/>")
+        raw.send('{"n": 1}')
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue, dead_letters=True) as q:
+                async with q.consume() as stream:
+                    assert await anext(stream) == {"n": 1}
+                assert len(await q.dead_letters()) == 1
+
+        run(main())
+
     def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(self, queue: str) -> None:
         with SqsServer() as server:
             server.create_queue(queue)
