@@ -19,6 +19,7 @@ import pytest
 from abe.backends.message_queue.base import KeyFilter, Outcome, Settlement
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import BackendClosedError, ConfigurationError
+from tests.unit_test.memory.support import remembers, waits
 
 TIMEOUT = 20.0
 
@@ -147,9 +148,8 @@ def test_fifty_threads_at_once_lose_nothing_and_double_nothing() -> None:
     assert len(received) == total
     assert set(received.values()) == {1}
     assert set(attempts) == {1}
-    store = MemoryBackend(name)._store
-    assert store._records == {}
-    assert store._waiting == {}
+    backend = MemoryBackend(name)
+    assert remembers(backend) == waits(backend) == 0
 
 
 async def _open_group(name: str) -> None:
@@ -175,7 +175,7 @@ def test_publishers_on_many_loops_wait_for_room_and_all_get_through() -> None:
             while len(received) < total:
                 for message in await stream.take(5, timeout=1.0):
                     received[message["worker"], message["n"]] += 1
-                most = max(most, len(backend._store._records))
+                most = max(most, len(await backend.peek(group="new", limit=100)))
         return received
 
     asyncio.run(_open_group(name))
@@ -202,7 +202,7 @@ def test_what_one_thread_returns_wakes_a_consumer_on_another() -> None:
     async def second() -> int:
         async with MemoryBackend(name) as backend, backend.consume() as stream:
             waiter = asyncio.create_task(stream.take())
-            while not backend._store._waiting:  # noqa: ASYNC110 - nothing to wait for
+            while not waits(backend):  # noqa: ASYNC110 - nothing to wait for
                 await asyncio.sleep(0.001)
             waiting.set()
             (message,) = await waiter
@@ -229,7 +229,7 @@ def test_a_loop_that_died_while_its_consumer_waited_breaks_nobody() -> None:
 
     loop.run_until_complete(wait())
     loop.close()
-    assert len(store._waiting) == 1
+    assert waits(MemoryBackend(name)) == 1
 
     async def main() -> None:
         async with MemoryBackend(name) as backend, backend.consume(group="alive") as stream:
@@ -237,7 +237,7 @@ def test_a_loop_that_died_while_its_consumer_waited_breaks_nobody() -> None:
             assert await stream.take(1, timeout=TIMEOUT) == [{"n": 1}]
 
     asyncio.run(main())
-    assert store._waiting == {}
+    assert waits(MemoryBackend(name)) == 0
 
 
 def test_deleting_a_group_while_others_take_from_it_hands_out_nothing_more() -> None:
@@ -268,8 +268,7 @@ def test_deleting_a_group_while_others_take_from_it_hands_out_nothing_more() -> 
         assert started.wait(TIMEOUT)
         asyncio.run(backend.delete_group("g"))
         assert 0 <= consumer.result(TIMEOUT) <= 50
-        assert backend._store._records == {}
-        assert backend._store._waiting == {}
+        assert remembers(backend) == waits(backend) == 0
 
 
 FORK = """

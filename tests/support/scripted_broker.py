@@ -104,7 +104,7 @@ class Broker:
         self.lease = lease
         self.bound = bound
         self.records: list[Record] = []
-        self._open: dict[int, Record] = {}
+        self.unfinished: dict[int, Record] = {}
         self.receivers: list[ScriptedReceiver] = []
         self.calls: list[Call] = []
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
@@ -136,7 +136,7 @@ class Broker:
         first = len(self.records)
         new = [Record(first + n, key, {"n": first + n}) for n in range(count)]
         self.records += new
-        self._open |= {record.seq: record for record in new}
+        self.unfinished |= {record.seq: record for record in new}
         self.notify()
         return new
 
@@ -146,7 +146,7 @@ class Broker:
         for receiver in self.receivers:
             if receiver.opened and not receiver.closed:
                 receiver.broken = True
-                self._let_go(receiver)
+                self.let_go(receiver)
         self.notify()
 
     def expire(self, *records: Record) -> None:
@@ -169,10 +169,10 @@ class Broker:
 
     def leased(self) -> list[int]:
         self.advance()
-        return [record.seq for record in self._open.values() if record.lease is not None]
+        return [record.seq for record in self.unfinished.values() if record.lease is not None]
 
     def unsettled(self) -> list[int]:
-        return list(self._open)
+        return list(self.unfinished)
 
     def acked(self) -> list[int]:
         return [record.seq for record in self.records if record.outcome == "ack"]
@@ -194,13 +194,13 @@ class Broker:
             receiver.look_again()
 
     def advance(self) -> None:
-        for record in self._open.values():
+        for record in self.unfinished.values():
             if record.lease is not None and record.lease.ends <= self.now:
                 self._lapse(record)
 
     def due(self) -> float:
         """When something becomes ready by itself."""
-        times = [r.lease.ends if r.lease is not None else r.due for r in self._open.values()]
+        times = [r.lease.ends if r.lease is not None else r.due for r in self.unfinished.values()]
         return min((t for t in times if t > self.now), default=math.inf)
 
     def take(self, limit: int, owner: ScriptedReceiver) -> list[Lease]:
@@ -209,8 +209,8 @@ class Broker:
         blocked: set[str] = set()
         ordered = self.capabilities.ordering == "key"
         if ordered:
-            blocked = {r.key for r in self._open.values() if r.lease is not None}
-        for record in self._open.values():
+            blocked = {r.key for r in self.unfinished.values() if r.lease is not None}
+        for record in self.unfinished.values():
             if len(leases) == limit:
                 break
             if record.lease is not None or record.key in blocked:
@@ -219,10 +219,10 @@ class Broker:
                 if ordered:
                     blocked.add(record.key)
                 continue
-            leases.append(self._lend(record, owner))
+            leases.append(self.lend(record, owner))
         return leases
 
-    def _lend(self, record: Record, owner: ScriptedReceiver) -> Lease:
+    def lend(self, record: Record, owner: ScriptedReceiver) -> Lease:
         upper = self.capabilities.attempts == "upper"
         counted = record.deliveries if upper else record.failed
         attempt = 1 if self.capabilities.attempts == "none" else counted + 1
@@ -242,7 +242,7 @@ class Broker:
         record.acked_by = settlement.delivery.message
         if settlement.outcome in ("ack", "reject"):
             record.outcome = settlement.outcome.value
-            del self._open[record.seq]
+            del self.unfinished[record.seq]
         elif settlement.outcome == "nack":
             record.failed += 1
             record.due = self.now + settlement.delay
@@ -256,10 +256,10 @@ class Broker:
         record.failed += 1
         record.outcomes.append("lapsed")
 
-    def _let_go(self, receiver: ScriptedReceiver) -> None:
+    def let_go(self, receiver: ScriptedReceiver) -> None:
         """The connection is gone: what the broker had lent to it alone comes back."""
         if self.bound or self.lease is None:
-            for record in self._open.values():
+            for record in self.unfinished.values():
                 if record.lease is not None and record.lease.owner is receiver:
                     record.lease.disturbed = True
                     self._lapse(record)
@@ -380,7 +380,7 @@ class ScriptedReceiver:
 
     def _leave(self) -> None:
         self._gone = True
-        self.broker._let_go(self)
+        self.broker.let_go(self)
         self.broker.notify()
 
     def look_again(self) -> None:

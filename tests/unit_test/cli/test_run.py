@@ -162,16 +162,16 @@ class TestHealth:
     def test_stalled_only_if_all_are_busy_for_too_long(self) -> None:
         consumer: Any = FakeConsumer()
         backend: Any = None
-        health = worker.Health(backend, consumer, None)
+        stalled = worker.Health(backend, consumer, None)._stalled
         consumer.in_flight = 2
-        assert not health._stalled(0.0)
-        assert not health._stalled(MAX_HOLD)
-        assert health._stalled(MAX_HOLD + 1)
+        assert not stalled(0.0)
+        assert not stalled(MAX_HOLD)
+        assert stalled(MAX_HOLD + 1)
         consumer.processed = 1
-        assert not health._stalled(MAX_HOLD + 2)
-        assert health._stalled(2 * MAX_HOLD + 3)
+        assert not stalled(MAX_HOLD + 2)
+        assert stalled(2 * MAX_HOLD + 3)
         consumer.in_flight = 1
-        assert not health._stalled(3 * MAX_HOLD)
+        assert not stalled(3 * MAX_HOLD)
 
     def test_file_is_renewed_while_the_broker_answers(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -128,6 +128,10 @@ async def test_a_timeout_around_run_is_a_timeout(broker: Broker) -> None:
     assert task.cancelling() == 0
 
 
+def handler_tasks() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("abe-handler")]
+
+
 @pytest.mark.parametrize("first", ["run", "handlers"])
 async def test_whoever_cancels_all_tasks_cancels_the_run_in_any_order(
     first: str,
@@ -137,8 +141,7 @@ async def test_whoever_cancels_all_tasks_cancels_the_run_in_any_order(
     consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
     task = asyncio.create_task(consumer.run(Recorder(1000.0, 1000.0)))
     await until(lambda: consumer.in_flight == 2)
-    assert consumer._run is not None
-    workers = [*consumer._run._workers]
+    workers = handler_tasks()
     for each in [task, *workers] if first == "run" else [*workers, task]:
         each.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -152,10 +155,9 @@ async def test_a_consumer_whose_tasks_somebody_cancels_does_not_end_as_if_told_t
 ) -> None:
     consumer = AsyncLoopConsumer(Scripted(broker))
     task = asyncio.create_task(consumer.run(Recorder()))
-    await until(lambda: consumer._run is not None and consumer._run._workers)
+    await until(handler_tasks)
     await asyncio.sleep(1)
-    assert consumer._run is not None
-    for worker in consumer._run._workers:
+    for worker in handler_tasks():
         worker.cancel()
     with pytest.raises(asyncio.CancelledError, match="somebody cancelled"):
         await task

@@ -87,15 +87,15 @@ class BatchedKeys(Scripted):
     def _take(self, limit: int, owner: Any) -> list[Any]:
         broker = self.broker
         broker.advance()
-        held = {r.key for r in broker._open.values() if r.lease is not None}
+        held = {r.key for r in broker.unfinished.values() if r.lease is not None}
         leases: list[Any] = []
-        for record in list(broker._open.values()):
+        for record in list(broker.unfinished.values()):
             if record.lease is not None or record.key in held or len(leases) == limit:
                 continue
             if record.due > broker.now:
                 held.add(record.key)
                 continue
-            leases.append(broker._lend(record, owner))
+            leases.append(broker.lend(record, owner))
         self.lent.append(len(leases))
         return leases
 
@@ -143,7 +143,8 @@ def test_messages_that_wait_for_one_of_their_key_are_released_with_it(
                 raise Retry(1000.0)
 
         task = asyncio.create_task(consumer.run(handler))
-        await until(lambda: consumer._run is not None and any(consumer._run._busy.values()))
+        await until(lambda: len(handled) == 2)
+        await asyncio.sleep(1)
         assert handled == [0, 1]
         if how == "nack":
             go.set()
@@ -181,7 +182,8 @@ async def test_what_waits_for_one_of_its_key_is_not_begun_any_more_while_drainin
             await go.wait()
 
     task = asyncio.create_task(consumer.run(handler))
-    await until(lambda: consumer._run is not None and any(consumer._run._busy.values()))
+    await until(lambda: len(handled) == 2)
+    await asyncio.sleep(1)
     draining = asyncio.create_task(consumer.shutdown())
     await asyncio.sleep(1)
     go.set()
