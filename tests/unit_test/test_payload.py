@@ -7,6 +7,7 @@ import enum
 import json
 import math
 import re
+import sys
 from collections import OrderedDict
 from datetime import date
 from decimal import Decimal
@@ -346,3 +347,16 @@ def test_other_headers_are_refused(headers: Any, message: str) -> None:
     with pytest.raises(PayloadError) as caught:
         check_headers(headers)
     assert str(caught.value) == message
+
+
+def test_the_longest_number_does_not_depend_on_the_interpreters_limit() -> None:
+    """Another process, with another limit, has to read it."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        assert decode_payload(encode_payload({"n": 10**4299})) == {"n": 10**4299}
+        assert encode_payload({"text": "9" * 5000}) == '{"text":"%s"}' % ("9" * 5000)
+        for number in (10**4300, -(10**4300)):
+            assert refusal({"n": number}) == 'payload["n"]: the number has too many digits'
+    finally:
+        sys.set_int_max_str_digits(limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,7 +17,7 @@ from abe.backends.message_queue.base import (
     Outgoing,
     Settlement,
 )
-from abe.backends.message_queue.service.sqlite import admin, store
+from abe.backends.message_queue.service.sqlite import admin, settling, store
 from abe.backends.message_queue.service.sqlite.schema import _MIGRATIONS
 from abe.errors import ConfigurationError
 
@@ -56,6 +57,14 @@ class Group:
 
 Taken = tuple[int, store.Claim]
 Keys = str | list[str] | None
+
+
+def in_slices(step: Callable[[admin.Position | None], tuple[int, admin.Position | None]]) -> int:
+    total, position = step(None)
+    while position is not None:
+        number, position = step(position)
+        total += number
+    return total
 
 
 class Queue:
@@ -119,7 +128,8 @@ class Queue:
             group.entries[claim.seq] = Entry("leased", self.now + LEASE, claim.attempt, self.tokens)
         if nothing:
             dues = [e.due for e in group.entries.values() if e.state != "ready"]
-            assert nothing.due == min(dues, default=None)
+            due = min(dues, default=None)
+            assert nothing.pause == (None if due is None else due - self.now)
         return [(gid, claim) for claim, _ in claims]
 
     def choose(self, group: Group, keys: KeyFilter, limit: int) -> list[int]:
@@ -139,7 +149,7 @@ class Queue:
         gid = claims[0][0]
         own = [claim for other, claim in claims if other == gid]
         settled = [Settlement(Delivery(Message({}), x), outcome, delay, "why") for x in own]
-        lost = store.settle(self.c, gid, settled, self.now)
+        lost = settling.settle(self.c, gid, settled, self.now)
         name = next((n for n in self.groups if self.gids[n] == gid), "no such group")
         group = self.groups.get(name, Group())
         expected: list[int] = []
@@ -164,7 +174,7 @@ class Queue:
             self.forget(seq)
 
     def give_back(self, claim: Taken) -> None:
-        gid, (_, token, _, _) = claim
+        gid, (_, token, *_) = claim
         store.give_back(self.c, gid, token)
         for name, group in self.groups.items():
             for entry in group.entries.values():
@@ -173,7 +183,7 @@ class Queue:
 
     def extend(self, claim: Taken, seconds: float) -> None:
         gid, own = claim
-        lost = store.extend(self.c, gid, [own], self.now, seconds)
+        lost = settling.extend(self.c, gid, [own], self.now, seconds)
         name = next((n for n in self.groups if self.gids[n] == gid), "no such group")
         entry = self.groups.get(name, Group()).entries.get(own.seq)
         if entry is not None and (entry.state, entry.token) == ("leased", own.token):
@@ -184,8 +194,8 @@ class Queue:
 
     def replay(self, name: str | None, limit: int) -> None:
         group = self.groups.get(name, Group())
-        chosen = sorted(group.dead)[:limit]
-        assert admin.replay(self.c, name, None, limit) == len(chosen)
+        chosen = list(group.dead)[:limit]
+        assert in_slices(lambda at: admin.replay(self.c, name, None, limit, at)) == len(chosen)
         for seq in chosen:
             del group.dead[seq]
             group.entries[seq] = Entry("ready")
@@ -193,11 +203,11 @@ class Queue:
     def delete_group(self, name: str | None) -> None:
         if name not in self.groups:
             try:
-                admin.delete_group(self.c, name)
+                admin.delete_group(self.c, name, self.now)
             except ConfigurationError:
                 return
             raise AssertionError("a group that does not exist was deleted")
-        admin.delete_group(self.c, name)
+        in_slices(lambda at: admin.delete_group(self.c, name, self.now, at))
         gone = self.groups.pop(name)
         del self.gids[name]
         for seq in gone.entries:
@@ -205,7 +215,7 @@ class Queue:
 
     def purge(self, name: str | None, keys: Keys) -> None:
         chosen = KeyFilter(keys)
-        number = admin.purge(self.c, name, chosen, self.now)
+        number = in_slices(lambda at: admin.purge(self.c, name, chosen, self.now, at))
         if not self.groups:
             gone = [seq for seq in self.shared if chosen.matches(self.keys[seq])]
             self.shared.difference_update(gone)
@@ -351,7 +361,8 @@ class Walk:
 
 
 @pytest.mark.parametrize("block", range(4))
-def test_random_histories(block: int) -> None:
+def test_random_histories(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "SLICE", 2)  # so that there are several
     for seed in range(block * WALKS, (block + 1) * WALKS):
         walk = Walk(seed)
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from abe.backends.message_queue.base import Delivery, KeyFilter, Message, Outcome, Settlement
-from abe.backends.message_queue.service.sqlite import SQLiteBackend, store
+from abe.backends.message_queue.service.sqlite import SQLiteBackend, settling, store
 from abe.backends.message_queue.service.sqlite import schema as _sqlite_schema
 from abe.backends.message_queue.service.sqlite.worker import Mode
 from abe.errors import ConfigurationError
@@ -260,7 +260,7 @@ def test_work_does_not_grow_with_what_others_wait_for(path: Path) -> None:
         ((claim, _),) = store.claim(c, gid, keys, 1, now, 30, 1)
         counts.append(ticks[0] - sum(counts))
         settled = [Settlement(Delivery(Message({}), claim), Outcome.ACK)]
-        assert store.settle(c, gid, settled, now) == []
+        assert settling.settle(c, gid, settled, now) == []
         counts.append(ticks[0] - sum(counts))
         c.execute("ROLLBACK TO s")
         c.execute("RELEASE s")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from abe.backends.message_queue.base import KeyFilter
 from abe.errors import ConfigurationError, InvalidKeyError, UnsupportedError
 from tests.unit_test.memory.support import (
     LEASE,
@@ -186,3 +187,40 @@ async def test_an_open_stream_of_a_deleted_group_fails_clearly_waiting_or_not(
     with pytest.raises(ConfigurationError, match=text):
         await idle.take()
     await idle.receiver.aclose()
+
+
+async def test_peeking_looks_at_no_more_than_it_shows(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In publish order, although some came back and some are in flight."""
+    looked: list[str] = []
+
+    def matches(keys: KeyFilter, key: str) -> bool:
+        looked.append(key)
+        return True
+
+    one = await driver(backend)
+    await backend.publish_many([{"n": n} for n in range(1000)], key="k")
+    _, *others = await one.take(5)
+    await one.settle(others[2], others[0], outcome=NACK)
+    await one.settle(*others[1::2], outcome=RELEASE)
+    monkeypatch.setattr(KeyFilter, "matches", matches)
+    assert ns(await backend.peek(limit=6)) == [1, 2, 3, 4, 5, 6]
+    assert ns(await backend.peek(group="new", limit=3)) == [0, 1, 2]
+    assert len(looked) <= 6 + 3
+
+
+async def test_beginnings_are_counted_until_the_message_is_done(backend: MemoryBackend) -> None:
+    await backend.publish("k", {})
+    one, other = await driver(backend), await driver(backend, "other")
+    counts = []
+    for outcome in (NACK, RELEASE, REJECT):
+        delivery = await one.one()
+        counts.append(delivery.begun)
+        await one.receiver.begin([delivery])  # type: ignore[attr-defined]
+        await one.settle(delivery, outcome=outcome)
+        await one.receiver.begin([delivery])  # type: ignore[attr-defined]  # too late to count
+    assert counts == [0, 1, 2]
+    assert (await other.one()).begun == 0
+    await backend.replay()
+    assert (await one.one()).begun == 0

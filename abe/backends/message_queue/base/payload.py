@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import marshal
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +24,8 @@ __all__ = [
 
 MAX_DEPTH = 100
 """Deepest nesting of objects and arrays that a payload may have."""
+MAX_DIGITS = 4300
+"""Longest number that every process reads, whatever limit of digits this interpreter has."""
 
 
 def _refuse(constant: str) -> None:
@@ -45,6 +49,8 @@ def _encoder() -> Callable[[object, int], Iterable[str]]:
 
 _pieces = _encoder()
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_long_number = re.compile(rf"\d{{{MAX_DIGITS + 1}}}").search
+_TOO_LARGE = 10**MAX_DIGITS
 _SCALARS: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 _HARMLESS: frozenset[type] = frozenset({str, bool, type(None)})
 """Scalars whose value needs no look: only what a string contains does."""
@@ -79,12 +85,14 @@ def encode_payload(payload: MessageQueuePayload) -> str:
             text = "".join(_pieces(payload, 0))
             if not text.isascii():
                 text.encode()  # refuses lone surrogates, with a ValueError
-            return text
+            if len(text) <= MAX_DIGITS or not _may_hold_a_long_number(text):
+                return text
         # Subclasses of what JSON knows: decoding and comparing tells whether they survive.
         text = _encode(payload)
         faithful = (
             text.startswith("{")
             and bool(text.encode())
+            and not _may_hold_a_long_number(text)
             and _decode(text) == payload
             and (text.count("{") + text.count("[") <= MAX_DEPTH or not _too_deep(payload))
         )
@@ -150,6 +158,11 @@ def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
         for text in (name, value):
             _check_text(text, f"headers[{name!a}]")
     return dict(headers)
+
+
+def _may_hold_a_long_number(text: str) -> bool:
+    """Whether ``text`` may hold a number that only a raised limit of this process allows."""
+    return not 0 < sys.get_int_max_str_digits() <= MAX_DIGITS and bool(_long_number(text))
 
 
 def _exact(value: object, depth: int, scalars: frozenset[type]) -> bool:
@@ -239,8 +252,11 @@ def _check_scalar(value: object, path: str) -> None:
     elif isinstance(value, int):
         try:
             str(int(value))
-        except ValueError as error:
-            raise PayloadError(f"{_short(path)}: the number has too many digits") from error
+            readable = abs(value) < _TOO_LARGE
+        except ValueError:
+            readable = False
+        if not readable:
+            raise PayloadError(f"{_short(path)}: the number has too many digits")
     else:
         raise PayloadError(f"{_short(path)}: {_name(value)} is not JSON")
 

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Self
 
@@ -328,7 +328,8 @@ class MemoryReceiver:
                 self._group, self._view, max_messages, self._seconds
             )
             if leases:
-                return [_deliver(lease) for lease in leases]
+                begun = self._group.begun
+                return [_deliver(lease, begun) for lease in leases]
             if waiting is None:
                 break
             self._waiting = waiting
@@ -357,6 +358,10 @@ class MemoryReceiver:
         lost = self._store.extend(self._group, [d.receipt for d in deliveries], seconds)
         return [deliveries[n] for n in lost]
 
+    async def begin(self, deliveries: Sequence[Delivery]) -> None:
+        assert self._group is not None
+        self._store.begin(self._group, [d.receipt for d in deliveries])
+
     def wake(self) -> None:
         self._woken = True
         if self._waiting is not None:
@@ -368,7 +373,7 @@ class MemoryReceiver:
             self._view = None
 
 
-def _deliver(lease: Lease) -> Delivery:
+def _deliver(lease: Lease, begun: Mapping[int, int]) -> Delivery:
     record = lease.record
     message = Message(
         thaw_payload(record.body),
@@ -378,7 +383,7 @@ def _deliver(lease: Lease) -> Delivery:
         lease.attempt,
         {**record.headers} if record.headers else {},
     )
-    return Delivery(message, lease)
+    return Delivery(message, lease, begun=begun.get(record.seq, 0))
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -95,7 +95,11 @@ class Group:
         self.leases: dict[int, Lease] = {}
         self.attempts: dict[int, int] = {}
         """Deliveries so far, of messages that have come back."""
+        self.begun: dict[int, int] = {}
+        """How often the handling of a message has begun; only suspects are here."""
         self.dead: dict[int, DeadLetter] = {}
+        self.came_back: set[int] = set()
+        """Ready messages that are not where publishing put them in `ready`, and others."""
         self.next_expiry = math.inf
         self.deleted = False
 
@@ -113,6 +117,9 @@ class Group:
     def put_back(self, record: Record) -> None:
         """A message that becomes ready again, or late."""
         self.ready[record.seq] = record
+        self.came_back.add(record.seq)
+        if len(self.came_back) > 2 * len(self.ready) + 1000:
+            self.came_back.intersection_update(self.ready)
         for view in self.views.values():
             if view.keys.matches(record.key):
                 heapq.heappush(view.returned, record.seq)
@@ -166,6 +173,13 @@ class Group:
                 leases[seq] = lease = Lease(record, ends, 1)
                 taken.append(lease)
         return taken
+
+    def in_order(self) -> Iterator[Record]:
+        """Yield the ready messages in publish order, without looking at all of them."""
+        ready, came_back = self.ready, self.came_back
+        fresh = (record for seq, record in ready.items() if seq not in came_back)
+        returned = (ready[seq] for seq in sorted(came_back.intersection(ready)))
+        return heapq.merge(fresh, returned, key=lambda record: record.seq)
 
     def due(self) -> float:
         """When `advance` will next have something to do."""

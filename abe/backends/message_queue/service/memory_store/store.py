@@ -162,7 +162,7 @@ class Store:
             now = self.now()
             group.advance(now)
             size = len(self._records)
-            leases, attempts = group.leases, group.attempts
+            leases, attempts, begun = group.leases, group.attempts, group.begun
             back = False
             for position, (delivery, outcome, delay, reason) in enumerate(settlements):
                 lease: Lease = delivery.receipt
@@ -180,6 +180,8 @@ class Store:
                     group.bury(lease, reason)
                 if attempts:
                     attempts.pop(seq, None)
+                if begun:
+                    begun.pop(seq, None)
                 record.pending -= 1
                 if record.pending <= 0:
                     self._records.pop(seq, None)
@@ -207,6 +209,14 @@ class Store:
         _notify(woken)
         return lost
 
+    def begin(self, group: Group, leases: Sequence[Lease]) -> None:
+        """Count that the handling of leased messages begins."""
+        with self._lock:
+            for lease in leases:
+                seq = lease.record.seq
+                if group.leases.get(seq) is lease:
+                    group.begun[seq] = group.begun.get(seq, 0) + 1
+
     def forget_wait(self, future: asyncio.Future[None]) -> None:
         with self._lock:
             self._waiting.pop(future, None)
@@ -219,12 +229,10 @@ class Store:
             group = self._groups.get(name)
             if group is not None:
                 group.advance(now)
-                records: Iterable[Record] = group.ready.values()
+                records = group.in_order()
             else:
                 records = (r for r in self._records.values() if r.visible <= now)
-            seen = heapq.nsmallest(
-                max(0, limit), (r for r in records if keys.matches(r.key)), key=lambda r: r.seq
-            )
+            seen = [*islice((r for r in records if keys.matches(r.key)), max(0, limit))]
             attempts = group.attempts if group is not None else {}
             return [(record, attempts.get(record.seq, 0) + 1) for record in seen]
 
@@ -299,6 +307,7 @@ class Store:
                 for record in gone:
                     group.ready.pop(record.seq, None)
                     group.attempts.pop(record.seq, None)
+                    group.begun.pop(record.seq, None)
                     self._done(record)
             woken = self._wake("room")
         _notify(woken)

@@ -8,17 +8,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from abe.backends.message_queue.base import KeyFilter
+from abe.backends.message_queue.service.sqlite.settling import forget
 from abe.backends.message_queue.service.sqlite.store import (
-    OF_KEY,
-    SETTLED_BY_ALL,
+    COLUMNS,
     Row,
     advance,
-    forget,
     gid_of,
     ready,
-    ready_keys,
 )
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
@@ -32,6 +31,26 @@ __all__ = [
     "replay",
     "stats",
 ]
+
+
+SLICE = 2000
+"""Rows that one transaction works off, so that others are not kept from writing."""
+
+
+class Position(NamedTuple):
+    """How far work in slices has come; it ends with what was there when it began.
+
+    Attributes:
+        table: What is being worked off.
+        after: The last row seen there.
+        last: The last row that was there at the beginning.
+        done: How many were worked off.
+    """
+
+    table: str
+    after: int
+    last: int
+    done: int = 0
 
 
 def peek(
@@ -56,7 +75,7 @@ def peek(
         )
     )
     matching = (found for found in heapq.merge(*sources) if keys.matches(found[1]))
-    select = "SELECT id, key, body, headers, time FROM messages WHERE seq = ?"
+    select = f"SELECT {COLUMNS} FROM messages WHERE seq = ?"  # noqa: S608
     return [
         (c.execute(select, (seq,)).fetchone(), attempts + 1)
         for seq, _, attempts in list(islice(matching, limit))
@@ -141,25 +160,35 @@ def _age(c: sqlite3.Connection, seq: int | None) -> float | None:
     return None if row is None else max(0.0, time.time() - row[0])
 
 
-def dead_letters(
-    c: sqlite3.Connection, group: ConsumerGroup, limit: int
-) -> list[tuple[Row, int, str]]:
-    """Return (row, attempts, headers) of the group's dead letters, in publish order."""
+def dead_letters(c: sqlite3.Connection, group: ConsumerGroup, limit: int) -> list[tuple[Row, int]]:
+    """Return (row, attempts) of the group's dead letters, the first that died first."""
+    columns = COLUMNS.replace("headers", "dead_headers")
     rows = c.execute(
-        "SELECT id, key, body, headers, time, attempts, dead_headers FROM dead"
-        " WHERE gid = ? ORDER BY seq LIMIT ?",
+        f"SELECT {columns}, attempts FROM dead WHERE gid = ? ORDER BY rowid LIMIT ?",  # noqa: S608
         (gid_of(c, group), limit),
     )
-    return [((a, b, d, e, f), attempts, headers) for a, b, d, e, f, attempts, headers in rows]
+    return [(row[:-1], row[-1]) for row in rows]
 
 
 def replay(
-    c: sqlite3.Connection, group: ConsumerGroup, ids: set[str] | None, limit: int | None
-) -> int:
-    """Make dead letters ready again for their group; returns how many."""
+    c: sqlite3.Connection,
+    group: ConsumerGroup,
+    ids: set[str] | None,
+    most: int,
+    position: Position | None = None,
+) -> tuple[int, Position | None]:
+    """Make a slice of the dead letters ready again for their group."""
     gid = gid_of(c, group)
-    rows = c.execute("SELECT seq, id FROM dead WHERE gid = ? ORDER BY seq", (gid,)).fetchall()
-    chosen = [(gid, seq) for seq, id_ in rows if ids is None or id_ in ids][:limit]
+    if position is None:
+        (last,) = c.execute("SELECT coalesce(max(rowid), 0) FROM dead").fetchone()
+        position = Position("dead", 0, last)
+    rows = c.execute(
+        "SELECT rowid, seq, id FROM dead WHERE gid = ? AND rowid > ? AND rowid <= ?"
+        " ORDER BY rowid LIMIT ?",
+        (gid, position.after, position.last, SLICE),
+    ).fetchall()
+    left = most - position.done
+    chosen = [(gid, seq) for _, seq, id_ in rows if ids is None or id_ in ids][:left]
     # The message may be gone; as a replayed one it is then no news to other groups.
     c.executemany(
         "INSERT OR IGNORE INTO messages (seq, id, key, body, headers, time, visible)"
@@ -170,75 +199,107 @@ def replay(
         "INSERT INTO ready SELECT gid, seq, key, 0 FROM dead WHERE gid = ? AND seq = ?", chosen
     )
     c.executemany("DELETE FROM dead WHERE gid = ? AND seq = ?", chosen)
-    return len(chosen)
+    if len(rows) < SLICE or len(chosen) == left:
+        return len(chosen), None
+    return len(chosen), position._replace(after=rows[-1][0], done=position.done + len(chosen))
 
 
 def group_names(c: sqlite3.Connection) -> list[ConsumerGroup]:
     return [name or None for (name,) in c.execute("SELECT name FROM groups ORDER BY name")]
 
 
-def delete_group(c: sqlite3.Connection, group: ConsumerGroup) -> None:
-    """Forget a group and drop what no other is yet to settle.
+def purge(
+    c: sqlite3.Connection,
+    group: ConsumerGroup,
+    keys: KeyFilter,
+    now: float,
+    position: Position | None = None,
+) -> tuple[int, Position | None]:
+    """Drop a slice of what waits for ``group``; with no group at all, of what is retained."""
+    gid = gid_of(c, group)
+    if gid is None and c.execute("SELECT 1 FROM groups").fetchone() is not None:
+        return 0, None
+    if position is None:
+        (last,) = c.execute("SELECT coalesce(max(seq), 0) FROM messages").fetchone()
+        position = Position("new" if gid is not None else "retained", 0, last)
+        if gid is not None:
+            advance(c, gid, now)
+    table, after, last, done = position
+    rows = c.execute(_WAITING[table], (gid, after, last, SLICE)).fetchall()
+    gone = [row[0] for row in rows if keys.matches(row[1])]
+    if gid is None:
+        c.executemany("DELETE FROM messages WHERE seq = ?", [(seq,) for seq in gone])
+    elif table == "new":
+        _pass_over(c, gid, [row for row in rows if not keys.matches(row[1])], now)
+        reached = rows[-1][0] if len(rows) == SLICE else last
+        c.execute("UPDATE groups SET cursor = max(cursor, ?) WHERE gid = ?", (reached, gid))
+    else:
+        query = f"DELETE FROM {table} WHERE gid = ? AND seq = ?"  # noqa: S608
+        c.executemany(query, [(gid, seq) for seq in gone])
+    if gid is not None:
+        forget(c, gid, gone)
+    if len(rows) == SLICE:
+        return len(gone), Position(table, rows[-1][0], last, done + len(gone))
+    following = {"new": "delayed", "delayed": "ready"}.get(table)
+    if following is None:
+        return len(gone), None
+    return len(gone), Position(following, 0, last, done + len(gone))
+
+
+_WAITING = {
+    "new": "SELECT seq, key, visible FROM messages WHERE visible IS NOT NULL"
+    " AND seq > max(?2, (SELECT cursor FROM groups WHERE gid = ?1)) AND seq <= ?3"
+    " ORDER BY seq LIMIT ?4",
+    "delayed": "SELECT seq, m.key FROM delayed JOIN messages m USING (seq)"
+    " WHERE gid = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+    "ready": "SELECT seq, key FROM ready"
+    " WHERE gid = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+    "retained": "SELECT seq, key, ?1 FROM messages"
+    " WHERE seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+}
+
+
+def _pass_over(
+    c: sqlite3.Connection, gid: int, rows: list[tuple[int, str, float]], now: float
+) -> None:
+    """Keep new messages for the group, as looked at."""
+    c.executemany(
+        "INSERT INTO ready VALUES (?, ?, ?, 0)",
+        [(gid, seq, key) for seq, key, visible in rows if visible <= now],
+    )
+    c.executemany(
+        "INSERT INTO delayed VALUES (?, ?, ?, 0)",
+        [(gid, seq, visible) for seq, _, visible in rows if visible > now],
+    )
+
+
+def delete_group(
+    c: sqlite3.Connection, group: ConsumerGroup, now: float, position: Position | None = None
+) -> tuple[int, Position | None]:
+    """Drop a slice of what a group holds, and with the last slice the group.
 
     Raises:
         ConfigurationError: If there is no such group.
     """
     gid = gid_of(c, group)
     if gid is None:
-        raise ConfigurationError(f"there is no group {group!r}")
-    for table in ("ready", "leased", "delayed", "dead", "groups"):
+        if position is None:
+            raise ConfigurationError(f"there is no group {group!r}")
+        return 0, None
+    if position is None or position.table != "dead":
+        _, position = purge(c, group, KeyFilter(), now, position)
+        return 0, position or Position("dead", 0, 0)
+    some = "SELECT rowid FROM dead WHERE gid = ? LIMIT ?"
+    if c.execute(f"DELETE FROM dead WHERE rowid IN ({some})", (gid, SLICE)).rowcount == SLICE:  # noqa: S608
+        return 0, position
+    held = " UNION ".join(f"SELECT seq FROM {t} WHERE gid = ?1" for t in _HELD)  # noqa: S608
+    new = "SELECT seq FROM messages WHERE seq > (SELECT cursor FROM groups WHERE gid = ?1)"
+    seqs = [seq for (seq,) in c.execute(f"{held} UNION {new} AND visible IS NOT NULL", (gid,))]
+    for table in (*_HELD, "begun", "groups"):
         c.execute(f"DELETE FROM {table} WHERE gid = ?", (gid,))  # noqa: S608
-    c.execute(f"DELETE FROM messages WHERE {SETTLED_BY_ALL}")  # noqa: S608
+    forget(c, gid, seqs)
+    return 0, None
 
 
-def purge(c: sqlite3.Connection, group: ConsumerGroup, keys: KeyFilter, now: float) -> int:
-    """Drop what waits for ``group``; with no group at all, what is retained."""
-    gid = gid_of(c, group)
-    if gid is not None:
-        advance(c, gid, now)
-        gone = [*_drop_new(c, gid, keys, now), *_drop_waiting(c, gid, keys)]
-        forget(c, gone)
-        return len(gone)
-    if c.execute("SELECT 1 FROM groups").fetchone() is not None:
-        return 0
-    rows = c.execute("SELECT seq, key FROM messages").fetchall()
-    retained = [(seq,) for seq, key in rows if keys.matches(key)]
-    c.executemany("DELETE FROM messages WHERE seq = ?", retained)
-    return len(retained)
-
-
-def _drop_new(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> list[int]:
-    """Drop what the group has not looked at; keep, as looked at, what does not match."""
-    new = (
-        "FROM messages WHERE visible IS NOT NULL"
-        " AND seq > (SELECT cursor FROM groups WHERE gid = ?)"
-    )
-    rows = c.execute(f"SELECT seq, key, visible {new}", (gid,)).fetchall()
-    kept = [row for row in rows if not keys.matches(row[1])]
-    c.executemany(
-        "INSERT INTO ready VALUES (?, ?, ?, 0)",
-        [(gid, seq, key) for seq, key, visible in kept if visible <= now],
-    )
-    c.executemany(
-        "INSERT INTO delayed VALUES (?, ?, ?, 0)",
-        [(gid, seq, visible) for seq, _, visible in kept if visible > now],
-    )
-    c.execute(
-        "UPDATE groups SET cursor = max(cursor, (SELECT coalesce(max(seq), 0) FROM messages))"
-        " WHERE gid = ?",
-        (gid,),
-    )
-    return [seq for seq, key, _ in rows if keys.matches(key)]
-
-
-def _drop_waiting(c: sqlite3.Connection, gid: int, keys: KeyFilter) -> list[int]:
-    gone: list[int] = []
-    for key in set(ready_keys(c, gid, keys)):
-        gone += (seq for (seq,) in c.execute(OF_KEY.format("seq"), (gid, key)))
-    c.executemany("DELETE FROM ready WHERE gid = ? AND seq = ?", [(gid, seq) for seq in gone])
-    late = c.execute(
-        "SELECT seq, m.key FROM delayed JOIN messages m USING (seq) WHERE gid = ?", (gid,)
-    ).fetchall()
-    dropped = [seq for seq, key in late if keys.matches(key)]
-    c.executemany("DELETE FROM delayed WHERE gid = ? AND seq = ?", [(gid, s) for s in dropped])
-    return gone + dropped
+_HELD = ("ready", "leased", "delayed")
+"""What a group has looked at and not settled."""

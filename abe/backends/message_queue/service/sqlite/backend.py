@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +21,7 @@ from abe.backends.message_queue.base import (
 )
 from abe.backends.message_queue.service.sqlite import admin, store
 from abe.backends.message_queue.service.sqlite.receiver import SQLiteReceiver
+from abe.backends.message_queue.service.sqlite.schema import QueueConnection
 from abe.backends.message_queue.service.sqlite.worker import Mode, Worker, may_pass
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe.types import ConsumerGroup, QueueStats
@@ -136,7 +137,7 @@ class SQLiteBackend(BaseBackend):
 
     async def _send(self, items: Sequence[Outgoing]) -> None:
         try:
-            await self._worker.run(lambda c: store.publish(c, items, self.now()), news=True)
+            await self._worker.run(lambda c: store.publish(c, items, self._now(c)), news=True)
         except (sqlite3.Error, OSError) as error:
             failed = dict.fromkeys(range(len(items)), "nothing was stored")
             raise PublishError(
@@ -146,7 +147,7 @@ class SQLiteBackend(BaseBackend):
             ) from error
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SQLiteReceiver:
-        return SQLiteReceiver(self._worker, group, keys, self._lease, self.now)
+        return SQLiteReceiver(self._worker, group, keys, self._lease, self._now)
 
     def _survives_fork(self) -> bool:
         return self._worker.survives_fork()
@@ -154,9 +155,8 @@ class SQLiteBackend(BaseBackend):
     async def _disconnect(self) -> None:
         await self._worker.aclose()
 
-    def now(self) -> float:
-        """Return the time that leases and delays are measured in: seconds since the epoch."""
-        return time.time() + self._clock_offset
+    def _now(self, connection: QueueConnection) -> float:
+        return connection.now() + self._clock_offset
 
     def advance_time(self, seconds: float) -> None:
         """Let ``seconds`` pass for the delays and leases of this backend, for tests."""
@@ -179,14 +179,14 @@ class SQLiteBackend(BaseBackend):
         validate_group(group)
         chosen, most = KeyFilter(keys), max(0, min(limit, MOST))
         found = await self._worker.transact(
-            lambda c: admin.peek(c, group, chosen, most, self.now()), mode=Mode.READ
+            lambda c: admin.peek(c, group, chosen, most, self._now(c)), mode=Mode.READ
         )
-        return [store.message_of(row, attempt) for row, attempt in found]
+        return [store.shown(row, attempt) for row, attempt in found]
 
     async def stats(self) -> QueueStats:
         """Return the exact backlog of every key and group; retained ones under ``None``."""
         self._check_open()
-        return await self._worker.transact(lambda c: admin.stats(c, self.now()), mode=Mode.READ)
+        return await self._worker.transact(lambda c: admin.stats(c, self._now(c)), mode=Mode.READ)
 
     async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
         """Return up to ``limit`` dead letters of ``group``, oldest first.
@@ -199,7 +199,7 @@ class SQLiteBackend(BaseBackend):
         found = await self._worker.transact(
             lambda c: admin.dead_letters(c, group, most), mode=Mode.READ
         )
-        return [store.message_of(row, attempts, headers) for row, attempts, headers in found]
+        return [store.shown(row, attempts) for row, attempts in found]
 
     async def replay(
         self,
@@ -219,8 +219,8 @@ class SQLiteBackend(BaseBackend):
         validate_group(group)
         wanted = None if ids is None else {ids} if isinstance(ids, str) else set(ids)
         most = MOST if limit is None else max(0, limit)
-        return await self._worker.transact(
-            lambda c: admin.replay(c, group, wanted, most), news=True
+        return await self._in_slices(
+            lambda position, c: admin.replay(c, group, wanted, most, position), news=True
         )
 
     async def groups(self) -> list[ConsumerGroup]:
@@ -236,7 +236,9 @@ class SQLiteBackend(BaseBackend):
         """
         self._check_open()
         validate_group(name)
-        await self._worker.transact(lambda c: admin.delete_group(c, name), news=True)
+        await self._in_slices(
+            lambda position, c: admin.delete_group(c, name, self._now(c), position), news=True
+        )
 
     async def purge(
         self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
@@ -251,7 +253,24 @@ class SQLiteBackend(BaseBackend):
         self._check_open()
         validate_group(group)
         chosen = KeyFilter(keys)
-        return await self._worker.transact(lambda c: admin.purge(c, group, chosen, self.now()))
+        return await self._in_slices(
+            lambda position, c: admin.purge(c, group, chosen, self._now(c), position)
+        )
+
+    async def _in_slices(
+        self,
+        step: Callable[[admin.Position | None, QueueConnection], tuple[int, admin.Position | None]],
+        *,
+        news: bool = False,
+    ) -> int:
+        """Run ``step`` in one transaction after another until it is done; returns the sum."""
+        total = 0
+        position: admin.Position | None = None
+        while True:
+            number, position = await self._worker.transact(partial(step, position), news=news)
+            total += number
+            if position is None:
+                return total
 
     async def ping(self, timeout: float = 5.0) -> None:
         """Return once the file has answered.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,15 +15,19 @@ from abe.backends.message_queue.base import (
     SettleFailure,
     Settlement,
 )
-from abe.backends.message_queue.service.sqlite import store
+from abe.backends.message_queue.base.log import log_message
+from abe.backends.message_queue.service.sqlite import settling, store
+from abe.backends.message_queue.service.sqlite.schema import QueueConnection
 from abe.backends.message_queue.service.sqlite.worker import Mode, Worker
-from abe.errors import ConfigurationError, ConnectionLostError
+from abe.errors import ConfigurationError, ConnectionLostError, PayloadError
 from abe.types import ConsumerGroup
 
 __all__ = ["SQLiteReceiver"]
 
+logger = logging.getLogger(__name__)
+
 LONGEST_WAIT = 1.0
-"""Seconds until the clock is read again while something is due later: it may have been set."""
+"""Seconds until the clock is read again while something is due later: the machine may sleep."""
 
 
 class SQLiteReceiver:
@@ -42,7 +47,7 @@ class SQLiteReceiver:
         group: ConsumerGroup,
         keys: KeyFilter,
         lease: float,
-        now: Callable[[], float],
+        now: Callable[[QueueConnection], float],
     ) -> None:
         self.lease: float | None = lease
         self._seconds = lease
@@ -72,25 +77,45 @@ class SQLiteReceiver:
             self._news.clear()
             found = await self._claim(max_messages)
             if isinstance(found, list):
-                if found:
-                    return [
-                        Delivery(store.message_of(row, claim.attempt), claim)
-                        for claim, row in found
-                    ]
+                if deliveries := self._decoded(found):
+                    return deliveries
             elif loop.time() >= deadline:
                 break
             else:
-                await self._idle(found.due, deadline)
+                await self._idle(found.pause, deadline)
         self._woken = False
         return ()
+
+    def _decoded(self, found: Sequence[tuple[store.Claim, store.Row]]) -> list[Delivery]:
+        """Return deliveries of what can be decoded, and put the rest with the dead letters."""
+        deliveries: list[Delivery] = []
+        for claim, row in found:
+            try:
+                message = store.message_of(row, claim.attempt)
+            except PayloadError as error:
+                self._set_aside(Delivery(store.shown(row, claim.attempt), claim), str(error))
+            else:
+                deliveries.append(Delivery(message, claim, begun=claim.begun))
+        return deliveries
+
+    def _set_aside(self, delivery: Delivery, reason: str) -> None:
+        rejected = [Settlement(delivery, Outcome.REJECT, reason=reason)]
+        gid = self._gid
+        self._worker.post(lambda c: settling.settle(c, gid, rejected, self._now(c)))
+        text = "cannot be decoded and was put with the dead letters: " + reason
+        log_message(
+            logger, logging.ERROR, text, delivery.message, backend="sqlite", group=self._group
+        )
 
     async def _claim(self, limit: int) -> list[tuple[store.Claim, store.Row]] | store.Nothing:
         gid, token = self._gid, secrets.randbits(62)
         try:
             return await self._worker.transact(
-                lambda c: store.claim(c, gid, self._keys, limit, self._now(), self._seconds, token),
+                lambda c: store.claim(
+                    c, gid, self._keys, limit, self._now(c), self._seconds, token
+                ),
                 mode=Mode.WRITE,
-                glance=lambda c: store.glance(c, gid, self._keys, self._now()),
+                glance=lambda c: store.glance(c, gid, self._keys, self._now(c)),
             )
         except asyncio.CancelledError:
             self._worker.post(lambda c: store.give_back(c, gid, token), news=True)
@@ -106,17 +131,17 @@ class SQLiteReceiver:
         )
 
     async def _idle(self, due: float | None, deadline: float) -> None:
-        """Wait until something may have changed, or is due."""
+        """Wait until something may have changed, or is due in so many seconds."""
         pause = deadline - asyncio.get_running_loop().time()
         if due is not None:
-            pause = min(pause, max(0.0, due - self._now()), LONGEST_WAIT)
+            pause = min(pause, due, LONGEST_WAIT)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._news.wait()
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         lost = await self._worker.transact(
-            lambda c: store.settle(c, self._gid, settlements, self._now()),
+            lambda c: settling.settle(c, self._gid, settlements, self._now(c)),
             news=any(s.outcome in (Outcome.NACK, Outcome.RELEASE) for s in settlements),
         )
         return [SettleFailure(settlements[n]) for n in lost]
@@ -124,9 +149,13 @@ class SQLiteReceiver:
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         claims = [d.receipt for d in deliveries]
         lost = await self._worker.transact(
-            lambda c: store.extend(c, self._gid, claims, self._now(), seconds), mode=Mode.WRITE
+            lambda c: settling.extend(c, self._gid, claims, self._now(c), seconds), mode=Mode.WRITE
         )
         return [deliveries[n] for n in lost]
+
+    async def begin(self, deliveries: Sequence[Delivery]) -> None:
+        claims = [d.receipt for d in deliveries]
+        await self._worker.transact(lambda c: settling.begin(c, self._gid, claims))
 
     def wake(self) -> None:
         self._woken = True

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 import stat
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from abe.errors import ConfigurationError
 
-__all__ = ["VERSION", "connect", "primary_code"]
+__all__ = ["VERSION", "QueueConnection", "connect", "primary_code"]
 
 APPLICATION_ID = 0x61626531
 """``abe1``: marks the file as ours, so that nobody else's database is written to by mistake."""
@@ -57,10 +58,73 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (gid, seq)
         )""",
     ),
+    (
+        # How often the handling of a message has begun; only suspects have a row.
+        """CREATE TABLE begun (
+            gid INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL,
+            PRIMARY KEY (gid, seq)
+        ) WITHOUT ROWID""",
+        # One row: since when the machine runs, and what time it was then.
+        "CREATE TABLE clock (boot TEXT NOT NULL, start REAL NOT NULL)",
+        "CREATE INDEX dead_by_age ON dead (gid)",
+    ),
 )
 """Each entry brings a file from the version that is its index to the next."""
 
 VERSION = len(_MIGRATIONS)
+
+
+def _boot_id() -> str:
+    """Return what identifies this run of the machine; empty if the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+BOOT = _boot_id()
+
+
+class QueueConnection(sqlite3.Connection):
+    """A connection to a queue file, and the clock of its leases and delays.
+
+    While a machine runs its processes count from the time that was noted when the first of them
+    opened the file, so setting the wall clock ends no lease and holds no delay. Where the system
+    does not say when it was started, the wall clock has to do.
+    """
+
+    start = 0.0
+
+    def now(self) -> float:
+        """Return the time: about the seconds since the epoch."""
+        return self.start + (time.clock_gettime(time.CLOCK_BOOTTIME) if BOOT else time.time())
+
+    def set_clock(self) -> None:
+        """Find out, or note, what time it was when the machine was started."""
+        if not BOOT:
+            return
+        noted = "SELECT start FROM clock WHERE boot = ?"
+        found = self.execute(noted, (BOOT,)).fetchone()
+        if found is None:
+            with _transaction(self):
+                found = self.execute(noted, (BOOT,)).fetchone()
+                if found is None:
+                    found = (time.time() - self.now(),)
+                    self.execute("DELETE FROM clock")
+                    self.execute("INSERT INTO clock VALUES (?, ?)", (BOOT, *found))
+        (self.start,) = found
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def primary_code(error: BaseException) -> int:
@@ -68,7 +132,7 @@ def primary_code(error: BaseException) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> QueueConnection:
     """Open the queue file, creating or migrating it; waits for no lock.
 
     Raises:
@@ -79,7 +143,9 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     _refuse(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        path, timeout=0, isolation_level=None, check_same_thread=False, factory=QueueConnection
+    )
     try:
         _migrate(connection, path)
         # After the tables, so that the mark of ownership is in the file and not only in its log.
@@ -91,6 +157,7 @@ def connect(path: Path) -> sqlite3.Connection:
             )
         connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         connection.execute("PRAGMA fullfsync = ON")  # without it a Mac's disk may keep a commit
+        connection.set_clock()
     except BaseException:
         connection.close()
         raise
@@ -100,8 +167,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     if _marks(connection) == (APPLICATION_ID, VERSION):
         return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         owner, version = _marks(connection)
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if problem := _not_ours(path, owner, version, empty=not tables):
@@ -111,11 +177,6 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int]:

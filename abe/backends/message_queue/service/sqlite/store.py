@@ -9,19 +9,18 @@ import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import chain, count, islice
+from itertools import count, islice
 from typing import NamedTuple
 
 from abe.backends.message_queue.base import (
     KeyFilter,
     Message,
-    Outcome,
     Outgoing,
-    Settlement,
-    dead_headers,
     decode_payload,
+    raw_payload,
 )
 from abe.backends.message_queue.base.process import PerProcess
+from abe.errors import PayloadError
 from abe.types import ConsumerGroup
 
 __all__ = ["Claim", "GroupGoneError", "Nothing"]
@@ -38,7 +37,9 @@ AFTER_DOT = "/"
 AFTER_ALL_KEYS = "\U0010ffff" * 51
 """Bounds of ranges of keys: what no key holds, or is longer than any."""
 
-Row = tuple[str, str, str, str | None, float]
+COLUMNS = "id, key, CAST(body AS BLOB), headers, time"
+"""Bytes, because text that is not UTF-8 would fail the whole statement."""
+Row = tuple[str, str, bytes, str | None, float]
 
 
 class GroupGoneError(Exception):
@@ -53,30 +54,56 @@ class Claim(NamedTuple):
         token: Proof of ownership, new for every claim.
         attempt: Which delivery this is.
         key: The message's key.
+        begun: How often its handling had begun before.
     """
 
     seq: int
     token: int
     attempt: int
     key: str
+    begun: int = 0
 
 
 class Nothing(NamedTuple):
     """There is nothing to claim.
 
     Attributes:
-        due: When the next delay or lease of the group ends, if any does.
+        pause: Seconds until the next delay or lease of the group ends, if any does.
     """
 
-    due: float | None
+    pause: float | None
 
 
-def message_of(row: Row, attempt: int = 1, headers: str | None = None) -> Message:
-    """Return a stored message as consumers see it."""
-    id_, key, body, own, published = row
-    text = headers if headers is not None else own
-    decoded = json.loads(text) if text else {}
-    return Message(decode_payload(body), id_, key, published, attempt, decoded)
+def message_of(row: Row, attempt: int = 1) -> Message:
+    """Return a stored message as consumers see it.
+
+    Raises:
+        PayloadError: If this process cannot decode it.
+    """
+    id_, key, body, headers, published = row
+    try:
+        text = body.decode()
+        decoded = json.loads(headers) if headers else {}
+    except ValueError as error:
+        raise PayloadError(f"the message is not JSON: {error}") from error
+    return Message(decode_payload(text), id_, key, published, attempt, decoded)
+
+
+def shown(row: Row, attempt: int) -> Message:
+    """Return a stored message for somebody who looks, in any case."""
+    try:
+        return message_of(row, attempt)
+    except PayloadError:
+        id_, key, body, headers, published = row
+        return Message(raw_payload(body), id_, key, published, attempt, headers_of(headers))
+
+
+def headers_of(text: str | None) -> dict[str, str]:
+    try:
+        headers = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return headers if isinstance(headers, dict) else {}
 
 
 # -- publishing ----------------------------------------------------------------------------
@@ -144,7 +171,9 @@ def glance(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> Noth
     if news or (due is not None and due <= now):
         return None
     with closing(ready_keys(c, gid, keys)) as waiting:
-        return Nothing(due) if next(waiting, None) is None else None
+        if next(waiting, None) is not None:
+            return None
+    return Nothing(None if due is None else due - now)
 
 
 def claim(
@@ -248,9 +277,18 @@ def _take_ready(
     due: float,
     token: int,
 ) -> list[tuple[Claim, Row]]:
-    select = "SELECT id, key, body, headers, time FROM messages WHERE seq = ?"
+    if not chosen:
+        return []
+    select = f"SELECT {COLUMNS} FROM messages WHERE seq = ?"  # noqa: S608
+    between = (gid, chosen[0][0], chosen[-1][0])
+    begun: dict[int, int] = dict(
+        c.execute("SELECT seq, number FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?", between)
+    )
     taken = [
-        (Claim(seq, token, attempts + 1, key), c.execute(select, (seq,)).fetchone())
+        (
+            Claim(seq, token, attempts + 1, key, begun.get(seq, 0)),
+            c.execute(select, (seq,)).fetchone(),
+        )
         for seq, key, attempts in chosen
     ]
     c.executemany("DELETE FROM ready WHERE gid = ? AND seq = ?", [(gid, x[0]) for x in chosen])
@@ -277,7 +315,7 @@ def _take_new(
     skipped: list[tuple[int, int, str, int]] = []
     late: list[tuple[int, int, float, int]] = []
     rows = c.execute(
-        "SELECT seq, visible, id, key, body, headers, time FROM messages"
+        f"SELECT seq, visible, {COLUMNS} FROM messages"  # noqa: S608
         " WHERE seq > ? ORDER BY seq LIMIT ?",
         (cursor, SCAN_LIMIT),
     )
@@ -310,7 +348,7 @@ def _take_new(
 def _lease(c: sqlite3.Connection, gid: int, claims: Iterable[Claim], due: float) -> None:
     c.executemany(
         "INSERT INTO leased VALUES (?, ?, ?, ?, ?)",
-        [(gid, seq, token, due, attempt) for seq, token, attempt, _ in claims],
+        [(gid, seq, token, due, attempt) for seq, token, attempt, *_ in claims],
     )
 
 
@@ -322,114 +360,3 @@ def give_back(c: sqlite3.Connection, gid: int, token: int) -> None:
         (gid, token),
     )
     c.execute("DELETE FROM leased WHERE gid = ? AND token = ?", (gid, token))
-
-
-# -- settling ------------------------------------------------------------------------------
-
-
-def settle(
-    c: sqlite3.Connection, gid: int, settlements: Sequence[Settlement], now: float
-) -> list[int]:
-    """Apply settlements of claims; returns the positions of those whose lease is lost."""
-    lost = _lost(c, gid, [s.delivery.receipt for s in settlements])
-    ended: list[int] = []
-    done: list[int] = []
-    back: list[tuple[int, int, str, int]] = []
-    late: list[tuple[int, int, float, int]] = []
-    for position, (delivery, outcome, delay, reason) in enumerate(settlements):
-        if position in lost:
-            continue
-        seq, _, attempt, key = delivery.receipt
-        ended.append(seq)
-        if outcome is Outcome.ACK:
-            done.append(seq)
-        elif outcome is Outcome.REJECT:
-            _bury(c, gid, delivery.receipt, reason)
-            done.append(seq)
-        else:
-            attempts = attempt if outcome is Outcome.NACK else attempt - 1
-            if delay:
-                late.append((gid, seq, now + delay, attempts))
-            else:
-                back.append((gid, seq, key, attempts))
-    c.executemany(
-        "DELETE FROM leased WHERE gid = ? AND seq BETWEEN ? AND ?",
-        [(gid, *run) for run in _runs(ended)],
-    )
-    c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", back)
-    c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
-    forget(c, done)
-    return sorted(lost)
-
-
-def _lost(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> set[int]:
-    """Return the positions of claims whose lease has ended, or that come a second time."""
-    by_token: dict[int, list[int]] = {}
-    for seq, token, _, _ in claims:
-        by_token.setdefault(token, []).append(seq)
-    runs = [(gid, *run, token) for token, seqs in by_token.items() for run in _runs(seqs)]
-    held = "FROM leased WHERE gid = ? AND seq BETWEEN ? AND ? AND token = ?"
-    # Counting is cheap, and nearly always there are as many as claims.
-    if sum(c.execute(f"SELECT count(*) {held}", run).fetchone()[0] for run in runs) == len(claims):
-        return set()
-    owned = set(chain.from_iterable(c.execute(f"SELECT seq, token {held}", run) for run in runs))
-    lost: set[int] = set()
-    for position, (seq, token, _, _) in enumerate(claims):
-        if (seq, token) in owned:
-            owned.remove((seq, token))
-        else:
-            lost.add(position)
-    return lost
-
-
-def _bury(c: sqlite3.Connection, gid: int, taken: Claim, reason: str) -> None:
-    query = "SELECT id, key, body, headers, time FROM messages WHERE seq = ?"
-    id_, key, body, headers, published = c.execute(query, (taken.seq,)).fetchone()
-    own = json.loads(headers) if headers else {}
-    why = dead_headers(own, reason=reason, attempts=taken.attempt, id=id_, key=key)
-    c.execute(
-        "INSERT INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (gid, taken.seq, id_, key, body, headers, published, taken.attempt, json.dumps(why)),
-    )
-
-
-def forget(c: sqlite3.Connection, seqs: Iterable[int]) -> None:
-    """Delete messages that a group has just settled, if every other group has too."""
-    (groups,) = c.execute("SELECT count(*) FROM groups").fetchone()
-    query = "DELETE FROM messages WHERE seq BETWEEN ? AND ?"
-    if groups > 1:
-        query += f" AND {SETTLED_BY_ALL}"
-    c.executemany(query, _runs(seqs))
-
-
-SETTLED_BY_ALL = (
-    "NOT EXISTS (SELECT 1 FROM groups g WHERE"
-    " (g.cursor < messages.seq AND messages.visible IS NOT NULL)"
-    " OR EXISTS (SELECT 1 FROM leased t WHERE t.gid = g.gid AND t.seq = messages.seq)"
-    " OR EXISTS (SELECT 1 FROM ready t WHERE t.gid = g.gid AND t.seq = messages.seq)"
-    " OR EXISTS (SELECT 1 FROM delayed t WHERE t.gid = g.gid AND t.seq = messages.seq))"
-)
-"""A condition on `messages`."""
-
-
-def _runs(seqs: Iterable[int]) -> list[tuple[int, int]]:
-    """Return ``seqs`` as first and last of each run of consecutive numbers."""
-    runs: list[tuple[int, int]] = []
-    for seq in sorted(seqs):
-        if runs and seq <= runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], seq)
-        else:
-            runs.append((seq, seq))
-    return runs
-
-
-def extend(
-    c: sqlite3.Connection, gid: int, claims: Sequence[Claim], now: float, seconds: float
-) -> list[int]:
-    """Move the end of leases; returns the positions of those that are lost."""
-    query = "UPDATE leased SET due = ? WHERE gid = ? AND seq = ? AND token = ?"
-    return [
-        position
-        for position, taken in enumerate(claims)
-        if not c.execute(query, (now + seconds, gid, taken.seq, taken.token)).rowcount
-    ]

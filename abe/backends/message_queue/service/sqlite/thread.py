@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 from abe.backends.message_queue.base.process import start_thread
-from abe.backends.message_queue.service.sqlite.schema import connect, primary_code
+from abe.backends.message_queue.service.sqlite.schema import QueueConnection, connect, primary_code
 from abe.errors import LoopError
 
 __all__ = ["ConnectionThread", "Job", "Listener", "Listeners", "Mode"]
@@ -56,11 +56,11 @@ class Mode(IntEnum):
 class Job(NamedTuple):
     """What a caller asks for; see `Worker.run`."""
 
-    function: Callable[[sqlite3.Connection], Any]
+    function: Callable[[QueueConnection], Any]
     future: asyncio.Future[Any] | None
     mode: Mode
     news: bool
-    glance: Callable[[sqlite3.Connection], Any] | None
+    glance: Callable[[QueueConnection], Any] | None
 
 
 Outcome = tuple[Job, Any, BaseException | None]
@@ -135,7 +135,7 @@ class ConnectionThread:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._putting = threading.Lock()
         self._using = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+        self._connection: QueueConnection | None = None
         self._identity = (0, 0)
         self._synced = True
         self._version = -1
@@ -294,7 +294,7 @@ class ConnectionThread:
         return True
 
     def _commit(
-        self, connection: sqlite3.Connection, batch: list[Job], outcomes: list[Outcome]
+        self, connection: QueueConnection, batch: list[Job], outcomes: list[Outcome]
     ) -> list[Job]:
         """Run ``batch`` in one transaction; returns what is to be run again without one at fault.
 
@@ -336,7 +336,7 @@ class ConnectionThread:
 
     # -- the connection --------------------------------------------------------------------
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self) -> QueueConnection:
         if self._connection is not None and self._moved():
             logger.warning("%s was deleted or replaced while in use; opening it anew", self._path)
             self._disconnect()
@@ -387,7 +387,7 @@ class ConnectionThread:
         self._look_at = now + self._interval
 
 
-def _glance(connection: sqlite3.Connection, batch: Iterable[Job]) -> dict[int, Outcome]:
+def _glance(connection: QueueConnection, batch: Iterable[Job]) -> dict[int, Outcome]:
     """Answer the jobs for which looking is enough, by position."""
     answered: dict[int, Outcome] = {}
     for position, job in enumerate(batch):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from abe.backends.message_queue.base.process import PerProcess, fork_error
-from abe.backends.message_queue.service.sqlite.schema import primary_code
+from abe.backends.message_queue.service.sqlite.schema import QueueConnection, primary_code
 from abe.backends.message_queue.service.sqlite.thread import (
     ConnectionThread,
     Job,
@@ -102,11 +102,11 @@ class Worker:
 
     async def run(
         self,
-        function: Callable[[sqlite3.Connection], T],
+        function: Callable[[QueueConnection], T],
         *,
         mode: Mode = Mode.DURABLE,
         news: bool = False,
-        glance: Callable[[sqlite3.Connection], T | None] | None = None,
+        glance: Callable[[QueueConnection], T | None] | None = None,
     ) -> T:
         """Run ``function(connection)`` and return its result once it is committed.
 
@@ -130,11 +130,11 @@ class Worker:
 
     async def transact(
         self,
-        function: Callable[[sqlite3.Connection], T],
+        function: Callable[[QueueConnection], T],
         *,
         mode: Mode = Mode.DURABLE,
         news: bool = False,
-        glance: Callable[[sqlite3.Connection], T | None] | None = None,
+        glance: Callable[[QueueConnection], T | None] | None = None,
     ) -> T:
         """Do what `run` does, with errors that streams understand.
 
@@ -154,7 +154,7 @@ class Worker:
             f"{self.path} is damaged ({error}). Restore a copy, or move it away to start anew"
         )
 
-    def post(self, function: Callable[[sqlite3.Connection], object], *, news: bool = False) -> None:
+    def post(self, function: Callable[[QueueConnection], object], *, news: bool = False) -> None:
         """Run ``function(connection)`` after what is queued, without waiting for it."""
         self._put(Job(function, None, Mode.WRITE, news, None))
 
