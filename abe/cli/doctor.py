@@ -1,4 +1,4 @@
-"""``abe doctor``: what is installed, what is selected and why, and whether the broker answers."""
+"""``abe doctor``: check the installation, the selection of a backend, and its broker."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ def doctor(
 
 @dataclass
 class Diagnosis:
-    """What the doctor has found.
+    """The findings of the doctor.
 
     Attributes:
         interpreter: The Python that runs.
         version: abe's version.
         location: Where abe is.
         extras: The extras that are installed.
-        backends: What is installed, and what is wrong with it.
+        backends: The installed backends, with their errors.
         backend: The backend that is selected, ``None`` if none can be.
-        reason: Why that one.
-        answer: How the broker answered.
-        warnings: What the backend has to say of its broker's settings.
-        problems: What keeps the selected backend from working.
+        reason: Why it was selected.
+        answer: The answer of the broker.
+        warnings: Warnings of the backend about its broker's settings.
+        problems: Reasons why the selected backend does not work.
     """
 
     interpreter: str = ""
@@ -85,7 +85,7 @@ class Diagnosis:
 
 
 def examine(target: Target, timeout: float) -> Diagnosis:
-    """Look at everything; what is wrong becomes part of the diagnosis."""
+    """Check everything; errors become part of the diagnosis."""
     found = Diagnosis(
         interpreter=f"{platform.python_version()}, {sys.executable}",
         version=_version.__version__,
@@ -99,7 +99,7 @@ def examine(target: Target, timeout: float) -> Diagnosis:
         found.answer = with_backend(target, lambda backend: _ping(backend, timeout, found))
     except AbeError as error:
         found.problems.append(clean(str(error)))
-    except Exception as error:  # what a backend raises that is not abe's
+    except Exception as error:  # a backend may raise anything
         found.problems.append(clean(f"{type(error).__name__}: {error}"))
     return found
 

@@ -315,5 +315,5 @@ def seconds(value: float, option: str) -> float:
 
 
 def as_lines(json: bool | None) -> bool:
-    """Whether messages are written as JSON."""
+    """Return whether messages are written as JSON."""
     return not writes_to_terminal() if json is None else json

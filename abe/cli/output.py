@@ -83,7 +83,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def would_block(size: int) -> bool:
-    """Whether writing ``size`` bytes to standard output now may have to wait for a reader."""
+    """Return whether writing ``size`` bytes to standard output may block now."""
     if size > getattr(select, "PIPE_BUF", 0):
         return True
     try:

@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 
 class Terminated(Exception):
-    """The command was ended by SIGTERM; everything it held was given back."""
+    """The command was ended by SIGTERM, after releasing its messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which backend a command uses.
+    """The backend of a command.
 
     Attributes:
         name: Its name; ``None`` chooses as `abe.load_backend` does.
@@ -53,7 +53,7 @@ def search_working_directory() -> str:
 
 
 def open_backend(target: Target) -> AsyncBackend:
-    """Create the backend; what Python would warn of is said in one line each."""
+    """Create the backend; its warnings are printed in one line each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         backend = aconnect(target.name, env=target.env or None)
@@ -67,7 +67,7 @@ def with_backend(target: Target, work: Callable[[AsyncBackend], Awaitable[T]]) -
     """Open the backend, do the work and close the backend, whatever happens.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is given back.
+        KeyboardInterrupt: After Ctrl-C, once its messages are released.
         Terminated: After SIGTERM, likewise.
     """
 

@@ -358,7 +358,7 @@ class Health:
         if self._path is None:
             return
         if not self._path.parent.is_dir():
-            raise ConfigurationError(f"--health-file: there is no folder {self._path.parent}")
+            raise ConfigurationError(f"--health-file: folder {self._path.parent} does not exist")
         self._remove()
         self._task = asyncio.create_task(self._watch(self._path), name="abe-health")
 

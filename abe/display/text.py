@@ -146,7 +146,7 @@ def _json(value: object, limit: int) -> Iterator[str]:
             yield ", " if i else ""
             yield from _json(name, limit)
             yield ": "
-            # A flag, or that there is none, is no secret.
+            # A flag or null is not a secret.
             hidden = isinstance(name, str) and not isinstance(inner, bool | None)
             hidden = hidden and is_secret(name)
             yield from _json(SECRET if hidden else inner, limit)

@@ -64,7 +64,7 @@ class Contract(Rows):
 
 
 def _details(row: ContractRow) -> str:
-    """Return what the backend must do, and what it did instead; or why that does not apply."""
+    """Return the obligation and the failure, or the reason why the case does not apply."""
     reason = _reason(row.reason)
     if row.outcome == "fail":
         return f"{row.obligation} Failed: {reason}"
@@ -118,17 +118,17 @@ class ContractMagics(Settings):
             %abe_contract MyBackend --select redelivery --select "group*"
             report = %abe_contract redis --env ABE_REDIS_URL=redis://localhost:6379
 
-        The suite checks what every backend must do, and what this one declares in its capabilities;
-        what does not apply is skipped, with the reason. A class is made with from_env(). Instead of
-        a class, a function that makes a backend, a Harness or a BackendContract will do as well.
-        A failed case is a result, not an error: to stop a notebook, write assert report.ok.
+        The suite checks the obligations of every backend, and those that this one declares in its
+        capabilities; other cases are skipped, with the reason. A class is instantiated with
+        from_env(). A function that makes a backend, a Harness or a BackendContract is accepted as
+        well. A failed case is a result, not an error: to stop a notebook, write assert report.ok.
 
         Options:
           -s, --select P     only cases whose name contains P, or matches it with * and ?;
                              repeatable
           -e, --env K=V      a variable for an installed backend, e.g. where its broker is;
-                             repeatable. {namespace} in V stands for what keeps the cases apart,
-                             {folder} for a temporary folder
+                             repeatable. {namespace} in V is replaced by a name that separates
+                             the cases from each other, {folder} by a temporary folder
           -o, --out NAME     also store the result in the variable NAME
 
         Returns:

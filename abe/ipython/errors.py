@@ -42,8 +42,8 @@ class _Short:
 def short(error: E, *hints: str) -> E:
     """Make IPython show ``error`` as its message instead of a traceback, and return it.
 
-    The error stays what it is, so runners of notebooks stop at it and ``except`` clauses and
-    ``%debug`` work; ``%tb`` shows the traceback.
+    The error itself is unchanged: notebook runners stop at it, ``except`` clauses and ``%debug``
+    work; ``%tb`` shows the traceback.
     """
     if not hasattr(error, "_render_traceback_"):
         text = f"{type(error).__name__}: {error}".removesuffix(": ")

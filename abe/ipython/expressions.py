@@ -23,11 +23,11 @@ Evaluate: TypeAlias = Callable[[str], object]
 """Runs one expression in the user's namespace."""
 
 MAX_LENGTH = 4000
-"""Longest expression, so that text with many unmatched braces stays cheap to refuse."""
+"""Maximum length of an expression, which bounds the cost of unmatched braces."""
 
 
 class ExpressionError(ValueError):
-    """``{{…`` does not begin a Python expression that a ``}}`` ends."""
+    """``{{`` is not followed by a Python expression and ``}}``."""
 
 
 def find_expression(text: str, start: int) -> tuple[str, int]:
@@ -37,7 +37,7 @@ def find_expression(text: str, start: int) -> tuple[str, int]:
     quotes itself: ``{{ {"a": {"b": 1}} }}``, ``{"a": {{x}}}``.
 
     Raises:
-        ExpressionError: If there is no such ``}}``.
+        ExpressionError: If no ``}}`` ends a valid expression.
     """
     limit = start + 2 + MAX_LENGTH
     reason = "it has no closing }}"
@@ -81,7 +81,7 @@ def expand(text: str, evaluate: Evaluate) -> str:
 
 
 def evaluator(user_ns: dict[str, Any], local_ns: dict[str, Any] | None) -> Evaluate:
-    """Return what evaluates expressions where the magic was called.
+    """Return a function that evaluates expressions where the magic was called.
 
     Args:
         user_ns: The globals of the session.

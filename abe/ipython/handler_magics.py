@@ -57,10 +57,10 @@ class HandlerMagics(Settings):
 
         The cell runs as usual, except that it cannot await outside of functions; the last function
         it defines is called with each message. When it returns, the message is acknowledged. When
-        it raises, the message comes again later, and after the last attempt it becomes a dead
+        it raises, the message is redelivered later, and after the last attempt it becomes a dead
         letter (see %abe_dead). raise abe.Reject("why") gives up at once, raise abe.Retry(delay=5)
-        asks for another try. What the function prints appears below this cell, beside a card with
-        its counters. A handler of the same name is replaced, so the cell can be run again;
+        requests another attempt. The output of the function appears below this cell, beside its
+        status and counters. A handler of the same name is replaced, so the cell can be run again;
         %abe_stop, another %abe_connect, %unload_ext and the end of the kernel stop it.
 
         A sync function runs in a thread of its own. An async function shares one event loop with
@@ -68,7 +68,7 @@ class HandlerMagics(Settings):
 
         Options:
           -g, --group GROUP     the consumer group (without it: the default group)
-          --name N              what %abe_handlers and %abe_stop call it (the function's name)
+          --name N              its name in %abe_handlers and %abe_stop (the function's name)
           -c, --concurrency C   handle C messages at a time (1)
           -a, --max-attempts A  give a message up when it has failed A times (5)
           -o, --out NAME        store the worker in the variable NAME: .processed, .last_error,
@@ -105,14 +105,14 @@ class HandlerMagics(Settings):
 
     @magic(Syntax("%abe_handlers", "[-o NAME]", (OUT,), max_words=0))
     def abe_handlers(self, call: Call) -> Any:
-        """List the handlers that %%abe_handler has started, and how they do.
+        """List the handlers that %%abe_handler has started, with their counters.
 
         ::
 
             %abe_handlers [-o NAME]
 
-        One that has failed for good stays in the list, with its error, until it is replaced or
-        stopped.
+        A handler that has failed permanently stays in the list, with its error, until it is
+        replaced or stopped.
 
         Options:
           -o, --out NAME     also store the result in the variable NAME
@@ -133,7 +133,7 @@ class HandlerMagics(Settings):
             %abe_stop --all
 
         Messages in flight are finished first, for at most 10 seconds (1 second when the kernel
-        ends); what is not settled then comes again. Without a name the only handler is stopped.
+        ends); unsettled messages are then redelivered. Without a name the only handler is stopped.
 
         Options:
           --all              stop all of them

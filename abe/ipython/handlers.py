@@ -53,7 +53,7 @@ def numbers(worker: Worker) -> list[str]:
 
 
 def problem(worker: Worker) -> str:
-    """Return the error that says most about a worker; "" if there is none."""
+    """Return the most informative error of a worker; "" if it has none."""
     error = worker.error or worker.last_error
     if error is None:
         return ""
@@ -89,13 +89,13 @@ class Status:
         self._closed = False
 
     def show(self) -> None:
-        """Display it in the running cell."""
+        """Display the state in the running cell."""
         from IPython.core.display_functions import display
 
         self._handle = display(self._bundle(), raw=True, display_id=True)
 
     def follow(self, worker: Worker) -> None:
-        """Keep it up to date until ``worker`` has ended."""
+        """Follow ``worker`` until it has ended."""
         self._worker = worker
         if self._handle is not None:
             self._context.copy().run(get_portal().post, self._tick)
@@ -109,7 +109,7 @@ class Status:
     def refresh(self) -> None:
         """Show the present state, in the context of the running cell.
 
-        Programs that execute notebooks only look at what comes from the cell that they run.
+        Programs that execute notebooks see only the output of the cell that they run.
         """
         if self._handle is not None:
             self._send(self._handle)
@@ -133,7 +133,7 @@ class Status:
         self._last = (now, processed)
 
     def _update(self) -> None:
-        """Send it again if it says something else now."""
+        """Send the state if it has changed."""
         worker = self._worker
         content = worker is not None and (
             *numbers(worker),
@@ -149,16 +149,14 @@ class Status:
         try:
             handle.update(self._bundle(), raw=True)
         except Exception:
-            self._handle = None  # the frontend has gone: nobody looks any more
-
-    # -- what is shown ---------------------------------------------------------------------
+            self._handle = None  # the frontend has gone
 
     def _bundle(self) -> dict[str, str]:
         table = self.table()
         return {"text/plain": table.to_text(), "text/html": table.to_html()}
 
     def table(self) -> Table:
-        """Return what is shown."""
+        """Return the table that shows the state."""
         caption = f"handler {self._name} {self._where}"
         worker = self._worker
         if worker is None:

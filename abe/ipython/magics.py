@@ -13,7 +13,7 @@ from abe.ipython.completion import matcher
 from abe.ipython.contract import ContractMagics
 from abe.ipython.grammar import OUT, Option, Syntax, env_name, identifier
 from abe.ipython.handler_magics import HandlerMagics
-from abe.ipython.publishing import CELL, LINE, publish
+from abe.ipython.publish_magics import PublishMagics
 from abe.ipython.queue_magics import QueueMagics
 from abe.ipython.session import Call, Session, magic
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AbeMagics"]
 
 
-class AbeMagics(QueueMagics, HandlerMagics, ContractMagics):
+class AbeMagics(PublishMagics, QueueMagics, HandlerMagics, ContractMagics):
     """Publish, consume, inspect and handle events in one line.
 
     Attributes:
@@ -61,7 +61,7 @@ class AbeMagics(QueueMagics, HandlerMagics, ContractMagics):
         Nothing is imported, so a broken provider shows only with --check.
 
         Options:
-          --check        import every backend, to see what is broken or deprecated
+          --check        import every backend, to find broken and deprecated ones
           -o, --out      also store the result in the variable NAME
 
         Returns:
@@ -107,8 +107,8 @@ class AbeMagics(QueueMagics, HandlerMagics, ContractMagics):
 
         Options:
           -e, --env K=V  set an environment variable while the backend is created; repeatable.
-                         With K alone you are asked for the value without echo, which keeps
-                         passwords out of the notebook
+                         K alone asks for the value without echo, which keeps passwords
+                         out of the notebook
           -i, --in VAR   use the backend in the variable VAR instead of opening one
           -o, --out      also store the result in the variable NAME
 
@@ -129,50 +129,9 @@ class AbeMagics(QueueMagics, HandlerMagics, ContractMagics):
         env = Variables((n, ask_secret(n) if value is None else value) for n, value in settings)
         return call.result(self.session.open(words[0] if words else None, env or None))
 
-    @magic(LINE, CELL)
-    def abe_publish(self, call: Call) -> Any:
-        """Publish one message, or one for each item of a list.
-
-        ::
-
-            %abe_publish orders.created {"id": 1, "note": "costs $5"}
-            %abe_publish orders.created {"id": {{order_id}}, "tags": {{tags}}}
-            %abe_publish orders.{{region}}.created {{order}}
-            %abe_publish orders.created -i orders
-            %abe_publish orders.created --file orders.csv
-            %abe_publish --header source=notebook --delay 60 orders.created {"id": 1}
-
-            %%abe_publish orders.created --format jsonl
-            {"id": 1}
-            {"id": 2}
-
-        PAYLOAD is JSON: an object is one message, a list of objects one message each. It is the
-        rest of the line and is published exactly as it stands; only {{expr}} outside strings is
-        replaced by the value of the Python expression, which may be anything that JSON can hold.
-        A payload that is one {{expr}}, or -i VAR, may be a dict, a list of dicts, a generator of
-        dicts or a DataFrame of pandas or polars: one message per row without the index, missing
-        values as null, dates and times as ISO 8601. Options stand before KEY or between KEY and
-        PAYLOAD. Everything is checked before the first message is sent. After Ctrl-C you are told
-        how many were published: the first ones, in order.
-
-        Options:
-          -i, --in VAR      publish the value of the variable VAR
-          -F, --file PATH   publish what a file holds: .csv, .jsonl, .json or .yaml, else --format
-          -H, --header K=V  text metadata of the messages; repeatable
-          -d, --delay S     deliver after S seconds at the earliest
-          -f, --format F    how PAYLOAD is written: json (the default), jsonl (one object a line),
-                            yaml, csv (the first line names the columns, all values are text) or
-                            python (a literal). {{expr}} works in json and jsonl only
-          -o, --out NAME    also store the result in the variable NAME
-
-        Returns:
-          the number of messages published
-        """
-        return publish(call)
-
 
 def _register(cls: type[AbeMagics]) -> None:
-    """Tell IPython of the magics; its own decorators do not look at base classes."""
+    """Register the magics with IPython, whose decorators ignore base classes."""
     cls.registered = True
     cls.magics = {"line": {}, "cell": {}}
     for name in dir(cls):

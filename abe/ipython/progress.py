@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 __all__ = ["Progress"]
 
 PATIENCE = 1.0
-"""Seconds before anything is shown: most operations are over by then."""
+"""Seconds before anything is shown: most operations have ended by then."""
 INTERVAL = 0.25
 """Seconds between two updates."""
 
 
 class Progress:
-    """A line that says how far an operation is, once it has taken a while.
+    """A line with the progress of an operation, shown once it has taken a while.
 
     Plain text, so that it stays readable in a saved notebook. In a terminal it is one line that is
     overwritten; where that is not possible only the last state is printed.
 
     Attributes:
-        count: How many are done.
+        count: Number of items that are done.
     """
 
     def __init__(self, total: int | None, done: str, *, live: bool) -> None:
         """Count up to ``total``.
 
         Args:
-            total: How many there are; ``None`` if nobody knows.
-            done: What is done with them, e.g. ``"published"``.
+            total: Number of items; ``None`` if it is unknown.
+            done: The completed action, e.g. ``"published"``.
             live: Whether what was displayed can be updated.
         """
         self._total = total

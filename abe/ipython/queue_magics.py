@@ -44,9 +44,9 @@ class QueueMagics(Settings):
             %abe_consume orders.eu.** payments -g billing -o messages
             messages = %abe_consume orders.*
 
-        What is returned is acknowledged: it does not come again for this group. Each group sees
-        every message that is published after its first use, and what was still kept then. Without
-        KEYS every key is taken; * stands for one segment of a key and a final ** for one or more.
+        Returned messages are acknowledged: they are not redelivered to this group. Each group gets
+        every message published after its first use, and those still retained then. Without KEYS
+        every key is taken; * matches one segment of a key and a final ** one or more.
 
         Options:
           -g, --group GROUP  the consumer group (without it: the default group)
@@ -84,7 +84,7 @@ class QueueMagics(Settings):
         )
     )
     def abe_peek(self, call: Call) -> Any:
-        """Look at messages that wait for a group, without taking them.
+        """Show messages that wait for a group, without taking them.
 
         ::
 
@@ -92,12 +92,12 @@ class QueueMagics(Settings):
             %abe_peek orders.* -n 100
             waiting = %abe_peek payments -g billing
 
-        Nothing changes: the messages still wait, and this counts as no attempt. Shown is what the
-        group could take now, oldest first; messages in flight or delayed are not.
+        Nothing changes: the messages still wait, and no attempt is counted. The result is the
+        messages that the group could take now, oldest first, without those in flight or delayed.
 
         Options:
           -g, --group GROUP  the consumer group (without it: the default group)
-          -n, --number N     look at N messages at most (10)
+          -n, --number N     show at most N messages (10)
           -o, --out NAME     also store the result in the variable NAME
 
         Returns:
@@ -121,9 +121,9 @@ class QueueMagics(Settings):
             %abe_stats orders.** -g billing
             backlog = %abe_stats
 
-        The columns: ready (could be taken now), in flight (taken and not settled), delayed (their
-        time has not come), dead (given up, see %abe_dead) and the age of the oldest message that
-        waits. A ? stands where the broker cannot say.
+        The columns: ready (can be taken now), in flight (taken and not settled), delayed (not due
+        yet), dead (given up, see %abe_dead) and the age of the oldest waiting message. A ? marks a
+        number that the broker does not know.
 
         Options:
           -g, --group GROUP  only this group (without it: all; -g "" is the default group)
@@ -151,7 +151,7 @@ class QueueMagics(Settings):
         )
     )
     def abe_dead(self, call: Call) -> Any:
-        """Show the dead letters of a group, or put them back.
+        """List the dead letters of a group, or replay them.
 
         ::
 
@@ -161,8 +161,8 @@ class QueueMagics(Settings):
             %abe_dead replay --id 0198c2 --id 0198c3
 
         A dead letter is a message that was given up: rejected, or failed too often. Each group has
-        its own. list, which is what happens without a word, shows them with the reason and takes
-        none. replay delivers them to the same group again, and no other, as if for the first time.
+        its own. list, the default, shows them with the reason and takes none. replay delivers them
+        to the same group only, as if for the first time.
 
         Options:
           -g, --group GROUP  the consumer group (without it: the default group)
@@ -172,7 +172,7 @@ class QueueMagics(Settings):
 
         Returns:
           list: the DeadLetters, a list of dicts with .key, .id, .headers …, shown as a table;
-          replay: how many were put back
+          replay: the number of replayed messages
         """
         number, ids = call.options["number"], call.options["id"]
         try:
@@ -199,7 +199,7 @@ class QueueMagics(Settings):
         )
     )
     def abe_purge(self, call: Call) -> Any:
-        """Drop the messages that wait for a group, for good.
+        """Delete the waiting messages of a group permanently.
 
         ::
 
@@ -207,15 +207,15 @@ class QueueMagics(Settings):
             %abe_purge orders.* -g billing --yes
 
         Messages in flight, dead letters and other groups are not touched. Without --yes nothing
-        is dropped; you are told how many messages it would be.
+        is deleted; the error says how many messages would be.
 
         Options:
           -g, --group GROUP  the consumer group (without it: the default group)
-          --yes              you mean it
+          --yes              confirm the deletion
           -o, --out NAME     also store the result in the variable NAME
 
         Returns:
-          the number of messages dropped
+          the number of deleted messages
         """
         wanted, group = KeyFilter(call.words or None), call.group
         backend = self.session.backend()

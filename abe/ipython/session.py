@@ -119,7 +119,7 @@ class Session:
         self.groups.add(groups)
 
     def open(self, name: str | None, env: Mapping[str, str] | None = None) -> SyncBackend:
-        """Open the backend called ``name``, or select one and say which and why."""
+        """Open the backend called ``name``, or select one and print the choice and its reason."""
         from abe.backends.message_queue.loader import choose_backend
         from abe.sync import connect
 
@@ -157,11 +157,11 @@ class Session:
 
     @property
     def in_notebook(self) -> bool:
-        """Whether what was displayed can be updated."""
+        """Whether a display can be updated."""
         return getattr(self.shell, "kernel", None) is not None
 
     def stop(self, names: Iterable[str]) -> None:
-        """Stop handlers and say what they have done."""
+        """Stop handlers and print their counters."""
         for handler in self.handlers.stop(names):
             say(f"stopped {cell(handler.name, 60)}: {handler.summary()}")
 
@@ -259,7 +259,7 @@ class Call:
         """Return the value of the user's variable ``name``.
 
         Raises:
-            NameError: If there is none; the text suggests the nearest spelling.
+            NameError: If it does not exist; the text suggests the nearest spelling.
         """
         scopes = self.scopes
         for scope in scopes:

@@ -108,7 +108,7 @@ class TestHandler:
             ),
             (["-c", "0"], 2, "--concurrency"),
             (["--drain-timeout", "-1"], 2, "for --drain-timeout: must be a number of seconds"),
-            (["--health-file", "nowhere/file"], 1, "there is no folder nowhere"),
+            (["--health-file", "nowhere/file"], 1, "folder nowhere does not exist"),
             (["--dead-letter-key", "a b"], 1, "abe: key 'a b' contains ' '"),
             (["-k", "a b"], 1, "abe: key filter 'a b' is malformed"),
             (["-g", "", "-k", "a b"], 1, "abe: key filter 'a b' is malformed"),

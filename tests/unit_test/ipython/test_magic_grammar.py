@@ -11,25 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
-from abe.ipython import publishing
 from abe.ipython.expressions import ExpressionError, evaluator, expand, find_expression
 from abe.ipython.grammar import Arguments, Option, Syntax, parse
 from abe.ipython.magics import AbeMagics
 
+LINE = AbeMagics.syntaxes["%abe_publish"]
+CELL = AbeMagics.syntaxes["%%abe_publish"]
 CONSUME = AbeMagics.syntaxes["%abe_consume"]
 NAMES: dict[str, Any] = {"region": "eu", "n": 3, "d": {"a": {"b": 1}}, "text": 'say "hi"'}
 evaluate = evaluator(NAMES, None)
 
 
 def publish(line: str) -> Arguments:
-    return parse(publishing.LINE, line, evaluate)
+    return parse(LINE, line, evaluate)
 
 
 def consume(line: str) -> Arguments:
     return parse(CONSUME, line, evaluate)
 
 
-def usage_error(line: str, syntax: Syntax = publishing.LINE) -> str:
+def usage_error(line: str, syntax: Syntax = LINE) -> str:
     with pytest.raises(UsageError) as caught:
         parse(syntax, line, evaluate)
     assert type(caught.value) is UsageError  # IPython shows subclasses with a traceback
@@ -110,7 +111,7 @@ def test_any_json_object_is_the_payload(payload: dict[str, Any], ascii_only: boo
 
 @given(st.text())
 def test_any_line_is_parsed_or_refused(line: str) -> None:
-    for syntax in (publishing.LINE, publishing.CELL, CONSUME):
+    for syntax in (LINE, CELL, CONSUME):
         try:
             parse(syntax, line, lambda source: source)
         except UsageError:
@@ -186,10 +187,10 @@ def test_expressions_are_evaluated_once_and_only_if_the_line_is_right() -> None:
         calls.append(source)
         return source
 
-    parse(publishing.LINE, "-H a={{x}} k.{{y}} {}", record)
+    parse(LINE, "-H a={{x}} k.{{y}} {}", record)
     assert calls == ["x", "y"]
     with pytest.raises(UsageError):
-        parse(publishing.LINE, "-H a={{x}} k.{{y}} --dely 5 {}", record)
+        parse(LINE, "-H a={{x}} k.{{y}} --dely 5 {}", record)
     assert calls == ["x", "y"]
 
 
