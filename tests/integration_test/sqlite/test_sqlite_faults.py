@@ -144,15 +144,21 @@ async def main():
             say(error.retryable, error)
         else:
             say("published")
+        for call in (backend.peek, backend.ping, backend.groups, backend.consume().__anext__):
+            try:
+                await asyncio.wait_for(call(), 20)
+            except AbeError as error:
+                say(type(error).__name__, "ABE_SQLITE_PATH" in str(error))
 asyncio.run(main())
 """
 
 
 @posix
-@pytest.mark.parametrize("what", ["missing file", "file", "file and folder"])
-def test_what_may_not_be_written_fails_the_publish(
+@pytest.mark.parametrize("what", ["missing file", "file", "file and folder", "unreadable file"])
+def test_what_may_not_be_written_is_said_at_once(
     shared_folder: Path, child: Child, what: str
 ) -> None:
+    """By whatever is called; an empty answer or an endless wait would look like an empty queue."""
     path = shared_folder / "q.sqlite3"
 
     async def make() -> None:
@@ -161,16 +167,19 @@ def test_what_may_not_be_written_fails_the_publish(
 
     if what != "missing file":
         asyncio.run(make())
-        path.chmod(0o444)
-    if what != "file":
+        path.chmod(0 if what == "unreadable file" else 0o444)
+    if what not in ("file", "unreadable file"):
         shared_folder.chmod(0o555)
     before = path.read_bytes() if path.exists() else None
     try:
         said = child(PUBLISH, path).end()
     finally:
         shared_folder.chmod(0o755)
-    assert said.startswith(("False cannot write", "True cannot write"))
-    assert str(path) in said
+    first, *others = said.splitlines()
+    assert first.startswith("False cannot write")
+    assert str(path) in first
+    assert "ABE_SQLITE_PATH" in first
+    assert others == ["ConfigurationError True"] * 4
     assert (path.read_bytes() if path.exists() else None) == before
 
 

@@ -22,7 +22,7 @@ from abe.backends.message_queue.base import (
 from abe.backends.message_queue.service.sqlite import admin, store
 from abe.backends.message_queue.service.sqlite.receiver import SQLiteReceiver
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection
-from abe.backends.message_queue.service.sqlite.worker import Mode, Worker, may_pass
+from abe.backends.message_queue.service.sqlite.worker import Mode, Worker, may_pass, what_to_permit
 from abe.errors import ConfigurationError, ConnectionLostError, PublishError
 from abe.types import ConsumerGroup, QueueStats
 
@@ -139,11 +139,11 @@ class SQLiteBackend(BaseBackend):
         try:
             await self._worker.run(lambda c: store.publish(c, items, self._now(c)), news=True)
         except (sqlite3.Error, OSError) as error:
-            failed = dict.fromkeys(range(len(items)), "nothing was stored")
+            what = f"cannot write to {self.path}: {error}; nothing was stored"
             raise PublishError(
-                f"cannot write to {self.path}: {error}; nothing was stored",
+                ". ".join(filter(None, [what, what_to_permit(error)])),
                 retryable=may_pass(error),
-                failed=failed,
+                failed=dict.fromkeys(range(len(items)), "nothing was stored"),
             ) from error
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SQLiteReceiver:

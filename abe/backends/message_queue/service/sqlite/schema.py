@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import stat
 import time
@@ -138,11 +140,13 @@ def connect(path: Path) -> QueueConnection:
     Raises:
         ConfigurationError: If the file is corrupt, not ours, or from a newer version; it is then
             left untouched.
+        PermissionError: If it, its log or its folder may not be read and written.
         OSError: If its folder cannot be created or read.
         sqlite3.Error: If it cannot be opened or written; `sqlite3.SQLITE_BUSY`: not yet.
     """
     _refuse(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _check_access(path)
     connection = sqlite3.connect(
         path, timeout=0, isolation_level=None, check_same_thread=False, factory=QueueConnection
     )
@@ -217,6 +221,20 @@ def _refuse(path: Path) -> None:
         problem = _problem(path)
     if problem:
         raise ConfigurationError(problem)
+
+
+def _check_access(path: Path) -> None:
+    """Raise for files that SQLite could only read, or not even that: it does not say so itself.
+
+    Raises:
+        PermissionError: If there is one.
+    """
+    log = path.with_name(path.name + "-wal")
+    needed = [path if path.exists() else path.parent, log if log.exists() else path.parent]
+    for place in needed:
+        mode = os.R_OK | os.W_OK | (os.X_OK if place.is_dir() else 0)
+        if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _problem(path: Path) -> str:

@@ -23,7 +23,7 @@ from abe.backends.message_queue.service.sqlite.thread import (
 )
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 
-__all__ = ["Listener", "Mode", "Worker", "may_pass"]
+__all__ = ["Listener", "Mode", "Worker", "may_pass", "what_to_permit"]
 
 T = TypeVar("T")
 
@@ -140,7 +140,8 @@ class Worker:
 
         Raises:
             ConnectionLostError: If the file cannot be read or written now.
-            ConfigurationError: If it is damaged, or not a queue file.
+            ConfigurationError: If it is damaged, or not a queue file, or this user has no
+                permission to read and write it.
         """
         try:
             return await self.run(function, mode=mode, news=news, glance=glance)
@@ -148,8 +149,10 @@ class Worker:
             raise self._translated(error) from error
 
     def _translated(self, error: sqlite3.Error | OSError) -> AbeError:
-        if isinstance(error, OSError) or primary_code(error) in REFUSED + PASSING:
+        if may_pass(error):
             return ConnectionLostError(f"cannot use {self.path}: {error}")
+        if advice := what_to_permit(error):
+            return ConfigurationError(f"cannot use {self.path}: {error}. {advice}")
         return ConfigurationError(
             f"{self.path} is damaged ({error}). Restore a copy, or move it away to start anew"
         )
@@ -241,7 +244,18 @@ def may_pass(error: sqlite3.Error | OSError) -> bool:
     """Whether the same may succeed later without anybody giving permission or repairing."""
     if isinstance(error, OSError):
         return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
-    return primary_code(error) in PASSING
+    moved = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DBMOVED
+    return moved or primary_code(error) in PASSING
+
+
+def what_to_permit(error: sqlite3.Error | OSError) -> str:
+    """Return what to do about a lack of permission; empty if that is not what is wrong."""
+    if may_pass(error) or not (isinstance(error, OSError) or primary_code(error) in REFUSED):
+        return ""
+    return (
+        "Let this user read and write the file and its folder, where SQLite keeps its log, or "
+        "give ABE_SQLITE_PATH another file"
+    )
 
 
 def announce(path: Path) -> None:
