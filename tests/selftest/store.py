@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from abe.backends.message_queue.base import (
@@ -218,6 +218,7 @@ class Store:
     def ack(self, group: Group, place: Place) -> None:
         """Done."""
         del group.places[place.stored.seq]
+        self.forget([place.stored])
 
     def nack(self, place: Place, delay: float) -> None:
         """Failed: counted."""
@@ -233,6 +234,7 @@ class Store:
         """To the dead letters."""
         stored = place.stored
         del group.places[stored.seq]
+        self.forget([stored])
         headers = dead_headers(
             stored.item.headers,
             reason=reason,
@@ -306,6 +308,7 @@ class Store:
         if group is None:
             raise ConfigurationError(f"there is no group {name!r}")
         group.deleted = True
+        self.forget(place.stored for place in group.places.values())
         self.notify()
 
     def purge(self, name: ConsumerGroup, keys: KeyFilter) -> int:
@@ -324,4 +327,11 @@ class Store:
         ]
         for place in gone:
             del group.places[place.stored.seq]
+        self.forget(place.stored for place in gone)
         return len(gone)
+
+    def forget(self, settled: Iterable[Stored]) -> None:
+        """Drop what no group has to settle any more."""
+        kept = {seq for group in self.groups.values() for seq in group.places}
+        gone = {stored.seq for stored in settled} - kept
+        self.log = [stored for stored in self.log if stored.seq not in gone]
