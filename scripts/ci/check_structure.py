@@ -36,7 +36,6 @@ KNOWN: set[str] = {
     "misleading name stash_away",
     "more than 450 lines in abe.backends.message_queue.base.subscription.subscription",
     "more than 450 lines in abe.backends.message_queue.consumer",
-    "more than 450 lines in abe.backends.message_queue.loader",
     "more than 450 lines in abe.sync.backend",
 }
 
