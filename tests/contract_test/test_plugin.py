@@ -29,46 +29,34 @@ def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
 # -- contract classes ----------------------------------------------------------------------
 
 
-def test_a_subclass_is_collected_and_run(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        HARNESS
-        + """
-class TestMine(BackendContract):
-    harness = ReferenceHarness
-"""
-    )
-    result = run(pytester, "-k", "peek or suspect or attempts_unclaimed")
-    result.assert_outcomes(passed=6, skipped=2)
-    assert result.ret == 0
-
-
-@pytest.mark.parametrize("plugin", ["", "-p no:anyio"])
-def test_no_async_plugin_is_needed(pytester: pytest.Pytester, plugin: str) -> None:
-    pytester.makepyfile(
-        HARNESS
-        + """
-class TestMine(ConsumerContract):
-    def harness(self):
-        return ReferenceHarness()
-"""
-    )
-    result = run(pytester, *plugin.split(), "-k", "handles_everything")
-    result.assert_outcomes(passed=1)
-
-
-def test_a_harness_may_come_from_a_fixture(pytester: pytest.Pytester) -> None:
+def test_subclasses_are_collected_and_run(pytester: pytest.Pytester) -> None:
+    """Whether the harness is a class, comes from a method or from a fixture."""
     pytester.makepyfile(
         HARNESS
         + """
 import pytest
 
 class TestMine(BackendContract):
+    harness = ReferenceHarness
+
+class TestConsumer(ConsumerContract):
+    def harness(self):
+        return ReferenceHarness()
+
+class TestOther(BackendContract):
     @pytest.fixture(autouse=True)
     def _broker(self, tmp_path):
         self.harness = ReferenceHarness()
 """
     )
-    run(pytester, "-k", "resume_acks").assert_outcomes(passed=1)
+    result = run(pytester, "-k", "TestMine and peek or handles_everything or resume_acks")
+    result.assert_outcomes(passed=8, skipped=1)
+    assert result.ret == 0
+
+
+def test_no_async_plugin_is_needed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(HARNESS + "class TestMine(BackendContract): harness = ReferenceHarness")
+    run(pytester, "-p", "no:anyio", "-k", "resume_acks").assert_outcomes(passed=1)
 
 
 def test_a_missing_harness_is_said(pytester: pytest.Pytester) -> None:

@@ -33,28 +33,23 @@ class TestReference(Both):
 
 
 class TestKeyOrdered(Both):
-    def harness(self) -> ReferenceHarness:
-        return ReferenceHarness(KeyOrdered)
+    harness = ReferenceHarness(KeyOrdered)
 
 
 class TestGroupFiltered(Both):
-    def harness(self) -> ReferenceHarness:
-        return ReferenceHarness(GroupFiltered)
+    harness = ReferenceHarness(GroupFiltered)
 
 
 class TestUpperBound(Both):
-    def harness(self) -> ReferenceHarness:
-        return ReferenceHarness(UpperBound)
+    harness = ReferenceHarness(UpperBound)
 
 
 class TestModest(Both):
-    def harness(self) -> ReferenceHarness:
-        return ReferenceHarness(Modest)
+    harness = ReferenceHarness(Modest)
 
 
 class TestBare(Both):
-    def harness(self) -> ReferenceHarness:
-        return ReferenceHarness(Bare)
+    harness = ReferenceHarness(Bare)
 
 
 class TestPlain(Both):
