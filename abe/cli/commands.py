@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -15,9 +13,10 @@ from abe.backends.message_queue.base import Message
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.handling.threads import DaemonThreads
 from abe.backends.message_queue.loader import choose_backend, list_backends
-from abe.cli import options, publishing
+from abe.cli import options
 from abe.cli.output import emit, emit_line, emit_table, say, would_block
-from abe.cli.session import Target, Terminated, with_backend
+from abe.cli.publishing import Publication, open_input, read_all
+from abe.cli.session import Terminated, open_backend, with_backend
 from abe.display.lines import json_line, message_json, message_text
 from abe.display.results import Backends, Backlog, DeadLetters, Messages
 from abe.display.text import cell, group_name, plural
@@ -54,22 +53,22 @@ def publish(
     messages published.
     """
     text = _payload_text(ctx, payload, file)
-    extras: dict[str, Any] = {"headers": options.assignments(header, "--header")} if header else {}
-    if options.seconds(delay, "--delay"):
-        extras["delay"] = delay
-    what = publishing.Publication(key, extras)
-    where = options.target(backend, env)
-    choose_backend(where.name, env=where.env)  # reading the input may take long
+    headers = options.assignments(header, "--header")
+    opened = open_backend(options.target(backend, env))
+    what = Publication(opened, key, headers=headers, delay=options.seconds(delay, "--delay"))
     if text is not None:
-        _publish_document(text, what, where)
+        _send(what, opened, partial(what.send, [what.document(text)]))
     else:
-        with publishing.open_input(file) as source:
+        with open_input(file) as source:
             if source is None:
                 ctx.fail("PAYLOAD is missing, and nothing comes through standard input")
             if format is options.Format.JSON:
-                _publish_document(publishing.read_all(source), what, where)
+                _send(what, opened, partial(what.send, [what.document(read_all(source))]))
+            elif stream:
+                _send(what, opened, partial(what.follow, source))
             else:
-                _publish_lines(source, what, where, stream)
+                with what.checked(source) as parts:
+                    _send(what, opened, partial(what.send, parts))
     record = {"published": what.published, "key": key}
     text = f"published {plural(what.published, 'message')} to {cell(key)}"
     emit_line(json_line(record) if json else text)
@@ -83,23 +82,9 @@ def _payload_text(ctx: typer.Context, payload: list[str] | None, file: Path | No
     return payload[0] if payload and payload[0] != "-" else None
 
 
-def _publish_document(text: str | bytes, what: publishing.Publication, where: Target) -> None:
-    payloads = publishing.document(text)
-    what.unit, what.total, what.last = "item", len(payloads), len(payloads) - 1
-    items = [publishing.Item(n, payload) for n, payload in enumerate(payloads)]
-    _publish(partial(publishing.publish_items, items=items, what=what), what, where)
-
-
-def _publish_lines(
-    source: publishing.Source, what: publishing.Publication, where: Target, stream: bool
-) -> None:
-    with nullcontext(source) if stream else publishing.checked(source, what) as lines:
-        _publish(partial(publishing.publish_lines, source=lines, what=what), what, where)
-
-
-def _publish(work: Callable[..., Any], what: publishing.Publication, where: Target) -> None:
+def _send(what: Publication, backend: AsyncBackend, work: Callable[[], Awaitable[None]]) -> None:
     try:
-        with_backend(where, work)
+        with_backend(backend, lambda _: work())
     except (KeyboardInterrupt, Terminated):
         if what.published:
             say(f"abe: interrupted; {what.progress}, perhaps more")

@@ -1,45 +1,36 @@
-"""``abe publish``: read payloads, check them, send them, and say exactly what was sent."""
+"""``abe publish``: read payloads, prepare them, send them, and say exactly what was sent."""
 
 from __future__ import annotations
 
 import io
 import json
+import marshal
 import re
 import select
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
-from abe.backends.message_queue.base import encode_payload, validate_key
+from abe.backends.message_queue.base import Outgoing
+from abe.backends.message_queue.base.outgoing import Label, item_label, no_label
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.handling.threads import DaemonThreads
 from abe.display.text import cell, plural
 from abe.errors import AbeError, ConnectionLostError, PayloadError, PublishError
 
-__all__ = [
-    "Item",
-    "Lines",
-    "Publication",
-    "Source",
-    "checked",
-    "document",
-    "open_input",
-    "publish_items",
-    "publish_lines",
-    "read_all",
-    "standard_input",
-]
+__all__ = ["Lines", "Part", "Publication", "Source", "open_input", "read_all", "standard_input"]
 
 CHUNK = 64 * 1024
-"""Most bytes that are read, and published, in one go."""
+"""Most bytes that are read in one go."""
 MAX_LINE = 64 * 1024 * 1024
 """Longest line: what is kept in memory."""
 SPOOL = 8 * 1024 * 1024
-"""Size from which input that cannot be read twice is kept in a file."""
+"""Size from which what is prepared is kept in a file."""
+SLICE = 1000
+"""Most messages that are sent in one go: so exact is what an interrupt leaves behind."""
 
 _POSITION = re.compile(r"\Aitem (\d+): ")
 
@@ -51,44 +42,54 @@ class Source(Protocol):
         """Return what is there, at most ``size`` bytes; nothing at the end."""
         ...
 
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a position and return it."""
-        ...
-
     def fileno(self) -> int:
         """Return the file's descriptor."""
         ...
 
 
-class Item(NamedTuple):
-    """A payload and where it stands, e.g. ``line 3``."""
+class Part(NamedTuple):
+    """Messages that are ready to be sent, and where each stands, e.g. in line 3."""
 
-    number: int
-    payload: dict[str, Any]
+    numbers: Sequence[int]
+    prepared: Sequence[Outgoing]
 
 
-@dataclass(slots=True)
 class Publication:
     """What is published, and how far it has come.
 
-    Attributes:
+    Args:
+        backend: Where to.
         key: The routing key.
-        extras: Headers and delay, where given.
-        unit: What positions count: ``line`` or ``item``.
+        headers: Headers of each message.
+        delay: Seconds before each is delivered.
+
+    Attributes:
+        unit: What numbers count: ``line`` or ``item``.
         total: Number of messages, if it is known.
         last: Number of the last line or item, if it is known.
         published: Number of messages that the broker has accepted.
+
+    Raises:
+        AbeError: If the key is malformed, or the backend cannot carry headers or delay.
     """
 
-    key: str
-    extras: Mapping[str, Any] = field(default_factory=dict)
-    unit: str = "line"
-    total: int | None = None
-    last: int | None = None
-    published: int = 0
-
-    def __post_init__(self) -> None:
-        validate_key(self.key)
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        key: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        delay: float = 0.0,
+    ) -> None:
+        self._backend = backend
+        self._key = key
+        self._headers = headers
+        self._delay = delay
+        self.unit = "line"
+        self.total: int | None = None
+        self.last: int | None = None
+        self.published = 0
+        self._prepare((), no_label)
 
     @property
     def progress(self) -> str:
@@ -97,28 +98,139 @@ class Publication:
             return f"published {plural(self.published, 'message')}"
         return f"published {self.published:,} of {plural(self.total, 'message')}"
 
+    # -- preparing -------------------------------------------------------------------------
 
-# --- Reading --------------------------------------------------------------------------------------
+    def document(self, text: str | bytes) -> Part:
+        """Prepare one JSON document: an object, or a list of objects.
 
+        Raises:
+            PayloadError: If it is anything else, or not exactly representable.
+        """
+        value = _parse(text)
+        if isinstance(value, dict):
+            items, label = [value], no_label
+        elif isinstance(value, list):
+            items, label = value, item_label
+        else:
+            raise PayloadError(f"not a JSON object and no list of them: {cell(str(text), 40)}")
+        self.unit, self.total, self.last = "item", len(items), len(items) - 1
+        return Part(range(len(items)), self._prepare(items, label))
 
-def document(text: str | bytes) -> list[dict[str, Any]]:
-    """Return the payloads of one JSON document: an object, or a list of objects.
+    @contextmanager
+    def checked(self, source: Source) -> Iterator[Iterator[Part]]:
+        """Prepare all lines, and give them to be sent.
 
-    Raises:
-        PayloadError: If it is anything else, or not exactly representable.
-    """
-    value = _parse(text)
-    if isinstance(value, dict):
-        encode_payload(value)
-        return [value]
-    if not isinstance(value, list):
-        raise PayloadError(f"not a JSON object and no list of them: {cell(str(text), 40)}")
-    for position, item in enumerate(value):
+        Raises:
+            PayloadError: If a line is not a payload.
+        """
+        lines = Lines()
+        self.total = 0
+        with tempfile.SpooledTemporaryFile(SPOOL) as kept:
+            chunk = b"."
+            while chunk:
+                chunk = _read(source)
+                part, problem = self._lines([*lines.feed(chunk)])
+                if problem is not None:
+                    raise problem
+                if part.numbers:
+                    marshal.dump(([*part.numbers], [item.body for item in part.prepared]), kept)
+                    self.total += len(part.numbers)
+                    self.last = part.numbers[-1]
+            marshal.dump(None, kept)
+            kept.seek(0)
+            yield self._kept(kept)
+
+    def _kept(self, file: Any) -> Iterator[Part]:
+        (template,) = self._prepare([{}], no_label)
+        while (entry := marshal.load(file)) is not None:  # noqa: S302 - it is our own
+            numbers, bodies = entry
+            yield Part(numbers, [template._replace(body=body) for body in bodies])
+
+    def _lines(self, lines: list[tuple[int, bytes]]) -> tuple[Part, PayloadError | None]:
+        """Prepare lines up to the first bad one."""
+        numbers: list[int] = []
+
+        def payloads() -> Iterator[dict[str, Any]]:
+            for number, line in lines:
+                numbers.append(number)
+                yield _object(line)
+
         try:
-            encode_payload(item)
+            return Part(numbers, self._prepare(payloads(), lambda _: f"line {numbers[-1]}")), None
         except PayloadError as error:
-            raise PayloadError(f"item {position}: {error}") from None
-    return value
+            return self._lines(lines[: len(numbers) - 1])[0], error
+
+    def _prepare(self, payloads: Iterable[Any], label: Label) -> list[Outgoing]:
+        return self._backend.prepare(
+            payloads, key=self._key, headers=self._headers, delay=self._delay, label=label
+        )
+
+    # -- sending ---------------------------------------------------------------------------
+
+    async def send(self, parts: Iterable[Part]) -> None:
+        """Publish ``parts`` in order.
+
+        Raises:
+            AbeError: If a message is not accepted; the text says which, and what was published.
+        """
+        for numbers, prepared in parts:
+            for n in range(0, len(numbers), SLICE):
+                await self._send(numbers[n : n + SLICE], prepared[n : n + SLICE])
+
+    async def follow(self, source: Source) -> None:
+        """Publish lines as they come, in order, holding no more than one chunk of them.
+
+        Raises:
+            AbeError: If a line is no payload or is not accepted; the text says what was published.
+        """
+        threads = DaemonThreads("abe-input")
+        lines = Lines()
+        chunk = b"."
+        try:
+            while chunk:
+                chunk = await threads.submit(_read, source)
+                part, problem = self._lines([*lines.feed(chunk)])
+                await self.send([part])
+                if problem is not None:
+                    raise PayloadError(f"{problem}; {self.progress}, all before it")
+        finally:
+            threads.close()
+
+    async def _send(self, numbers: Sequence[int], prepared: Sequence[Outgoing]) -> None:
+        try:
+            await self._backend.send(prepared)
+        except AbeError as error:
+            if self.total == 1:
+                raise
+            raise PublishError(self._account(numbers, error)) from error
+        self.published += len(prepared)
+
+    def _account(self, numbers: Sequence[int], error: AbeError) -> str:
+        """Say which items were not accepted."""
+        if isinstance(error, PublishError):
+            self.published += len(error.published)
+            accepted = set(error.published)
+            missing = [number for n, number in enumerate(numbers) if n not in accepted]
+            if error.failed:
+                first = min(error.failed)
+                rest = "" if numbers[-1] == self.last else f" and all after {numbers[-1]}"
+                return (
+                    f"{self.unit} {numbers[first]}: {cell(error.failed[first], 500)}; "
+                    f"{self.progress}; not published: {_span(self.unit, missing)}{rest}"
+                )
+        elif isinstance(error, ConnectionLostError):
+            missing = list(numbers)
+        else:  # refused before anything of this part was sent
+            text = _POSITION.sub(lambda m: f"{self.unit} {numbers[int(m[1])]}: ", str(error))
+            return f"{text}; {self.progress}, all before {numbers[0]}"
+        return f"{error}; {self.progress}, and perhaps some of {_span(self.unit, missing)}"
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    value = _parse(line)
+    if isinstance(value, dict):
+        return value
+    raise PayloadError(f"not a JSON object: {cell(line.decode(), 60)}")
 
 
 def _parse(text: str | bytes) -> Any:
@@ -207,59 +319,6 @@ class Lines:
             raise PayloadError(f"line {self.number + 1} is longer than {MAX_LINE >> 20} MiB")
 
 
-def _item(number: int, line: bytes) -> Item:
-    """Return the payload of a line.
-
-    Raises:
-        PayloadError: If it is not a JSON object; the text names the line.
-    """
-    try:
-        payload = _parse(line)
-        if not isinstance(payload, dict):
-            raise PayloadError(f"not a JSON object: {cell(line.decode(), 60)}")
-    except PayloadError as error:
-        raise PayloadError(f"line {number}: {error}") from None
-    return Item(number, payload)
-
-
-@contextmanager
-def checked(source: Source, what: Publication) -> Iterator[Source]:
-    """Read all lines, check and count them, and give what they can be read from again.
-
-    Raises:
-        PayloadError: If a line is not a payload; nothing has been published then.
-    """
-    try:
-        start = source.seek(0, io.SEEK_CUR)
-    except OSError:  # a pipe
-        with tempfile.SpooledTemporaryFile(SPOOL) as copy:
-            _check(source, what, copy)
-            copy.seek(0)
-            yield cast(Source, copy)
-    else:
-        _check(source, what, None)
-        source.seek(start)
-        yield source
-
-
-def _check(source: Source, what: Publication, copy: IO[bytes] | None) -> None:
-    lines, what.total = Lines(), 0
-    while True:
-        chunk = _read(source)
-        if copy is not None:
-            copy.write(chunk)
-        for number, line in lines.feed(chunk):
-            payload = _item(number, line).payload
-            try:
-                encode_payload(payload)
-            except PayloadError as error:
-                raise PayloadError(f"line {number}: {error}") from None
-            what.total += 1
-            what.last = number
-        if not chunk:
-            break
-
-
 def read_all(source: Source) -> bytes:
     """Return everything that is left."""
     return b"".join(iter(lambda: _read(source), b""))
@@ -270,91 +329,6 @@ def _read(source: Source) -> bytes:
     while (chunk := source.read(CHUNK)) is None:  # somebody else has made it non-blocking
         select.select([source], [], [])
     return chunk
-
-
-# --- Sending --------------------------------------------------------------------------------------
-
-
-async def publish_lines(backend: AsyncBackend, source: Source, what: Publication) -> None:
-    """Publish lines as they come, in order, holding no more than one chunk of them.
-
-    Raises:
-        AbeError: If a line is no payload or is not accepted; the text says what was published.
-    """
-    threads = DaemonThreads("abe-input")
-    lines = Lines()
-    chunk = b"."
-    try:
-        while chunk:
-            chunk = await threads.submit(_read, source)
-            batch: list[Item] = []
-            problem: PayloadError | None = None
-            try:
-                for number, line in lines.feed(chunk):
-                    batch.append(_item(number, line))
-            except PayloadError as error:
-                problem = error
-            await publish_items(backend, batch, what)
-            if problem is not None:
-                raise PayloadError(f"{problem}; {what.progress}, all before it")
-    finally:
-        threads.close()
-
-
-async def publish_items(backend: AsyncBackend, items: Sequence[Item], what: Publication) -> None:
-    """Publish items in order.
-
-    Raises:
-        AbeError: If one is not accepted; the text says which, and what was published.
-    """
-    if what.extras or what.total == 1:
-        for item in items:
-            await _publish_one(backend, item, what)
-    elif items:
-        await _publish_together(backend, items, what)
-
-
-async def _publish_one(backend: AsyncBackend, item: Item, what: Publication) -> None:
-    try:
-        await backend.publish(what.key, item.payload, **what.extras)
-    except AbeError as error:
-        if what.total == 1:
-            raise
-        text = f"{what.unit} {item.number}: {error}; {what.progress}, all before it"
-        raise PublishError(text) from error
-    what.published += 1
-
-
-async def _publish_together(
-    backend: AsyncBackend, items: Sequence[Item], what: Publication
-) -> None:
-    numbers = [item.number for item in items]
-    try:
-        await backend.publish_many([item.payload for item in items], key=what.key)
-    except PublishError as error:
-        what.published += len(error.published)
-        raise PublishError(_account(numbers, error, what)) from error
-    except ConnectionLostError as error:
-        text = f"{error}; {what.progress}, and perhaps some of {_span(what.unit, numbers)}"
-        raise PublishError(text) from error
-    except AbeError as error:  # refused before anything of this batch was sent
-        text = _POSITION.sub(lambda m: f"{what.unit} {numbers[int(m[1])]}: ", str(error))
-        raise PublishError(f"{text}; {what.progress}, all before {numbers[0]}") from error
-    what.published += len(items)
-
-
-def _account(numbers: Sequence[int], error: PublishError, what: Publication) -> str:
-    """Say which items were not accepted."""
-    accepted = set(error.published)
-    missing = [number for n, number in enumerate(numbers) if n not in accepted]
-    if not error.failed:
-        return f"{error}; {what.progress}, and perhaps some of {_span(what.unit, missing)}"
-    first = min(error.failed)
-    rest = "" if numbers[-1] == what.last else f" and all after {numbers[-1]}"
-    return (
-        f"{what.unit} {numbers[first]}: {cell(error.failed[first], 500)}; {what.progress}; "
-        f"not published: {_span(what.unit, missing)}{rest}"
-    )
 
 
 def _span(unit: str, numbers: Sequence[int]) -> str:

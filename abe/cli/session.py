@@ -63,7 +63,7 @@ def open_backend(target: Target) -> AsyncBackend:
     return backend
 
 
-def with_backend(target: Target, work: Callable[[AsyncBackend], Awaitable[T]]) -> T:
+def with_backend(target: Target | AsyncBackend, work: Callable[[AsyncBackend], Awaitable[T]]) -> T:
     """Open the backend, do the work and close the backend, whatever happens.
 
     Raises:
@@ -72,7 +72,8 @@ def with_backend(target: Target, work: Callable[[AsyncBackend], Awaitable[T]]) -
     """
 
     async def main() -> T:
-        async with open_backend(target) as backend:
+        opened = open_backend(target) if isinstance(target, Target) else target
+        async with opened as backend:
             return await work(backend)
 
     return run(main())

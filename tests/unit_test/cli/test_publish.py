@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abe.backends.message_queue.base import Outgoing, encode_payload
+from abe.backends.message_queue.base.outgoing import prepare
 from abe.cli import publishing
+from abe.cli.publishing import Lines, Publication
 from abe.errors import ConnectionLostError, PayloadError, PublishError
 
 if TYPE_CHECKING:
@@ -133,29 +135,29 @@ class TestPublish:
 
 
 class Partial:
-    """A backend that accepts some items of each batch."""
+    """A backend that accepts some of each part."""
 
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
-        self.sent: list[list[Any]] = []
+        self.sent: list[list[str]] = []
 
-    async def publish_many(self, items: Sequence[Any], *, key: str) -> int:
-        self.sent.append(list(items))
+    def prepare(self, items: Any, *, label: Any, key: str, **extras: Any) -> list[Outgoing]:
+        return prepare(items, key, {}, 0.0, encode=encode_payload, label=label)
+
+    async def send(self, prepared: Sequence[Outgoing]) -> None:
+        self.sent.append([item.body for item in prepared])
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
-        return len(items)
-
-    async def publish(self, key: str, payload: Any, **extras: Any) -> None:
-        await self.publish_many([payload], key=key)
 
 
-def publish_through(backend: Partial, text: bytes, **what: Any) -> publishing.Publication:
-    """Publish lines through a backend that fails."""
-    publication = publishing.Publication("o", **what)
+def follow(backend: Partial, text: bytes, **known: Any) -> None:
+    """Publish lines, as from a pipe, through a backend that fails."""
+    publication = Publication(backend, "o")  # type: ignore[arg-type]
+    for name, value in known.items():
+        setattr(publication, name, value)
     source: Any = io.BytesIO(text)
-    asyncio.run(publishing.publish_lines(backend, source, publication))  # type: ignore[arg-type]
-    return publication
+    asyncio.run(publication.follow(source))
 
 
 class TestAccount:
@@ -167,7 +169,7 @@ class TestAccount:
         failure = PublishError("some", published=[0, 1, 4], failed={2: "too big", 3: "no", 5: "no"})
         text = b'{"n": 1}\n\n{"n": 3}\n{"n": 4}\n{"n": 5}\n{"n": 6}\n{"n": 7}\n'
         with pytest.raises(PublishError) as caught:
-            publish_through(Partial(failure), text)
+            follow(Partial(failure), text)
         assert str(caught.value) == (
             "line 4: too big; published 3 messages; not published: lines 4-5, 7 and all after 7"
         )
@@ -175,45 +177,38 @@ class TestAccount:
     def test_end_is_known(self) -> None:
         failure = PublishError("some", published=range(4), failed=dict.fromkeys(range(4, 10), "no"))
         with pytest.raises(PublishError) as caught:
-            publish_through(Partial(failure), self.LINES, total=10, last=10)
+            follow(Partial(failure), self.LINES, total=10, last=10)
         assert str(caught.value) == (
             "line 5: no; published 4 of 10 messages; not published: lines 5-10"
         )
 
     def test_unknown_outcome(self) -> None:
         with pytest.raises(PublishError) as caught:
-            publish_through(Partial(ConnectionLostError("gone")), self.LINES)
+            follow(Partial(ConnectionLostError("gone")), self.LINES)
         assert str(caught.value) == "gone; published 0 messages, and perhaps some of lines 1-10"
         with pytest.raises(PublishError, match="perhaps some of lines 1-10"):
-            publish_through(Partial(PublishError("who knows")), self.LINES)
+            follow(Partial(PublishError("who knows")), self.LINES)
 
     def test_refused_batch_names_the_line(self) -> None:
         with pytest.raises(PublishError) as caught:
-            publish_through(Partial(PayloadError("item 2: too large")), b"\n" + self.LINES)
+            follow(Partial(PayloadError("item 2: too large")), b"\n" + self.LINES)
         assert str(caught.value) == "line 4: too large; published 0 messages, all before 2"
-
-    def test_one_by_one(self) -> None:
-        backend = Partial(None, None, PublishError("full"))
-        with pytest.raises(PublishError) as caught:
-            publish_through(backend, self.LINES, extras={"headers": {"a": "b"}})
-        assert str(caught.value) == "line 3: full; published 2 messages, all before it"
-        assert len(backend.sent) == 3
 
     def test_single_message_fails_as_it_is(self) -> None:
         with pytest.raises(PublishError, match=r"\Afull\Z"):
-            publish_through(Partial(PublishError("full")), b'{"n": 1}', total=1, last=1)
+            follow(Partial(PublishError("full")), b'{"n": 1}', total=1, last=1)
 
     def test_memory_does_not_grow(self) -> None:
         backend = Partial()
-        publish_through(backend, self.LINES * 20_000)
+        follow(backend, self.LINES * 20_000)
         assert sum(map(len, backend.sent)) == 200_000
-        longest = max(len(json.dumps(batch)) for batch in backend.sent)
-        assert longest < 2 * publishing.CHUNK
+        assert max(map(len, backend.sent)) <= publishing.SLICE
+        assert max(sum(map(len, part)) for part in backend.sent) < 2 * publishing.CHUNK
 
     def test_endless_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(publishing, "MAX_LINE", 1 << 20)
         with pytest.raises(PayloadError, match="line 2 is longer than 1 MiB"):
-            publish_through(Partial(), b'{"n": 1}\n' + b"x" * (3 << 20))
+            follow(Partial(), b'{"n": 1}\n' + b"x" * (3 << 20))
 
 
 class TestInput:
@@ -221,7 +216,7 @@ class TestInput:
 
     @given(st.binary(max_size=60), st.lists(st.integers(1, 7), max_size=30))
     def test_chunks_do_not_matter(self, text: bytes, sizes: list[int]) -> None:
-        lines = publishing.Lines()
+        lines = Lines()
         found, rest = [], text
         for size in sizes:
             if rest:
@@ -233,17 +228,19 @@ class TestInput:
         expected = enumerate(text.split(b"\n"), 1)
         assert found == [(number, line) for number, line in expected if line.strip()]
 
-    @pytest.mark.parametrize("seekable", [True, False])
-    def test_checked_input_can_be_read_again(self, seekable: bool) -> None:
-        text = b'skipped\n{"n": 1}\n\n{"n": 2}'
-        source: Any = io.BytesIO(text)
-        source.seek(len(b"skipped\n"))
-        if not seekable:
-            source = Pipe(source)
-        what = publishing.Publication("o")
-        with publishing.checked(source, what) as again:
-            assert publishing.read_all(again) == text[len(b"skipped\n") :]
-        assert (what.total, what.last) == (2, 3)
+    def test_checked_input_is_kept_until_it_is_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In a file, where it is long."""
+        monkeypatch.setattr(publishing, "SPOOL", 100)
+        backend = Partial()
+        publication = Publication(backend, "o")  # type: ignore[arg-type]
+        texts = [f'{{"n":{n}}}' for n in range(20_000)]
+        source: Any = io.BytesIO("\n\n".join(texts).encode())
+        with publication.checked(source) as parts:
+            assert (publication.total, publication.last) == (20_000, 39_999)
+            assert backend.sent == []
+            asyncio.run(publication.send(parts))
+        assert [body for part in backend.sent for body in part] == texts
+        assert publication.progress == "published 20,000 of 20,000 messages"
 
     @given(st.sets(st.integers(1, 200), min_size=1))
     def test_spans_name_every_number(self, numbers: set[int]) -> None:
@@ -255,16 +252,3 @@ class TestInput:
             first, _, last = part.partition("-")
             found |= set(range(int(first), int(last or first) + 1))
         assert found == numbers
-
-
-class Pipe:
-    """A source that can be read once."""
-
-    def __init__(self, source: io.BytesIO) -> None:
-        self.source = source
-
-    def read(self, size: int) -> bytes:
-        return self.source.read(min(size, 5))
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        raise OSError("a pipe")
