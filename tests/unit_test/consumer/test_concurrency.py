@@ -38,7 +38,7 @@ async def test_as_many_handlers_run_as_allowed_and_no_more(
     consumer = AsyncLoopConsumer(Scripted(broker), concurrency=concurrency)
     loop = asyncio.get_running_loop()
     started = loop.time()
-    await settled(consumer, handler, lambda: consumer.processed == 30)
+    await settled(consumer, handler, lambda: consumer.processed == 30, 0.1)
     assert max(counts) == concurrency
     assert loop.time() - started == pytest.approx(math.ceil(30 / concurrency), abs=0.5)
     assert consumer.in_flight == 0
