@@ -21,11 +21,7 @@ from abe.backends.message_queue.base import (
     read_settings,
     validate_group,
 )
-from abe.errors import (
-    ConnectionLostError,
-    PayloadError,
-    UnsupportedError,
-)
+from abe.errors import ConnectionLostError, PayloadError, UnsupportedError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_sqs.codec import Prepared, prepare
 from abe_backend_sqs.dead_letters import DeadLetterQueue, purge
@@ -46,6 +42,7 @@ RETRY = Backoff(first=0.05, maximum=1.0)
 PARALLEL = 8
 """Batches on their way at a time, where their order does not matter."""
 EVERY_KEY = "*"
+NOT_FIFO = "FIFO queues hide what waits behind a message in flight"
 
 
 class SqsBackend(BaseBackend):
@@ -138,12 +135,11 @@ class SqsBackend(BaseBackend):
             ConfigurationError: If a variable is malformed.
         """
         values = read_settings(cls.settings)
-        values = {name: value for name, value in values.items() if not name.startswith("AWS_")}
-        region = values.pop("region")
-        for place in (values["topic"], values["queue"]):
-            region = region or region_in(place or "")
+        own = {name: value for name, value in values.items() if not name.startswith("AWS_")}
+        places = filter(None, (own["topic"], own["queue"]))
+        region = own.pop("region") or next(filter(None, map(region_in, places)), None)
         with naming_variables(cls.settings):
-            return cls(access=Access.from_env(region), **values)
+            return cls(access=Access.from_env(region), **own)
 
     def __repr__(self) -> str:
         endpoint = self._link.endpoint()
@@ -228,9 +224,8 @@ class SqsBackend(BaseBackend):
                 else:
                     await (await self._resolver.queue_of(None)).count("")
         except TimeoutError as error:
-            raise ConnectionLostError(
-                f"{self._link.where()} did not answer in {timeout:g} s"
-            ) from error
+            text = f"{self._link.where()} did not answer in {timeout:g} s"
+            raise ConnectionLostError(text) from error
 
     async def stats(self) -> QueueStats:
         """Return what SQS estimates for the queue of every group; it does not count by key.
@@ -245,11 +240,8 @@ class SqsBackend(BaseBackend):
             dead = None
             if self._dead_letters:
                 (dead,) = await (await self._resolver.dead_of(queue)).count("")
-            entries.append(
-                KeyStats(
-                    EVERY_KEY, group, ready=ready, in_flight=in_flight, delayed=delayed, dead=dead
-                )
-            )
+            counts = {"ready": ready, "in_flight": in_flight, "delayed": delayed, "dead": dead}
+            entries.append(KeyStats(EVERY_KEY, group, **counts))
         return QueueStats(tuple(entries), approximate=True)
 
     async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
@@ -283,33 +275,25 @@ class SqsBackend(BaseBackend):
         return await dead.replay(wanted, limit)
 
     async def _open_dead_letters(self, group: ConsumerGroup, what: str) -> DeadLetterQueue:
-        self._bind()
-        if not self._dead_letters:
-            raise UnsupportedError(
-                f"backend 'sqs' does not support {what} (capability 'dead_letters'); set "
-                "ABE_SQS_DEAD_LETTERS=1 if its queues have a redrive policy"
-            )
-        return await self._dead_letters_of(await self._resolver.queue_of(self._checked(group)))
+        advice = "set ABE_SQS_DEAD_LETTERS=1 if its queues have a redrive policy"
+        self._require("dead_letters", what, advice)
+        return await self._dead_letters_of(await self._queue_of(group))
 
-    def _checked(self, group: ConsumerGroup) -> ConsumerGroup:
-        if group is not None and not self.capabilities.groups:
-            raise UnsupportedError(
-                "backend 'sqs' has groups (capability 'groups') only with a topic, ABE_SQS_TOPIC"
-            )
-        return validate_group(group)
+    async def _queue_of(self, group: ConsumerGroup) -> Queue:
+        if group is not None:
+            self._require("groups", "groups", "set ABE_SQS_TOPIC")
+        return await self._resolver.queue_of(validate_group(group))
+
+    def _require(self, capability: str, what: str, advice: str) -> None:
+        self._bind()
+        if not getattr(self.capabilities, capability):
+            text = f"backend 'sqs' does not support {what} (capability {capability!r}); {advice}"
+            raise UnsupportedError(text)
 
     async def groups(self) -> list[ConsumerGroup]:
         """Return the groups whose queues are there; ``None`` stands for the default group."""
-        self._check_admin("groups()")
+        self._require("admin", "groups()", NOT_FIFO)
         return await self._resolver.groups()
-
-    def _check_admin(self, what: str) -> None:
-        self._bind()
-        if not self.capabilities.admin:
-            raise UnsupportedError(
-                f"backend 'sqs' does not support {what} (capability 'admin') on FIFO queues, which "
-                "hide what waits behind a message in flight"
-            )
 
     async def delete_group(self, name: ConsumerGroup) -> None:
         """Delete a group's subscription, its queue, and its dead-letter queue unless it is shared.
@@ -318,12 +302,8 @@ class SqsBackend(BaseBackend):
             ConfigurationError: If there is no such group.
             UnsupportedError: Without a topic: then the only group is the queue itself.
         """
-        self._check_admin("delete_group()")
-        if self._resolver.topic is None:
-            raise UnsupportedError(
-                "backend 'sqs' does not support delete_group() (capability 'groups') without a "
-                "topic; purge() empties the queue"
-            )
+        self._require("admin", "delete_group()", NOT_FIFO)
+        self._require("groups", "delete_group()", "without a topic purge() empties the queue")
         await self._resolver.delete(validate_group(name))
 
     async def purge(
@@ -337,6 +317,5 @@ class SqsBackend(BaseBackend):
         Returns:
             How many messages were dropped.
         """
-        self._check_admin("purge()")
-        queue = await self._resolver.queue_of(self._checked(group))
-        return await purge(queue, KeyFilter(keys))
+        self._require("admin", "purge()", NOT_FIFO)
+        return await purge(await self._queue_of(group), KeyFilter(keys))

@@ -27,23 +27,18 @@ _GROUP = re.compile(r"[!-~]{1,128}")
 
 
 class Prepared(NamedTuple):
-    """A message as it is sent.
-
-    Attributes:
-        id: Its own identity; also what SQS recognises a repeated sending by, where it does.
-        body: The payload, as JSON.
-        attributes: Key, id and headers.
-        size: What SQS counts, in bytes.
-        delay: Whole seconds; 0 = what the queue says.
-        group: The order it belongs to, on FIFO queues.
-    """
+    """A message as it is sent."""
 
     id: str
+    """Its own; also what SQS recognises a repeated sending by, where it does."""
     body: str
     attributes: dict[str, Any]
     size: int
+    """What SQS counts, in bytes."""
     delay: int
+    """Whole seconds; 0 = what the queue says."""
     group: str
+    """The order it belongs to, on FIFO queues."""
 
 
 def new_id() -> str:
@@ -114,8 +109,7 @@ def message_of(
     system = raw.get("Attributes", {})
     id = values.pop(ID, None) or str(raw["MessageId"])
     key = values.pop(KEY, None)
-    if HEADERS in values:
-        values = _unpack(values)
+    _unpack(values)
     made = _ID.fullmatch(id)
     when = made.group(1) if made else system.get("SentTimestamp", 0)
     return Message(
@@ -128,13 +122,12 @@ def message_of(
     )
 
 
-def _unpack(values: dict[str, str]) -> dict[str, str]:
-    """Return the headers with those that shared an attribute; as they are if that is not ours."""
+def _unpack(values: dict[str, str]) -> None:
+    """Take apart the headers that share an attribute; leave it as it is if it is not ours."""
     try:
         packed = json.loads(values[HEADERS])
-    except ValueError:
-        return values
-    if not isinstance(packed, dict) or not all(isinstance(v, str) for v in packed.values()):
-        return values
-    del values[HEADERS]
-    return {**values, **packed}
+    except (KeyError, ValueError):
+        return
+    if isinstance(packed, dict) and all(isinstance(v, str) for v in packed.values()):
+        del values[HEADERS]
+        values |= packed

@@ -82,10 +82,7 @@ class Snapshot:
         if errors:
             logger.warning(
                 "queue %s: %d messages stay hidden for up to %d s: %s",
-                self._queue.name,
-                len(errors),
-                HOLD,
-                errors[0],
+                *(self._queue.name, len(errors), HOLD, errors[0]),
                 extra={"backend": "sqs"},
             )
 
@@ -105,12 +102,9 @@ async def purge(queue: Queue, keys: KeyFilter) -> int:
     count = 0
     async with Snapshot(queue) as snapshot:
         while page := await snapshot.page():
-            count += await snapshot.remove([raw for raw in page if _matches(raw, queue, keys)])
+            found = [(raw, str(message_of(raw, queue.name, {}).key)) for raw in page]
+            count += await snapshot.remove([r for r, key in found if not keys or keys.matches(key)])
     return count
-
-
-def _matches(raw: Raw, queue: Queue, keys: KeyFilter) -> bool:
-    return not keys or keys.matches(str(message_of(raw, queue.name, {}).key))
 
 
 class DeadLetterQueue:
@@ -157,11 +151,11 @@ class DeadLetterQueue:
 
     async def list(self, limit: int) -> list[Message]:
         """Return up to ``limit`` dead letters, oldest first of those that SQS hands out."""
-        found: list[Message] = []
+        found: list[Raw] = []
         async with Snapshot(self._queue) as snapshot:
             while len(found) < limit and (page := await snapshot.page()):
-                found += map(self._read, page)
-        return sorted(found, key=_died)[:limit]
+                found += page
+        return [self._read(raw) for raw in sorted(found, key=_sent)[:limit]]
 
     def _read(self, raw: Raw) -> Message:
         try:
@@ -195,11 +189,3 @@ class DeadLetterQueue:
         await self._source.send(
             raw["Body"], attributes_of(id, key, own), raw["ReceiptHandle"], order_group(key)
         )
-
-
-def _died(letter: Message) -> float:
-    text = letter.headers.get(f"{DEAD}time", "")
-    try:
-        return float(text)
-    except ValueError:
-        return letter.timestamp.timestamp() if letter.timestamp is not None else 0.0

@@ -35,19 +35,8 @@ _BUSY = re.compile(
     "KMSThrottling|KmsThrottled|OverLimit|RequestLimitExceeded|RequestThrottled|Throttl|TooMany"
 )
 _PASSING = re.compile("InternalError|InternalFailure|RequestTimeout|ServiceUnavailable")
-_SETUP = (
-    driver.NoCredentialsError,
-    driver.PartialCredentialsError,
-    driver.CredentialRetrievalError,
-    driver.TokenRetrievalError,
-    driver.NoAuthTokenError,
-    driver.SSOError,
-    driver.LoginError,
-    driver.ProfileNotFound,
-    driver.ConfigParseError,
-    driver.ConfigNotFound,
-)
 _UNREACHED = (driver.EndpointConnectionError, driver.ConnectTimeoutError)
+_ON_THE_WAY = (driver.HTTPClientError, driver.ConnectionError)
 
 
 class UnreachedError(ConnectionLostError):
@@ -75,11 +64,6 @@ class Translator(Secrets):
         text = self.hide(str(error)) or type(error).__name__
         if isinstance(error, driver.ClientError):
             return _of_answer(error, text, where)
-        if isinstance(error, _SETUP):
-            return ConfigurationError(
-                f"{where}: no usable AWS credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                f"AWS_PROFILE, or a role): {text}"
-            )
         if isinstance(error, driver.NoRegionError):
             return ConfigurationError(
                 "no AWS region is known: set ABE_SQS_REGION or AWS_DEFAULT_REGION"
@@ -88,10 +72,13 @@ class Translator(Secrets):
             return ConfigurationError(f"{where}: {advice}: {text}")
         if isinstance(error, _UNREACHED):
             return UnreachedError(f"{where} cannot be reached: {text}")
-        if isinstance(error, driver.BotoCoreError) and not isinstance(
-            error, driver.HTTPClientError | driver.ConnectionError
-        ):
+        if isinstance(error, driver.ParamValidationError):
             return Refused(f"{where}: {text}")
+        if isinstance(error, driver.BotoCoreError) and not isinstance(error, _ON_THE_WAY):
+            return ConfigurationError(
+                f"{where}: no usable AWS credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                f"AWS_PROFILE, or a role) or configuration: {text}"
+            )
         return ConnectionLostError(f"{where} cannot be reached: {text}")
 
 

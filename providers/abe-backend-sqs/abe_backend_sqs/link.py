@@ -29,17 +29,7 @@ _loader = create_loader(os.environ.get("AWS_DATA_PATH"))
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is known of region and credentials; AWS's usual chain finds what is not.
-
-    Attributes:
-        region: AWS region.
-        profile: Name of a profile of the AWS configuration.
-        key_id: Access key.
-        secret: Its secret.
-        token: Its session token, if it is temporary.
-        endpoints: URL of each service, if it is not at AWS.
-        variables: AWS's other variables; they may belong to this backend alone.
-    """
+    """What is known of region and credentials; AWS's usual chain finds what is not."""
 
     region: str | None = None
     profile: str | None = None
@@ -47,7 +37,9 @@ class Access:
     secret: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    """URL of each service, if it is not at AWS."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """AWS's other variables; they may belong to this backend alone."""
 
     @classmethod
     def from_env(cls, region: str | None) -> Self:

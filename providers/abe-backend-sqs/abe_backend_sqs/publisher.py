@@ -31,16 +31,11 @@ def may_retry(error: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where messages are published: a queue, or a topic and the queues subscribed to it.
-
-    Attributes:
-        link: Calls the services.
-        place: URL of the queue, or ARN of the topic.
-        resolver: Knows whether the topic has subscribers.
-    """
+    """Where messages are published: a queue, or a topic and the queues subscribed to it."""
 
     link: Link
     place: str
+    """URL of the queue, or ARN of the topic."""
     resolver: QueueResolver
 
     @property

@@ -31,21 +31,15 @@ def name_of(place: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue as SQS describes it.
-
-    Attributes:
-        link: Calls SQS.
-        url: What calls name it by.
-        arn: What policies and subscriptions name it by.
-        limit: Largest message, in bytes.
-        dead_arn: The queue its redrive policy names; ``""`` if there is none.
-    """
+    """A queue as SQS describes it."""
 
     link: Link = field(repr=False)
     url: str
     arn: str
     limit: int
+    """Largest message, in bytes."""
     dead_arn: str
+    """The queue that its redrive policy names; ``""`` if there is none."""
 
     @property
     def name(self) -> str:

@@ -34,20 +34,15 @@ ASIDE = 900.0
 
 @dataclass(slots=True, eq=False)
 class Receipt:
-    """What is needed to settle a delivery.
-
-    Attributes:
-        handle: SQS's name for it.
-        body: As it was sent.
-        deadline: When the lease lapses. SQS would still accept a settlement after that, although
-            another consumer may hold the message by then.
-        done: Whether SQS has accepted the settlement.
-    """
+    """What is needed to settle a delivery."""
 
     handle: str
     body: str
     deadline: float
+    """When the lease lapses. SQS would still accept a settlement after that, although another
+    consumer may hold the message by then."""
     done: bool = False
+    """Whether SQS has accepted the settlement."""
 
 
 class SqsReceiver(Receiver):
@@ -149,7 +144,7 @@ class SqsReceiver(Receiver):
             failures += await self._reject(rejects, hides)
         deleted, hidden = await asyncio.gather(
             self._queue.delete([settlement.delivery.receipt.handle for settlement in deletes]),
-            self._queue.hide([(s.delivery.receipt.handle, _pause(s)) for s in hides]),
+            self._queue.hide([(s.delivery.receipt.handle, s.delay) for s in hides]),
         )
         results = [*deleted, *hidden]
         _raise_outage(results)
@@ -174,7 +169,7 @@ class SqsReceiver(Receiver):
             elif error is None or transient(error):
                 passing.append(SettleFailure(settlement, error))
             else:
-                hides.append(settlement)
+                hides.append(settlement._replace(outcome=Outcome.NACK, delay=ASIDE))
                 what = f"is refused by its dead-letter queue and stays, hidden for {ASIDE:g} s"
                 self._log(what, settlement.delivery.message, str(error))
         return passing
@@ -206,10 +201,6 @@ class SqsReceiver(Receiver):
     async def aclose(self) -> None:
         """Stop waiting; a poll on its way ends by itself and releases what it brings."""
         self._woken.set()
-
-
-def _pause(settlement: Settlement) -> float:
-    return ASIDE if settlement.outcome is Outcome.REJECT else settlement.delay
 
 
 def _raise_outage(results: Sequence[Exception | None]) -> None:

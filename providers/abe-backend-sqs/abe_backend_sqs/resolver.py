@@ -27,8 +27,8 @@ FRESH = 60.0
 """Seconds for which a topic is taken to have subscribers because it had."""
 
 _REGION = re.compile(
-    r"https://(?:sqs[.-](?P<new>[a-z0-9-]+)|(?P<old>[a-z0-9-]+)\.queue)\.(?:amazonaws|api\.aws)"
-    r"|arn:[a-z-]+:s[qn]s:(?P<arn>[a-z0-9-]+):"
+    r"https://(?:sqs[.-]([a-z0-9-]+)|([a-z0-9-]+)\.queue)\.(?:amazonaws|api\.aws)"
+    r"|arn:[a-z-]+:s[qn]s:([a-z0-9-]+):"
 )
 _TOPIC = re.compile(r"arn:[a-z-]+:sns:[a-z0-9-]+:\d{12}:[\w-]{1,256}(\.fifo)?")
 
@@ -36,7 +36,7 @@ _TOPIC = re.compile(r"arn:[a-z-]+:sns:[a-z0-9-]+:\d{12}:[\w-]{1,256}(\.fifo)?")
 def region_in(place: str) -> str | None:
     """Return the region in a queue's URL or an ARN, ``None`` if there is none."""
     found = _REGION.match(place)
-    return next((part for part in found.groups() if part), None) if found else None
+    return found and (found[1] or found[2] or found[3])
 
 
 class QueueResolver:
@@ -70,10 +70,8 @@ class QueueResolver:
         if not topic and len(named) > 1:
             raise ConfigurationError(f"{named[1][0]} is set without a topic before the queues")
         if topic and not _TOPIC.fullmatch(topic):
-            raise ConfigurationError(
-                f"topic is {topic!a}; it must look like "
-                "arn:aws:sns:eu-central-1:123456789012:orders"
-            )
+            sample = "arn:aws:sns:eu-central-1:123456789012:orders"
+            raise ConfigurationError(f"topic is {topic!a}; it must look like {sample}")
         if template and (template.count("{group}") != 1 or _room(template) < HASHED):
             raise ConfigurationError(
                 f"group_queue is {template!a}; it must contain {{group}} once, and leave {HASHED} "
@@ -87,9 +85,8 @@ class QueueResolver:
                 )
         kinds = {str(place).endswith(".fifo") for _, place in named}
         if len(kinds) > 1:
-            raise ConfigurationError(
-                "either all or none of the queues and the topic must end in .fifo"
-            )
+            text = "either all or none of the queues and the topic must end in .fifo"
+            raise ConfigurationError(text)
         self.fifo = kinds == {True}
         self.topic = topic
         self._link = link
@@ -106,9 +103,8 @@ class QueueResolver:
         if group is None:
             if self._queue:
                 return self._queue
-            raise ConfigurationError(
-                "the default group has no queue: set ABE_SQS_QUEUE, or name a group"
-            )
+            advice = "set ABE_SQS_QUEUE, or name a group"
+            raise ConfigurationError(f"the default group has no queue: {advice}")
         if group in self._groups:
             return self._groups[group]
         if self._template is None:
@@ -123,10 +119,8 @@ class QueueResolver:
     async def dead_of(self, queue: Queue) -> Queue:
         """Return the dead-letter queue of ``queue``; refuse one without a redrive policy."""
         if not queue.dead_arn:
-            raise ConfigurationError(
-                f"queue {queue.name} has no redrive policy; give it one, or leave "
-                "ABE_SQS_DEAD_LETTERS unset"
-            )
+            advice = "give it one, or leave ABE_SQS_DEAD_LETTERS unset"
+            raise ConfigurationError(f"queue {queue.name} has no redrive policy; {advice}")
         return await self._once(queue.dead_arn)
 
     async def _once(self, place: str) -> Queue:

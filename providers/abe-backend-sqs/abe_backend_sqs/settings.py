@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import urlsplit
+import re
 
 from abe.backends.message_queue.base import Setting, validate_key
 from abe_backend_sqs.link import LONGEST_WAIT
@@ -14,13 +14,7 @@ LONGEST_LEASE = 1800
 
 
 def _endpoint(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        _ = parts.port
-    except ValueError:
-        good = False
-    if not good:
+    if not re.fullmatch(r"https?://(\[[\da-fA-F:.]+\]|[^/@:\s]+)(:\d{1,5})?(/[^@\s]*)?", url):
         raise ValueError("a URL like http://localhost:4566, without user and password")
     return url
 
