@@ -666,6 +666,16 @@ class TestSetup:
 
         run(main())
 
+    def test_a_queue_that_is_deleted_ends_its_streams(self, server: SqsServer, raw: Raw) -> None:
+        async def main() -> None:
+            async with backend(server.endpoint, raw.url) as q, q.consume() as stream:
+                waiting = asyncio.ensure_future(anext(stream))
+                raw.client.delete_queue(QueueUrl=raw.url)
+                with pytest.raises(ConfigurationError, match="create it first"):
+                    await waiting
+
+        run(main())
+
     def test_dead_letters_need_a_redrive_policy(self, server: SqsServer, queue: str) -> None:
         server.create_queue(queue, dead_letters=False)
 
