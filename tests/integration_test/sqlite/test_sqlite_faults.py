@@ -106,6 +106,29 @@ asyncio.run(main())
     assert asyncio.run(use()) == [*range(int(count) + 2)]
 
 
+@posix
+def test_a_log_that_fills_the_disk_makes_room_itself(path: Path, child: Child) -> None:
+    """Settling, purging and publishing go on as long as the file has room."""
+    script = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+async def main():
+    async with SQLiteBackend(sys.argv[1]) as backend:
+        async with backend.consume():
+            pass
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+        for n in range(100):
+            await backend.publish("k", {"n": n})
+            assert await backend.purge() == 1
+    say("done")
+asyncio.run(main())
+"""
+    full = child(script, path)
+    assert full.hear() == "done"
+    full.end()
+
+
 def test_what_no_file_can_hold_is_not_worth_a_retry(path: Path) -> None:
     async def use() -> None:
         async with SQLiteBackend(path) as backend:

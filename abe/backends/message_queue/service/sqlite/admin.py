@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -108,35 +109,48 @@ _COUNTS = (
             ("delayed", "delayed", ">"),
         )
     ),
-    *(
-        (
-            name,
-            "SELECT key, count(*), min(seq) FROM messages"  # noqa: S608
-            f" WHERE seq > :cursor AND visible {sign} :now GROUP BY key",
-        )
-        for name, sign in (("ready", "<="), ("delayed", ">"))
-    ),
 )
-"""What to count as what, by key; a replayed message, ``visible`` NULL, is new to no group."""
+"""What to count as what, by key, of what a group has looked at."""
 
 
 def stats(c: sqlite3.Connection, now: float) -> QueueStats:
-    groups = c.execute("SELECT gid, name, cursor FROM groups ORDER BY name").fetchall()
-    return QueueStats(
-        tuple(
-            entry
-            for gid, name, cursor in groups or [(0, "", 0)]
-            for entry in _count(c, gid, name or None, cursor, now)
-        )
+    groups = c.execute("SELECT gid, name, cursor FROM groups ORDER BY cursor DESC").fetchall()
+    new: dict[str, _Count] = {}
+    until = sys.maxsize
+    entries: list[KeyStats] = []
+    for gid, name, cursor in groups or [(0, "", 0)]:
+        _add_new(c, new, cursor, until, now)
+        until = cursor
+        entries += _count(c, gid, name or None, new, now)
+    return QueueStats(tuple(sorted(entries, key=lambda entry: (entry.group or "", entry.key))))
+
+
+def _add_new(
+    c: sqlite3.Connection, counts: dict[str, _Count], after: int, until: int, now: float
+) -> None:
+    """Count, besides what is counted, the messages after one position and up to another.
+
+    Thus what is new to several groups is counted once. A replayed message, ``visible`` NULL, is
+    new to none.
+    """
+    rows = c.execute(
+        "SELECT key, sum(visible <= ?), sum(visible > ?), min(seq) FROM messages"
+        " WHERE seq > ? AND seq <= ? AND visible IS NOT NULL GROUP BY key",
+        (now, now, after, until),
     )
+    for key, due, late, first in rows:
+        entry = counts.setdefault(key, _Count())
+        entry.ready += due
+        entry.delayed += late
+        entry.oldest = first
 
 
 def _count(
-    c: sqlite3.Connection, gid: int, group: ConsumerGroup, cursor: int, now: float
+    c: sqlite3.Connection, gid: int, group: ConsumerGroup, new: dict[str, _Count], now: float
 ) -> list[KeyStats]:
-    counts: dict[str, _Count] = {}
+    counts = {key: replace(entry) for key, entry in new.items()}
     for name, query in _COUNTS:
-        for key, number, first in c.execute(query, {"gid": gid, "cursor": cursor, "now": now}):
+        for key, number, first in c.execute(query, {"gid": gid, "now": now}):
             entry = counts.setdefault(key, _Count())
             setattr(entry, name, getattr(entry, name) + number)
             if first is not None:

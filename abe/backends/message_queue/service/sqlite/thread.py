@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from abe.backends.message_queue.base.process import start_thread
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection, connect, primary_code
-from abe.errors import LoopError
+from abe.errors import AbeError, LoopError
 
 __all__ = ["ConnectionThread", "Job", "Listener", "Listeners", "Mode"]
 
@@ -42,6 +42,7 @@ BROKEN = (
     sqlite3.SQLITE_CANTOPEN,
 )
 """After one of these the connection is not used again."""
+NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
 class Mode(IntEnum):
@@ -252,12 +253,20 @@ class ConnectionThread:
     def _serve(self, batch: list[Job]) -> None:
         outcomes: list[Outcome] = []
         started = time.monotonic()
+        emptied = False
         if durable := sum(job.mode is Mode.DURABLE for job in batch):
             self._company = durable
         while batch:
             with self._using:
                 batch, error = self._attempt(batch, outcomes)
-            if error is not None and not self._retry(error, started):
+            if error is None:
+                continue
+            if getattr(error, "sqlite_errorcode", 0) in NO_ROOM and not emptied:
+                emptied = True
+                again = self._empty_log()
+            else:
+                again = self._retry(error, started)
+            if not again:
                 outcomes += [(job, None, error) for job in batch]
                 break
         self._interval = FIRST_LOOK
@@ -292,6 +301,13 @@ class ConnectionThread:
         # SQLite's own waits grow to 0.1 s, which starves whoever has waited longest.
         time.sleep(random.uniform(0.0005, 0.004))
         return True
+
+    def _empty_log(self) -> bool:
+        """Make room on a full disk: what is in the log may replace as much in the file."""
+        with self._using, suppress(sqlite3.Error, OSError, AbeError):
+            (busy, *_) = self._connected().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+        return False
 
     def _commit(
         self, connection: QueueConnection, batch: list[Job], outcomes: list[Outcome]
