@@ -316,14 +316,22 @@ class Count(int):
     """A number that a cell shows as a sentence."""
 
     _sentence: str
+    _names: tuple[str, ...] = ()
 
-    def __new__(cls, count: int, sentence: str = "") -> Count:
-        """Create a number that is shown as ``sentence``."""
+    def __new__(cls, count: int, sentence: str = "", *names: str) -> Count:
+        """Create a number.
+
+        Args:
+            count: The number.
+            sentence: The sentence; with ``names`` it holds a ``{}`` for each.
+            names: Foreign text, redacted and cut when it is shown.
+        """
         self = super().__new__(cls, count)
         self._sentence = sentence or str(count)
+        self._names = names
         return self
 
     def __repr__(self) -> str:
-        return self._sentence
+        return self._sentence.format(*map(cell, self._names)) if self._names else self._sentence
 
     __str__ = int.__repr__

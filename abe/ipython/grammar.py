@@ -48,6 +48,7 @@ class Option:
         convert: Makes the value from text; raises ``ValueError`` with the form it must have.
         default: The value when the option is absent.
         repeat: It may be given several times; the value is a list.
+        name: Key of the value in `Arguments.options`.
     """
 
     long: str
@@ -56,11 +57,10 @@ class Option:
     convert: Callable[[str], Any] = str
     default: Any = None
     repeat: bool = False
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """Key of the value in `Arguments.options`."""
-        return self.long[2:].replace("-", "_")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.long[2:].replace("-", "_"))
 
     @property
     def label(self) -> str:
@@ -117,7 +117,8 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
     Raises:
         UsageError: If it does not follow the grammar.
     """
-    words, given, payload = _read(syntax, _drop_semicolon(line))
+    line = line.rstrip()
+    words, given, payload = _read(syntax, line[:-1].rstrip() if line.endswith(";") else line)
     result = Arguments(payload=payload)
     for option in syntax.options:
         default = option.default
@@ -136,11 +137,6 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
     return result
 
 
-def _drop_semicolon(line: str) -> str:
-    line = line.rstrip()
-    return line[:-1].rstrip() if line.endswith(";") else line
-
-
 _Given = list[tuple[Option, str | None]]
 
 
@@ -148,9 +144,9 @@ def _read(syntax: Syntax, line: str) -> tuple[list[str], _Given, str | None]:
     words: list[str] = []
     given: _Given = []
     names = {name: o for o in syntax.options for name in (o.long, o.short) if name}
-    position, options_end = _skip_space(line, 0), False
+    position, options_end = len(line) - len(line.lstrip()), False
     while position < len(line):
-        if syntax.payload and not words:
+        if syntax.payload and not words and line[position] in "[{":
             _refuse_missing_key(syntax, line[position:])
         begins_option = line[position] == "-" and not options_end
         if syntax.payload and words and not begins_option:
@@ -250,6 +246,8 @@ def _expression_end(syntax: Syntax, line: str, start: int) -> int:
 
 
 def _expand(syntax: Syntax, text: str, evaluate: Evaluate) -> str:
+    if "{{" not in text:
+        return text
     try:
         return expand(text, evaluate)
     except ExpressionError as error:  # braces that quotes or '=' had kept apart
@@ -264,9 +262,7 @@ def _convert(syntax: Syntax, option: Option, text: str) -> Any:
 
 
 def _skip_space(line: str, position: int) -> int:
-    while position < len(line) and line[position].isspace():
-        position += 1
-    return position
+    return len(line) - len(line[position:].lstrip())
 
 
 def _shown(text: str) -> str:

@@ -154,7 +154,7 @@ def _fill_name(name: str, values: dict[str, object]) -> str:
 
 
 def _explain(text: str, position: int, problem: str, command: str) -> str:
-    if command and (hint := _slip(text, position, problem, command)):
+    if command and (hint := _slip(text, position, problem, cell(command, 80))):
         return hint
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)

@@ -119,9 +119,8 @@ class PublishMagics(Settings):
                 say(f"interrupted: {progress.count:,} of {total:,} are published{notes}")
                 raise
         self.session.note([key])
-        where = f"to {cell(key)} on {cell(backend.name)}"
-        count = Count(total, f"published {plural(total, 'message')} {where}")
-        return call.result(count)
+        sentence = f"published {plural(total, 'message')} to {{}} on {{}}"
+        return call.result(Count(total, sentence, key, backend.name))
 
 
 def _counted(items: Iterable[Any], progress: Progress) -> Iterator[Any]:
@@ -141,12 +140,12 @@ def _require_key_and_payload(call: Call) -> None:
                 f"the payload of %%abe_publish is the cell, so {cell(given, 40)} cannot follow KEY"
             )
         return
-    sources = [f"-i {variable}"] if variable is not None else []
-    sources += [f"--file {cell(path, 40)}"] if path is not None else []
-    sources += [f"a payload ({cell(given, 40)})"] if given is not None else []
-    if len(sources) > 1:
-        raise syntax.error(f"only one of {' and '.join(sources)} can be published")
-    if not sources:
+    sources = {"-i {}": variable, "--file {}": path, "a payload ({})": given}
+    found = {form: text for form, text in sources.items() if text is not None}
+    if len(found) > 1:
+        shown = " and ".join(form.format(cell(text, 40)) for form, text in found.items())
+        raise syntax.error(f"only one of {shown} can be published")
+    if not found:
         key = cell(call.words[0], 40)
         raise syntax.error(f"nothing to publish: {key} was taken for KEY and no PAYLOAD follows it")
 
@@ -162,5 +161,5 @@ def _payloads(call: Call) -> Payloads:
         call.payload or "" if call.body is None else call.body,
         call.options["format"] or "json",
         call.evaluate,
-        f"%abe_publish {cell(call.words[0], 60)}",
+        f"%abe_publish {call.words[0]}",
     )

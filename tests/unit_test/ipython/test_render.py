@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from abe._redact import redact
 from abe.backends.message_queue.base.message import Message
-from abe.display.results import Count, Messages
+from abe.display.results import Backlog, Count, Messages
 from abe.display.table import Table
 from abe.display.text import MAX_CELL, cell, plural, preview, visible, when
+from abe.types import KeyStats, QueueStats
 
 HOSTILE = "<script>alert(1)</script>\"'onload=x&amp;\x1b[31m\u202eabc\x00\x9b\u2028"
 INVISIBLE = [
@@ -273,7 +274,22 @@ def test_columns_that_say_nothing_are_left_out() -> None:
 
 def test_no_messages() -> None:
     assert repr(Messages()) == "0 messages"
-    assert Tags(Messages([], "from x")._repr_html_()).text.strip() == "0 messages from x"
+    # A table without rows has no width, and its caption would be broken at every word.
+    assert Messages([], "from x")._repr_html_() == "<p>0 messages from x</p>"
+
+
+def test_a_backlog_is_the_statistics() -> None:
+    entries = (KeyStats("b", None, 1), KeyStats("a", "x", 2), KeyStats("a", None, 4))
+    backlog = Backlog(entries, caption="of memory")
+    assert isinstance(backlog, QueueStats)
+    assert backlog == QueueStats(entries)
+    assert QueueStats(entries) == backlog
+    assert hash(backlog) == hash(QueueStats(entries))
+    assert (len(backlog), backlog[0], backlog.total("ready")) == (3, entries[0], 5)
+    assert [(e.key, e.group) for e in backlog.select()] == [("a", None), ("b", None), ("a", "x")]
+    assert [e.ready for e in backlog.select("a", [None])] == [4]
+    assert repr(pickle.loads(pickle.dumps(backlog))).splitlines()[0] == "backlog: 3 keys and groups"
+    assert repr(backlog.select("c")) == "backlog of memory: nothing is waiting"
 
 
 def test_a_count_is_a_number() -> None:
