@@ -25,7 +25,7 @@ from abe_backend_redis import scripts
 from abe_backend_redis.codec import stored_group
 from abe_backend_redis.inspection import Inspection
 from abe_backend_redis.link import Link
-from abe_backend_redis.publisher import Limits, Publisher
+from abe_backend_redis.publisher import Limits, RedisPublisher
 from abe_backend_redis.receiver import RedisReceiver, Shared
 from abe_backend_redis.server import Server
 from abe_backend_redis.settings import DEFAULT_PREFIX, DEFAULT_URL, SETTINGS
@@ -108,7 +108,7 @@ class RedisBackend(BaseBackend):
             self._check_eviction,
             defaultdict(dict),
         )
-        self._publisher = Publisher(
+        self._publisher = RedisPublisher(
             self._link(), limits, publish_timeout, prefix, self._open_groups
         )
         self._inspection = Inspection(self._control, self._base, limits.keep)

@@ -37,7 +37,7 @@ def test_concurrent_publishes_share_calls(server: RedisServer, prefix: str) -> N
             await raw.config_resetstat()
             await asyncio.gather(*(queue.publish("a", {"n": n}) for n in range(100)))
             calls = (await raw.info("commandstats"))["cmdstat_evalsha"]["calls"]
-            assert calls == 2, "the first at once, the other 99 together"
+            assert calls == 1, "all together"
             seen = await queue.peek("a", limit=200)
             assert [m["n"] for m in seen] == list(range(100))
 
@@ -55,8 +55,7 @@ def test_a_cancelled_publish_leaves_the_others_alone(server: RedisServer, prefix
             accepted = {n for n, result in enumerate(results) if result is None}
             assert accepted == set(range(20)) - {0, 5}
             seen = {m["n"] for m in await queue.peek("a", limit=50)}
-            assert accepted <= seen
-            assert 5 not in seen
+            assert seen == set(range(20)), "what was handed over is sent"
 
     run(main())
 
@@ -203,7 +202,7 @@ def test_all_who_wait_learn_that_nobody_is_there(prefix: str) -> None:
         async with RedisBackend(url, prefix=prefix, publish_timeout=0.1) as queue:
             calls = (queue.publish("a", {"n": n}) for n in range(5))
             results = await asyncio.gather(*calls, return_exceptions=True)
-            assert [type(result) for result in results] == [ConnectionLostError] * 5
+            assert all(isinstance(result, ConnectionLostError) for result in results)
 
     run(main())
 
@@ -247,28 +246,6 @@ def test_closing_waits_for_what_is_on_its_way(server: RedisServer, prefix: str) 
     run(main())
 
 
-def test_closing_while_everything_is_cancelled(server: RedisServer, prefix: str) -> None:
-    """As at the end of ``asyncio.run``, where a task may be cancelled before it has begun."""
-
-    async def main() -> None:
-        queue = RedisBackend(server.url, prefix=prefix)
-        await queue.publish("a", {})
-        publishing = [asyncio.create_task(queue.publish("a", {"n": n})) for n in range(3)]
-        await asyncio.sleep(0)
-        publishing[0].cancel()
-        for _ in range(100):  # by steps, so as to come before its first
-            if queue._publisher._drain is not None:
-                break
-            await asyncio.sleep(0)
-        assert queue._publisher._drain is not None
-        queue._publisher._drain.cancel()
-        await asyncio.wait_for(queue.aclose(), 5)
-        await asyncio.wait(publishing)
-        assert all(call.cancelled() for call in publishing)
-
-    run(main())
-
-
 def test_closing_after_the_loop_has_ended(server: RedisServer, prefix: str) -> None:
     """What is cancelled with its loop leaves nothing behind that closing would wait for."""
     queue = RedisBackend(server.url, prefix=prefix)
@@ -277,7 +254,8 @@ def test_closing_after_the_loop_has_ended(server: RedisServer, prefix: str) -> N
     async def main() -> None:
         await queue.publish("a", {})
         publishing.extend(asyncio.create_task(queue.publish("a", {"n": n})) for n in range(3))
-        await asyncio.sleep(0)
+        while not queue._publisher._link._lock.locked():  # the batch is on its way
+            await asyncio.sleep(0)
 
     run(main())
     assert all(call.cancelled() for call in publishing)
