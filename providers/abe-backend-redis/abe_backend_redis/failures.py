@@ -9,9 +9,10 @@ from redis import exceptions as driver
 from abe.backends.message_queue.base import Secrets
 from abe.errors import ConfigurationError, ConnectionLostError
 
-__all__ = ["GroupMissingError", "RefusedError", "Translator", "UnreachedError", "moving", "passes"]
+__all__ = ["GroupMissingError", "RefusedError", "Translator", "UnreachedError", "passes"]
 
 _ELSEWHERE = (
+    driver.ReadOnlyError,
     driver.MovedError,
     driver.AskError,
     driver.ClusterDownError,
@@ -29,21 +30,16 @@ _PASSING = (
     "NOREPLICAS",
     "UNBLOCKED",
     "MASTERDOWN",
+    "READONLY",
+    "non local key",  # of a slot that is moving to another node
 )
-_MOVING = ("READONLY", "non local key")
-"""A script says so of a server that is no master any more, or whose slot is moving to another."""
 _CREDENTIALS = ("NOAUTH", "WRONGPASS", "invalid password", "without any password")
 _RIGHTS = ("NOPERM", "o permissions", "can't run this command")
 
 
 def passes(text: str) -> bool:
     """Return whether what Redis says is about its state, and trying again may help."""
-    return moving(text) or any(sign in text for sign in _PASSING)
-
-
-def moving(text: str) -> bool:
-    """Return whether Redis says that another server is, or will be, the one to talk to."""
-    return any(sign in text for sign in _MOVING)
+    return any(sign in text for sign in _PASSING)
 
 
 class GroupMissingError(Exception):

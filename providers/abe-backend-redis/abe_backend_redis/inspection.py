@@ -156,4 +156,4 @@ class Inspection:
         await self.purge(group, KeyFilter())
         most = PAGE
         while not await self._link.run(scripts.DELETE, stored_group(group), self._keep, most):
-            most = min(most * 2, 16_000)  # or busy publishers could keep it going for ever
+            most = min(most * 2, 3_000)  # or busy publishers could keep it going for ever

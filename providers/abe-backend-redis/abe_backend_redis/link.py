@@ -176,10 +176,6 @@ class Link:
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + self._timeout)
 
-    async def failed(self, problem: str) -> Exception:
-        """Return what to raise for what Redis said of a command in a script."""
-        return await self._failure(ResponseError(problem))
-
     async def _failure(self, error: ResponseError) -> Exception:
         failure = self._server.translator.translate(error)
         if isinstance(failure, ConnectionLostError):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from abe.backends.message_queue.base import Outgoing, Publisher
 from abe.errors import ConnectionLostError, PublishError
 from abe_backend_redis import scripts
-from abe_backend_redis.failures import RefusedError, UnreachedError, moving, passes
+from abe_backend_redis.failures import RefusedError, UnreachedError, passes
 from abe_backend_redis.link import Link
 
 __all__ = ["Limits", "RedisPublisher"]
@@ -110,16 +110,14 @@ class RedisPublisher(Publisher[Outgoing]):
                 self._prefix,
                 extra={"backend": "redis"},
             )
-        return await self._problems(accepted, problem, len(items))
+        return self._problems(accepted, problem, len(items))
 
-    async def _problems(self, accepted: int, problem: bytes, total: int) -> Mapping[int, Exception]:
+    def _problems(self, accepted: int, problem: bytes, total: int) -> Mapping[int, Exception]:
         """Return why items were not accepted: the first by Redis, the others as not tried."""
         if accepted == total:
             return {}
         # Redis 6.2 says which line of the script it was.
         text = re.sub(r"^@user_script: \d+: -?", "", problem.decode(errors="replace").strip())
-        if moving(text):
-            return dict.fromkeys(range(accepted, total), await self._link.failed(text))
         full = text == "FULL"
         if full:
             text = (

@@ -216,14 +216,15 @@ class Server:
             context = ssl.create_default_context()
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE  # nothing is sent but PING
-        answer = b""
+        other = False
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(1.0):
                 reader, writer = await asyncio.open_connection(*self.addresses[0], ssl=context)
-                writer.write(b"PING\r\n")
-                answer = await reader.read(1)
+                if not (other := context is not None):
+                    writer.write(b"PING\r\n")
+                    other = await reader.read(1) in (b"+", b"-")
                 writer.close()
-        if answer in (b"+", b"-"):
+        if other:
             text = (
                 "does not speak TLS; use redis://"
                 if context is None

@@ -254,7 +254,9 @@ def test_closing_after_the_loop_has_ended(server: RedisServer, prefix: str) -> N
     async def main() -> None:
         await queue.publish("a", {})
         publishing.extend(asyncio.create_task(queue.publish("a", {"n": n})) for n in range(3))
-        while not queue._publisher._link._lock.locked():  # the batch is on its way
+        for _ in range(100):  # until the batch is on its way
+            if queue._publisher._link._lock.locked():
+                break
             await asyncio.sleep(0)
 
     run(main())

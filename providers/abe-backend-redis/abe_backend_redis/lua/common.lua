@@ -35,7 +35,7 @@ local BEGUN, ANSWER = B .. 'begun:' .. G, B .. 'answer:'
 local call = redis.call
 
 -- Messages of the group that something other than abe has deleted: trimmed, or evicted.
-local vanished = 0
+local vanished, keyless = 0, {}
 
 -- Out of memory, Redis refuses only the first write of a script. This one needs none, so consumers
 -- go on, which is what frees memory.
@@ -312,7 +312,14 @@ local function forget_vanished(id, own)
   vanished = vanished + call('HDEL', PARKED, id)
   call('ZREM', READY, id)
   call('ZREM', LATER, id)
-  if own then call('ZREM', own, id) end
+  if own then call('ZREM', own, id) else keyless[#keyless + 1] = id end
+end
+
+local function forget_keyless()
+  if #keyless == 0 then return end
+  for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
+    call('ZREM', READY .. '#' .. key, unpack(keyless))
+  end
 end
 
 -- Messages that wait, but of which it was forgotten when, become ready. Returns how many.

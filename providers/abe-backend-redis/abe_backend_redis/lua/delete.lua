@@ -3,7 +3,8 @@
 -- drop.
 local most = tonumber(ARGV[3])
 if not group_named(G) then return 1 end
-call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', math.floor(most / 2), 'STREAMS', LOG, '>')
+local reply = call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', most, 'STREAMS', LOG, '>')
+local more = reply and #reply[1][2] == most
 local by_key, delayed, total = {}, {}, 0
 
 local function drop(id)
@@ -16,7 +17,8 @@ local function drop(id)
   return entry
 end
 
-for _, p in ipairs(call('XPENDING', LOG, G, '-', '+', most)) do
+local pending = call('XPENDING', LOG, G, '-', '+', most)
+for _, p in ipairs(pending) do
   call('XACK', LOG, G, p[1])
   drop(p[1])
 end
@@ -28,7 +30,7 @@ for i, id in ipairs(call('HKEYS', PARKED)) do
 end
 done(by_key, ARGV[2] == '1', total)
 forget_due(delayed)
-if total > 0 then return 0 end
+if more or #pending == most or call('EXISTS', PARKED) == 1 then return 0 end
 for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do call('DEL', READY .. '#' .. key) end
 call('DEL', PARKED, READY, KEYS_READY, LATER, SWEEP, DEAD, EPOCH, BEGUN)
 call('XGROUP', 'DESTROY', LOG, G)

@@ -47,6 +47,11 @@ for i = 7 + open, #ARGV, 4 do
   delayed = delayed or delay > 0
 end
 
+-- The server is no primary any more, or the slot is moving: nothing was done here.
+for _, sign in ipairs({'READONLY', 'non local key'}) do
+  if accepted == 0 and string.find(problem, sign, 1, true) then return redis.error_reply(problem) end
+end
+
 -- Of those that nobody read before they were due, nobody has forgotten when that was.
 if delayed then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
 

@@ -29,7 +29,7 @@ local function take_ready()
         singly[got] = id
         if attempt >= 3 then return false end
       else
-        forget_vanished(id, sets[n])
+        forget_vanished(id, entry and READY .. '#' .. entry.k or sets[n])
       end
     end
     if #ids < wanted then return true end
@@ -151,6 +151,7 @@ if take_ready() then
   end
 end
 if parked then notify() end
+forget_keyless()
 
 if got > 0 then
   local lease = lease_of(me)
