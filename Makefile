@@ -16,7 +16,7 @@ test: ## run all tests
 	@sh scripts/setup_venv.sh test
 	@$(RUN) -m pytest $(ARGS)
 
-lint: ## check style, import rules, spelling, scripts, workflows, and that notebooks have no outputs
+lint: ## check style, import rules, structure, docstrings, spelling, scripts, workflows, notebooks
 	@sh scripts/setup_venv.sh dev
 	@$(RUN) -m nox -s lint
 

@@ -60,7 +60,7 @@ def run_script(session: nox.Session, name: str, *arguments: str) -> None:
 
 @nox.session(venv_backend=BACKEND)
 def lint(session: nox.Session) -> None:
-    """Style, import rules, structure, spelling, scripts, workflows, notebooks without outputs."""
+    """Style, import rules, structure, docstrings, spelling, scripts, workflows, notebooks."""
     prepare(session, "lint", providers="providers/*")
     run(session, "-m", "ruff", "check", ".")
     # Private names of the core are not for providers; the rule is still a preview.
