@@ -151,10 +151,10 @@ def _module(name: str, where: str) -> object:
     except Exception as error:
         failure = error
     text = traceback.format_exception_only(failure)[-1].strip()
-    raise ConfigurationError(f"importing {name} failed: {text} ({_place(failure)})") from failure
+    raise ConfigurationError(f"importing {name} failed: {text} ({_location(failure)})") from failure
 
 
-def _place(error: Exception) -> str:
+def _location(error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 450
 MISLEADING = re.compile(
-    r"_*(?:Card|Seen|HOME|(?i:outbox|feeds?|homes?|places?|pace|polls|letters|sweep|trial|victim|"
+    r"_*(?:Card|Feed|Seen|HOME|(?i:outbox|homes?|places?|pace|polls|letters|sweep|trial|victim|"
     r"at_rest|leaving|stash\w*))"
 )
 """Terms that mean something else in messaging, or nothing."""
@@ -25,13 +25,11 @@ KNOWN: set[str] = {
     "import circle of abe.sync.aio",
     "misleading name at_rest",
     "misleading name feed",
-    "misleading name feeds",
     "misleading name home",
     "misleading name leaving",
     "misleading name outbox",
     "misleading name pace",
     "misleading name place",
-    "misleading name places",
     "misleading name stash",
     "misleading name stash_away",
     "more than 450 lines in abe.backends.message_queue.base.subscription.subscription",

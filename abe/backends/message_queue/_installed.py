@@ -103,14 +103,14 @@ def installed() -> Installed:
 def _time_stamps() -> tuple[object, float]:
     stamps: list[object] = []
     youngest = 0.0
-    for place in sys.path:
+    for folder in sys.path:
         try:
-            status = Path(place).stat()
+            status = Path(folder).stat()
         except (OSError, ValueError, TypeError):
-            stamps.append((place, None))
+            stamps.append((folder, None))
             continue
         # The time of change too: installers set the other one.
-        stamps.append((place, status.st_mtime_ns, status.st_ctime_ns))
+        stamps.append((folder, status.st_mtime_ns, status.st_ctime_ns))
         youngest = max(youngest, status.st_mtime, status.st_ctime)
     return stamps, youngest
 
@@ -161,8 +161,8 @@ def _with_conflicts(result: Installed) -> Installed:
 
 
 def _damaged(distribution: Distribution, name: str, error: Exception) -> BackendInfo:
-    place = getattr(distribution, "_path", None)
-    name = name or getattr(place, "name", "a distribution")
+    path = getattr(distribution, "_path", None)
+    name = name or getattr(path, "name", "a distribution")
     text = (
         f"the metadata of {name} is malformed ({type(error).__name__}); reinstall or uninstall it"
     )

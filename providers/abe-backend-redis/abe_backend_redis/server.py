@@ -166,9 +166,9 @@ class Server:
     def __str__(self) -> str:
         if self.path:
             return f"unix://{self.path}"
-        places = ",".join(f"{host}:{port}" for host, port in self.addresses)
+        addresses = ",".join(f"{host}:{port}" for host, port in self.addresses)
         service = f"/{self.service}" if self.service else ""
-        return f"{places}{service}/{self._options.get('db', 0)}"
+        return f"{addresses}{service}/{self._options.get('db', 0)}"
 
     async def connection(
         self, slot_key: str, timeout: float, heard: Callable[[], None]

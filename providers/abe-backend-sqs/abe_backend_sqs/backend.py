@@ -136,15 +136,15 @@ class SqsBackend(BaseBackend):
         """
         values = read_settings(cls.settings)
         own = {name: value for name, value in values.items() if not name.startswith("AWS_")}
-        places = filter(None, (own["topic"], own["queue"]))
-        region = own.pop("region") or next(filter(None, map(region_in, places)), None)
+        addresses = filter(None, (own["topic"], own["queue"]))
+        region = own.pop("region") or next(filter(None, map(region_in, addresses)), None)
         with naming_variables(cls.settings):
             return cls(access=Access.from_env(region), **own)
 
     def __repr__(self) -> str:
         endpoint = self._link.endpoint()
-        place = f", endpoint={endpoint!r}" if endpoint else ""
-        return f"SqsBackend({self._shown!r}{place})"
+        where = f", endpoint={endpoint!r}" if endpoint else ""
+        return f"SqsBackend({self._shown!r}{where})"
 
     # -- publishing ------------------------------------------------------------------------
 
@@ -164,12 +164,12 @@ class SqsBackend(BaseBackend):
 
     async def _reach(self) -> tuple[Publisher[Prepared], int]:
         """Return what publishes, and the size of the largest message."""
-        place, limit = self._resolver.topic, BATCH_BYTES
-        if place is None:
+        address, limit = self._resolver.topic, BATCH_BYTES
+        if address is None:
             queue = await self._resolver.queue_of(None)
-            place, limit = queue.url, queue.limit
+            address, limit = queue.url, queue.limit
         if self._publisher is None:
-            target = Target(self._link, place, self._resolver)
+            target = Target(self._link, address, self._resolver)
             self._publisher = Publisher(
                 target.send,
                 max_items=BATCH,

@@ -34,14 +34,14 @@ class Target:
     """Where messages are published: a queue, or a topic and the queues subscribed to it."""
 
     link: Link
-    place: str
+    address: str
     """URL of the queue, or ARN of the topic."""
     resolver: QueueResolver
 
     @property
     def fifo(self) -> bool:
         """Whether it keeps order."""
-        return self.place.endswith(".fifo")
+        return self.address.endswith(".fifo")
 
     async def send(self, items: Sequence[Prepared]) -> Mapping[int, Exception]:
         """Send a batch; returns why messages, by position, were not accepted.
@@ -51,7 +51,7 @@ class Target:
             AbeError: If nothing was sent.
         """
         if not await self.resolver.has_audience():
-            text = f"no queue is subscribed to {self.place}, so nobody would receive this"
+            text = f"no queue is subscribed to {self.address}, so nobody would receive this"
             raise PublishError(text)
         problems = await self._send(items)
         if not (self.fifo and problems):
@@ -99,7 +99,7 @@ class Target:
         return problems
 
     async def _call(self, items: Sequence[Prepared]) -> dict[str, Any]:
-        topic = self.place.startswith("arn:")
+        topic = self.address.startswith("arn:")
         body = "Message" if topic else "MessageBody"
         entries: list[dict[str, Any]] = []
         for n, item in enumerate(items):
@@ -111,7 +111,7 @@ class Target:
                 entry |= {"MessageGroupId": item.group, "MessageDeduplicationId": item.id}
             entries.append(entry)
         if topic:
-            call = partial(self.link.call, "sns", "publish_batch", TopicArn=self.place)
+            call = partial(self.link.call, "sns", "publish_batch", TopicArn=self.address)
             return await call(PublishBatchRequestEntries=entries)
-        call = partial(self.link.call, "sqs", "send_message_batch", QueueUrl=self.place)
+        call = partial(self.link.call, "sqs", "send_message_batch", QueueUrl=self.address)
         return await call(Entries=entries)

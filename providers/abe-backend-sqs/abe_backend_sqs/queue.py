@@ -24,9 +24,9 @@ Raw = Mapping[str, Any]
 """A message as SQS hands it out."""
 
 
-def name_of(place: str) -> str:
+def name_of(address: str) -> str:
     """Return the name of a queue given by name, URL or ARN."""
-    return re.split("[/:]", place)[-1]
+    return re.split("[/:]", address)[-1]
 
 
 @dataclass(frozen=True, slots=True)

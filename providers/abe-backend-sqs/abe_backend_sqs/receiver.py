@@ -175,11 +175,11 @@ class SqsReceiver(Receiver):
         return passing
 
     def _log(self, what: str, message: Message, reason: str) -> None:
-        place, id = self._queue.name, message.id
+        queue, id = self._queue.name, message.id
         with suppress(Exception):  # of the application's handlers
             logger.error(
                 "queue %s: message %s %s: %s",
-                *(place, id, what, reason),
+                *(queue, id, what, reason),
                 extra={"backend": "sqs", "id": id},
             )
 

@@ -33,9 +33,9 @@ _REGION = re.compile(
 _TOPIC = re.compile(r"arn:[a-z-]+:sns:[a-z0-9-]+:\d{12}:[\w-]{1,256}(\.fifo)?")
 
 
-def region_in(place: str) -> str | None:
+def region_in(address: str) -> str | None:
     """Return the region in a queue's URL or an ARN, ``None`` if there is none."""
-    found = _REGION.match(place)
+    found = _REGION.match(address)
     return found and (found[1] or found[2] or found[3])
 
 
@@ -63,8 +63,8 @@ class QueueResolver:
         template: str | None,
     ) -> None:
         named = [("topic", topic), ("queue", queue), ("group_queue", template)]
-        named = [(name, place) for name, place in named if place]
-        named += [("groups", place) for place in groups.values()]
+        named = [(name, address) for name, address in named if address]
+        named += [("groups", address) for address in groups.values()]
         if not topic and not queue:
             raise ConfigurationError("queue is not set; it must be the name, URL or ARN of a queue")
         if not topic and len(named) > 1:
@@ -77,13 +77,13 @@ class QueueResolver:
                 f"group_queue is {template!a}; it must contain {{group}} once, and leave {HASHED} "
                 f"of the {NAME} characters of a queue's name to the group"
             )
-        for argument, place in named:
-            if place and "@" in place:
+        for argument, address in named:
+            if address and "@" in address:
                 raise ConfigurationError(
                     f"{argument} has a user or a password in a URL; credentials are set as "
                     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 )
-        kinds = {str(place).endswith(".fifo") for _, place in named}
+        kinds = {str(address).endswith(".fifo") for _, address in named}
         if len(kinds) > 1:
             text = "either all or none of the queues and the topic must end in .fifo"
             raise ConfigurationError(text)
@@ -123,25 +123,25 @@ class QueueResolver:
             raise ConfigurationError(f"queue {queue.name} has no redrive policy; {advice}")
         return await self._once(queue.dead_arn)
 
-    async def _once(self, place: str) -> Queue:
+    async def _once(self, address: str) -> Queue:
         async with self._lock:
-            if place not in self._known:
-                self._known[place] = await self._describe(place)
-            return self._known[place]
+            if address not in self._known:
+                self._known[address] = await self._describe(address)
+            return self._known[address]
 
-    async def _describe(self, place: str) -> Queue:
+    async def _describe(self, address: str) -> Queue:
         names = ["QueueArn", "MaximumMessageSize", "RedrivePolicy"]
         owner: dict[str, Any] = {}
-        if place.startswith("arn:"):
-            owner = {"QueueOwnerAWSAccountId": place.split(":")[-2]}
+        if address.startswith("arn:"):
+            owner = {"QueueOwnerAWSAccountId": address.split(":")[-2]}
         try:
-            url = place
-            if "://" not in place:
-                answer = await self._sqs("get_queue_url", QueueName=name_of(place), **owner)
+            url = address
+            if "://" not in address:
+                answer = await self._sqs("get_queue_url", QueueName=name_of(address), **owner)
                 url = answer["QueueUrl"]
             answer = await self._sqs("get_queue_attributes", QueueUrl=url, AttributeNames=names)
         except ConfigurationError as error:
-            raise ConfigurationError(f"queue {place}: {error}") from error
+            raise ConfigurationError(f"queue {address}: {error}") from error
         about = answer["Attributes"]
         redrive = json.loads(about.get("RedrivePolicy") or "{}")
         limit, dead = int(about["MaximumMessageSize"]), redrive.get("deadLetterTargetArn", "")

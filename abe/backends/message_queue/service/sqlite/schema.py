@@ -231,10 +231,10 @@ def _check_access(path: Path) -> None:
     """
     log = path.with_name(path.name + "-wal")
     needed = [path if path.exists() else path.parent, log if log.exists() else path.parent]
-    for place in needed:
-        mode = os.R_OK | os.W_OK | (os.X_OK if place.is_dir() else 0)
-        if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    for file in needed:
+        mode = os.R_OK | os.W_OK | (os.X_OK if file.is_dir() else 0)
+        if not os.access(file, mode, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
 
 
 def _problem(path: Path) -> str:
