@@ -99,23 +99,38 @@ def run(
 
 
 def _set_up_logging(level: str, json_logs: bool, *modules: str) -> None:
-    """Log to standard error, the packages of the handler and of the backend included."""
+    """Log to standard error, whatever the application's loggers are called.
+
+    An application that has set up the root logger itself keeps its handlers and their format, but
+    for those of the console where JSON is asked for.
+    """
+    from abe.backends.message_queue.base import MessageContext
     from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
 
-    packages = {name.partition(":")[0].partition(".")[0] for name in modules}
     try:
         known = LogLevel.parse(level)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--log-level") from None
+    packages = {name.partition(":")[0].partition(".")[0] for name in modules} - {"abe"}
     config = LoggingConfig(level=known, use_json_formatter=json_logs)
-    config.logger_levels = dict.fromkeys(packages - {"abe"}, known)
+    config.logger_levels = dict.fromkeys(packages, known)
+    for handler in logging.root.handlers[:]:
+        handler.addFilter(MessageContext())
+        if json_logs and type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
+    if logging.root.handlers and not json_logs:
+        config.enable_console, config.propagate = False, True
+    else:
+        # What drivers say in DEBUG is not for a worker's log, and may hold credentials.
+        config.logger_levels["root"] = max(known, LogLevel.INFO, key=_number)
     try:
-        setup_logging_from_config(config)
+        setup_logging_from_config(config, MessageContext())
     except ImportError as error:
         raise ConfigurationError(f"--json-logs: {error}") from None
 
 
-# --- The handler ----------------------------------------------------------------------------------
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level]
 
 
 class HandlerError(Exception):

@@ -1,276 +1,243 @@
-"""Put a `LoggingConfig` into effect, and small helpers around loggers.
-
-Nothing happens on import, and only the loggers that a configuration names are ever changed.
-"""
+"""Set up logging for a program from a `LoggingConfig`; nothing happens on import."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import math
 import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Self, TextIO
 
-from abe.logging.settings import FIELDS, LoggingConfig, LogLevel, get_default_logging_config
+from abe._redact import SECRET, is_secret, known
 
-if TYPE_CHECKING:
-    from pythonjsonlogger.json import JsonFormatter
+__all__ = ["LogFormat", "LogLevel", "LoggingConfig", "get_logger", "reset_logging", "FIELDS"]
+__all__ += ["setup_logging_from_config"]
 
-__all__ = [
-    "create_log_file_path",
-    "get_logger",
-    "get_logger_level",
-    "get_logging_dict_config",
-    "reset_logging",
-    "set_logger_level",
-    "setup_logging_from_config",
-]
-
-ROOT = "abe"
-"""Every logger of abe is below this one."""
-
-CONSOLE = "abe.console"
-FILE = "abe.file"
-
-_lock = threading.Lock()
-_before: dict[str, tuple[int, bool]] = {}
-"""Level and propagation of the loggers that are set up, as they were before."""
+FIELDS = ("backend", "key", "group", "id", "attempt")
+"""What abe's log records carry as ``extra``, each where it is known."""
+_UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NAME = "abe"
+_lock = threading.RLock()
+_before: dict[logging.Logger, tuple[int, bool, bool]] = {}
 
 
-class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at that moment: notebooks and tests exchange it."""
+class LogLevel(StrEnum):
+    """The levels, by name."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
+    DEBUG, INFO, WARNING, ERROR, CRITICAL = "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"
 
-    @property
-    def stream(self) -> TextIO:
-        """The current standard error."""
-        return sys.stderr
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the level of a name, in any case, or of a number of `logging`.
 
-    @stream.setter
-    def stream(self, value: TextIO) -> None:
-        raise AttributeError("the console handler always writes to sys.stderr")
-
-
-def text_formatter(fmt: str, datefmt: str | None) -> logging.Formatter:
-    """Return a formatter whose format may name the fields of abe's records."""
-    return logging.Formatter(fmt, datefmt, defaults=dict.fromkeys(FIELDS, "-"))
+        Raises:
+            ValueError: If there is no such level.
+        """
+        name = logging.getLevelName(value) if type(value) is int else value
+        if isinstance(name, str) and name.upper() in cls.__members__:
+            return cls(name.upper())
+        raise ValueError(f"{value!r} is not a log level; there are {', '.join(cls)}")
 
 
-def json_formatter(fmt: str) -> logging.Formatter:
-    """Return a formatter that writes one JSON object a line.
+class LogFormat(StrEnum):
+    """Ready-made %-formats; one of your own may also name `FIELDS`, as in ``%(key)s``."""
 
-    It holds what ``fmt`` names, with ``level`` and ``logger`` for ``levelname`` and ``name``, every
-    ``extra`` of the record, and ``timestamp`` (ISO 8601, UTC) instead of ``asctime``.
-
-    Raises:
-        ImportError: If python-json-logger is missing.
-    """
-    formatter = _json_formatter_class()
-    # Fields are extras: left out here, they appear only where a record has them.
-    names = [name for name in re.findall(r"%\((\w+)\)", fmt) if name not in ("asctime", *FIELDS)]
-    return formatter(
-        "".join(f"%({name})s" for name in names or ["message"]),
-        rename_fields={"levelname": "level", "name": "logger"},
-        timestamp=True,
-        json_ensure_ascii=False,
-    )
+    SIMPLE = "%(levelname)s: %(message)s"
+    STANDARD = "%(asctime)s %(levelname)-8s %(name)s: %(message)s"
+    DETAILED = "%(asctime)s %(levelname)-8s %(name)s [%(process)d %(threadName)s %(filename)s:%(lineno)d] %(message)s"  # noqa: E501
 
 
-def _json_formatter_class() -> type[JsonFormatter]:
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """How a program logs; the guide to logging has a table of the settings."""
+
+    level: LogLevel | str | int = LogLevel.INFO
+    format: str = LogFormat.STANDARD
+    date_format: str | None = None
+    log_file: str | os.PathLike[str] | None = None
+    log_dir: str | os.PathLike[str] = "logs"
+    max_bytes: int = 10 * 1024 * 1024
+    backup_count: int = 5
+    encoding: str = "utf-8"
+    enable_console: bool = True
+    enable_file: bool = False
+    use_json_formatter: bool = False
+    logger_levels: Mapping[str, LogLevel | str | int] = field(default_factory=dict)
+    propagate: bool = False
+
+    def validate(self) -> None:
+        """Raise `ValueError` if a setting is wrong; touches no file."""
+        for name, level in {"level": self.level, **self.logger_levels}.items():
+            LogLevel.parse(level)
+            if not name:
+                raise ValueError(f"logger_levels: {name!r} is not the name of a logger")
+        for item in dataclasses.fields(self):
+            value, default = getattr(self, item.name), item.default
+            if isinstance(default, int) and (type(value) is not type(default) or value < 0):
+                raise ValueError(f"{item.name} is {value!r}; it must be like {default!r}")
+        try:
+            _TextFormatter(self.format).format(logging.makeLogRecord({}))
+            "".encode(self.encoding)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"format or encoding is wrong: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the configuration of a mapping, e.g. a table of a TOML file.
+
+        Raises:
+            ValueError: If a setting is unknown or wrong.
+        """
+        try:
+            config = cls(**data)
+        except TypeError as error:
+            raise ValueError(f"unknown logging setting: {error}") from None
+        config.validate()
+        return config
+
+
+class _TextFormatter(logging.Formatter):
+    """Writes a record on one line; what belongs to it, such as a traceback, is indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        data = {**dict.fromkeys(FIELDS, "-"), **record.__dict__, "message": record.getMessage()}
+        data["asctime"] = self.formatTime(record, self.datefmt)
+        safe = {n: _escape(known.hide(it)) if isinstance(it, str) else it for n, it in data.items()}
+        trace = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        rest = "\n".join(filter(None, (trace, record.stack_info)))
+        lines = [f"\n    {_escape(line)}" for line in known.hide(rest).split("\n") if rest]
+        return self.formatMessage(logging.makeLogRecord(safe)) + "".join(lines)
+
+
+def _escape(text: str) -> str:
+    return _UNSAFE.sub(lambda match: {"\n": "\\n"}.get(match[0], f"\\u{ord(match[0]):04x}"), text)
+
+
+def _json_formatter(format: str) -> logging.Formatter:
     try:
         from pythonjsonlogger.json import JsonFormatter
     except ImportError as error:
-        raise ImportError(
-            "use_json_formatter needs python-json-logger 3.1 or newer;"
-            ' from the checkout: pip install -e ".[logging]"',
-            name="pythonjsonlogger",
-        ) from error
-    return JsonFormatter
-
-
-def file_handler(
-    log_file: str | os.PathLike[str] | None,
-    log_dir: str | os.PathLike[str],
-    max_bytes: int,
-    backup_count: int,
-    encoding: str,
-) -> RotatingFileHandler:
-    """Return a handler for a rotated file; makes its folder and opens the file."""
-    path = create_log_file_path(log_file, log_dir)
-    return RotatingFileHandler(
-        path, maxBytes=max_bytes, backupCount=backup_count, encoding=encoding
+        text = 'JSON needs python-json-logger; from the checkout: pip install -e ".[logging]"'
+        raise ImportError(text) from error
+    # Fields are extras: left out here, they appear only where a record has them.
+    names = [name for name in re.findall(r"%\((\w+)\)", format) if name not in ("asctime", *FIELDS)]
+    return JsonFormatter(
+        "".join(f"%({name})s" for name in names or ["message"]),
+        rename_fields={"levelname": "level", "name": "logger"},
+        timestamp=True,
+        json_serializer=lambda data, **_: _escape(json.dumps(_plain(data), ensure_ascii=False)),
     )
 
 
-def create_log_file_path(
-    log_file: str | os.PathLike[str] | None = None, log_dir: str | os.PathLike[str] = "logs"
-) -> Path:
-    """Return the absolute path of a log file, and make the folder that it belongs into.
+def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """Return what JSON can hold of a value, whatever it is."""
+    try:
+        if isinstance(value, dict | list | tuple | set):
+            if id(value) in above or len(above) > 50:
+                return "<cycle>"
+            above = (*above, id(value))
+            if isinstance(value, dict):
+                items = ((str(name), inner) for name, inner in value.items())
+                return {n: SECRET if is_secret(n) else _plain(it, above) for n, it in items}
+            return [_plain(inner, above) for inner in value]
+        number = isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e300
+        if number or value is None:
+            return value
+        return known.hide(value.isoformat() if hasattr(value, "isoformat") else str(value))
+    except Exception:  # of a foreign __str__, or a number of more digits than Python converts
+        return f"<{type(value).__name__}>"
 
-    Args:
-        log_file: The file's name, or its absolute path, which makes ``log_dir`` irrelevant;
-            ``None`` is ``abe.log``.
-        log_dir: The folder, relative to the working directory.
-    """
-    path = Path(log_dir, log_file or f"{ROOT}.log").absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+
+class _ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at that moment: notebooks and tests exchange it."""
+
+    stream = property(lambda _: sys.stderr, lambda *_: None)
 
 
-def get_logging_dict_config(config: LoggingConfig | None = None) -> dict[str, Any]:
-    """Return the configuration for `logging.config.dictConfig`, to merge with your own.
-
-    Touches no file and no logger. Note that ``dictConfig`` closes the handlers of the whole
-    process; `setup_logging_from_config` closes only those it made.
-
-    Args:
-        config: What to set up; ``None`` is the default.
-
-    Raises:
-        ValueError: If a setting is wrong.
-        TypeError: If ``config`` is something else.
-        ImportError: If JSON is asked for and python-json-logger is missing.
-    """
-    config = get_default_logging_config() if config is None else config
-    if not isinstance(config, LoggingConfig):
-        raise TypeError(
-            f"config must be a LoggingConfig, such as LoggingConfig(level='INFO'), not {config!r}"
-        )
-    config.validate()
-    formatter: dict[str, Any] = {"()": text_formatter, "datefmt": config.date_format}
+def _handlers(config: LoggingConfig) -> Iterator[logging.Handler]:
+    formatter: logging.Formatter = _TextFormatter(config.format, config.date_format)
     if config.use_json_formatter:
-        _json_formatter_class()
-        formatter = {"()": json_formatter}
-    handlers: dict[str, dict[str, Any]] = {}
-    if config.enable_console:
-        handlers[CONSOLE] = {"()": ConsoleHandler, "formatter": ROOT}
+        formatter = _json_formatter(config.format)
+    kinds: list[logging.Handler] = [_ConsoleHandler()] if config.enable_console else []
     if config.enable_file:
-        settings = ("log_file", "log_dir", "max_bytes", "backup_count", "encoding")
-        options = {name: getattr(config, name) for name in settings}
-        handlers[FILE] = {"()": file_handler, "formatter": ROOT, **options}
-    if not handlers:  # without any handler, logging would print warnings by itself
-        handlers[CONSOLE] = {"()": logging.NullHandler, "formatter": ROOT}
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {ROOT: {**formatter, "fmt": str(config.format)}},
-        "handlers": handlers,
-        "loggers": _logger_settings(config, list(handlers)),
-    }
+        path = Path(config.log_dir, config.log_file or "abe.log").absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        how = (config.max_bytes, config.backup_count, config.encoding, False, "backslashreplace")
+        kinds.append(RotatingFileHandler(path, "a", *how))
+    for handler in kinds or [logging.NullHandler()]:  # without any, logging prints warnings
+        handler.setFormatter(formatter)
+        handler.name = _NAME
+        yield handler
 
 
-def _logger_settings(config: LoggingConfig, handlers: list[str]) -> dict[str, dict[str, Any]]:
-    """Return what each logger gets: one below another of them needs no handlers of its own."""
-    levels = {ROOT: config.level, **config.logger_levels}
-    loggers: dict[str, dict[str, Any]] = {}
-    for name, level in levels.items():
-        loggers[name] = {"level": LogLevel.parse(level).value}
-        above = [name[:position] for position, letter in enumerate(name) if letter == "."]
-        if levels.keys().isdisjoint(above):
-            loggers[name].update(handlers=handlers, propagate=config.propagate)
-    return loggers
-
-
-def setup_logging_from_config(config: LoggingConfig | Mapping[str, Any] | None = None) -> None:
+def setup_logging_from_config(
+    config: LoggingConfig | Mapping[str, Any] | None = None, *filters: logging.Filter
+) -> None:
     """Log as the configuration says, instead of what an earlier call set up.
 
-    Changes the logger ``abe`` and those that ``logger_levels`` names, no other. Handlers that an
-    earlier call made are closed, and loggers that are no longer named get back the level and the
-    propagation that they had. Calling it twice with the same configuration changes nothing. If it
+    Changes the logger ``abe`` and those that ``logger_levels`` names (``"root"`` for all), and
+    enables the loggers below them that somebody's ``disable_existing_loggers`` has disabled. If it
     raises, everything stays as it was.
 
     Args:
-        config: What to set up: a `LoggingConfig`, a mapping for `LoggingConfig.from_dict`, or
-            ``None`` for the default.
+        config: A `LoggingConfig`, a mapping for `LoggingConfig.from_dict`, or ``None``.
+        filters: For every handler, such as `abe.backends.message_queue.base.MessageContext`.
 
     Raises:
         ValueError: If a setting is wrong.
-        TypeError: If ``config`` is something else.
         ImportError: If JSON is asked for and python-json-logger is missing.
         OSError: If the log file cannot be opened.
     """
-    if isinstance(config, Mapping):
-        config = LoggingConfig.from_dict(config)
-    data = get_logging_dict_config(config)
-    formatter: logging.Formatter = _make(data["formatters"][ROOT])
+    config = config if isinstance(config, LoggingConfig) else LoggingConfig.from_dict(config or {})
+    config.validate()
+    levels = {"abe": config.level, **config.logger_levels}
     with _lock:
-        handlers: dict[str, logging.Handler] = {
-            name: _make(specification) for name, specification in data["handlers"].items()
-        }
-        _reset()
-        for name, settings in data["loggers"].items():
-            logger = logging.getLogger(name)
-            _remove_handlers(logger)
-            _before[name] = (logger.level, logger.propagate)
-            logger.setLevel(settings["level"])
-            logger.propagate = settings.get("propagate", logger.propagate)
-            for handler in settings.get("handlers", ()):
-                logger.addHandler(handlers[handler])
-        for name, handler in handlers.items():
-            handler.setFormatter(formatter)
-            handler.name = name
+        handlers = list(_handlers(config))
+        reset_logging()
+        for name, level in levels.items():
+            logger = _remember(logging.getLogger(name))
+            logger.setLevel(LogLevel.parse(level).value)
+            for other in [*logging.root.manager.loggerDict.values()]:
+                below = name == "root" or f"{getattr(other, 'name', '')}.".startswith(f"{name}.")
+                if isinstance(other, logging.Logger) and other.disabled and below:
+                    _remember(other).disabled = False
+            above = {"root", *(name[:n] for n, letter in enumerate(name) if letter == ".")} - {name}
+            if levels.keys().isdisjoint(above):  # one below another needs no handlers of its own
+                logger.propagate = config.propagate
+                for handler in handlers:
+                    logger.addHandler(handler)
+        for handler in handlers:
+            for each in filters:
+                handler.addFilter(each)
 
 
-def _make(specification: Mapping[str, Any]) -> Any:
-    """Call a factory of the configuration, as ``dictConfig`` would."""
-    options = {key: value for key, value in specification.items() if key not in ("()", "formatter")}
-    return specification["()"](**options)
+def _remember(logger: logging.Logger) -> logging.Logger:
+    _before.setdefault(logger, (logger.level, logger.propagate, logger.disabled))
+    return logger
 
 
 def reset_logging() -> None:
-    """Undo `setup_logging_from_config`: close its handlers, restore levels and propagation."""
+    """Undo `setup_logging_from_config`: close its handlers, restore its loggers."""
     with _lock:
-        _reset()
+        for logger, (level, propagate, disabled) in _before.items():
+            for handler in logger.handlers[:]:
+                if handler.name == _NAME:
+                    logger.removeHandler(handler)
+                    handler.close()
+            logger.setLevel(level)
+            logger.propagate, logger.disabled = propagate, disabled
+        _before.clear()
 
 
-def _reset() -> None:
-    for name, (level, propagate) in _before.items():
-        logger = logging.getLogger(name)
-        _remove_handlers(logger)
-        logger.setLevel(level)
-        logger.propagate = propagate
-    _before.clear()
-
-
-def _remove_handlers(logger: logging.Logger) -> None:
-    for handler in logger.handlers[:]:
-        if handler.name in (CONSOLE, FILE):
-            logger.removeHandler(handler)
-            handler.close()
-
-
-def get_logger(name: str | None = None) -> logging.Logger:
-    """Return a logger.
-
-    Args:
-        name: Its name, usually ``__name__``; ``None`` is the logger ``abe``.
-    """
-    return logging.getLogger(name or ROOT)
-
-
-def set_logger_level(name: str | None, level: LogLevel | str | int) -> None:
-    """Set the level of one logger and leave the rest of it alone.
-
-    Args:
-        name: The logger's name; ``None`` is the logger ``abe``.
-        level: Its new level.
-
-    Raises:
-        ValueError: If there is no such level.
-    """
-    get_logger(name).setLevel(LogLevel.parse(level).value)
-
-
-def get_logger_level(name: str | None = None) -> str:
-    """Return the name of the level from which a logger logs, its own or its parents'.
-
-    Args:
-        name: The logger's name; ``None`` is the logger ``abe``.
-    """
-    return logging.getLevelName(get_logger(name).getEffectiveLevel())
+def get_logger(name: str = "abe") -> logging.Logger:
+    """Return the logger of that name, usually ``__name__``."""
+    return logging.getLogger(name)

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and pipes of PO
 
 HANDLERS = """
 import asyncio
+import logging
 import pathlib
 import time
 
@@ -39,6 +40,9 @@ async def quick(message):
 def stuck(message):
     print("start", message["n"], flush=True)
     time.sleep(3600)
+
+def says(message):
+    logging.getLogger("domain.bills").info("billed %s", message["n"])
 
 async def blocks(message):
     print("start", message["n"], flush=True)
@@ -331,6 +335,30 @@ class TestRun:
         assert record["message"] == "consuming from backend sqlite, group None"
         worker.send_signal(signal.SIGINT)
         assert "stopped: 0 processed" in ended(worker, 0)
+
+    @pytest.mark.parametrize(
+        "head", ["", "import logging.config; logging.config.dictConfig(CONFIG)"]
+    )
+    def test_what_a_handler_logs_names_its_message(self, head: str, shell: Shell) -> None:
+        """Whatever the logger is called, and whatever the application has set up itself."""
+        config = {
+            "version": 1,
+            "handlers": {"console": {"class": "logging.StreamHandler"}},
+            "root": {"level": "INFO", "handlers": ["console"]},
+        }
+        (shell.folder / "shop.py").write_text(f"{head.replace('CONFIG', repr(config))}\n{HANDLERS}")
+        shell.publish(1)
+        worker = self.start(shell, "says", "--json-logs")
+        records = [json.loads(line_of(worker.stderr)) for _ in range(2)]
+        assert [record["message"] for record in records] == [
+            "consuming from backend sqlite, group None",
+            "billed 1",
+        ]
+        billed = records[1]
+        assert (billed["key"], billed["group"], billed["attempt"]) == ("o", None, 1)
+        assert billed["id"]
+        worker.send_signal(signal.SIGTERM)
+        assert "stopped: 1 processed" in ended(worker, 0)
 
     def test_the_backend_logs_as_the_worker_does(self, shell: Shell) -> None:
         pytest.importorskip("abe_backend_redis", reason="abe-backend-redis is not installed")

@@ -20,7 +20,7 @@ from abe.backends.message_queue.base import (
     validate_key,
 )
 from abe.backends.message_queue.base.dead_letters import reason_for
-from abe.backends.message_queue.base.log import log_message
+from abe.backends.message_queue.base.log import log_message, message_context
 from abe.backends.message_queue.base.subscription.plain import backend_name, check_backend
 from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
 from abe.backends.message_queue.handling.handlers import StillRunning, adapt_handler
@@ -382,8 +382,10 @@ class _Run:
 
     async def _try(self, message: Message) -> bool:
         """Run the handler once; True if it is to be run again."""
+        consumer = self._consumer
         try:
-            await self._handle(message)
+            with message_context(message, backend=consumer._name, group=consumer.group):
+                await self._handle(message)
         except asyncio.CancelledError as error:
             if self._is_interrupted():
                 raise
@@ -410,7 +412,7 @@ class _Run:
             await self._give_up(message, error.reason)
             return False
         if message.attempt >= consumer.retry.max_attempts:
-            self._log_failure(message, error, "no attempts left")
+            self._log(logging.ERROR, "handler failed; no attempts left", message, error)
             await self._give_up(message, reason_for(error))
             return False
         delay = error.delay if isinstance(error, Retry) else None

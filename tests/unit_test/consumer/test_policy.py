@@ -74,8 +74,8 @@ async def test_other_exceptions_back_off_up_to_a_limit_and_then_go_to_the_dead_l
         ),
         "handler failed; no attempts left (backend=scripted group=g key=k id=id-0 attempt=5)",
     ]
+    assert [record.levelno for record in records] == [*[logging.WARNING] * 4, logging.ERROR]
     for record in records:
-        assert record.levelno == logging.WARNING
         assert record.exc_info is not None
         assert isinstance(record.exc_info[1], ValueError)
         fields = ("scripted", "g", "k", "id-0")

@@ -9,6 +9,7 @@ from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
 from abe.backends.message_queue.base.dead_letters import dead_headers, raw_payload
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
+from abe.backends.message_queue.base.log import MessageContext
 from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
 from abe.backends.message_queue.base.mover import Mover
 from abe.backends.message_queue.base.outgoing import Outgoing
@@ -46,6 +47,7 @@ __all__ = [
     "EventConsumer",
     "KeyFilter",
     "Message",
+    "MessageContext",
     "MessageQueueBackend",
     "MessageStream",
     "Mover",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 
 from abe.backends.message_queue.base.message import BaseMessage
 from abe.types import ConsumerGroup
 
-__all__ = ["log_message"]
+__all__ = ["MessageContext", "log_message", "message_context"]
 
 
 def log_message(
@@ -31,13 +35,7 @@ def log_message(
         group: The consumer group.
         error: Logged with its traceback.
     """
-    fields = {
-        "backend": backend,
-        "group": group,
-        "key": message.key,
-        "id": message.id,
-        "attempt": message.attempt,
-    }
+    fields = _fields(message, backend, group)
     logger.log(
         level,
         "%s (backend=%s group=%s key=%s id=%s attempt=%s)",
@@ -46,3 +44,40 @@ def log_message(
         extra=fields,
         exc_info=error,
     )
+
+
+_handled: ContextVar[Mapping[str, object]] = ContextVar("_handled", default=MappingProxyType({}))
+
+
+@contextmanager
+def message_context(message: BaseMessage, *, backend: str, group: ConsumerGroup) -> Iterator[None]:
+    """Let `MessageContext` add ``message`` to whatever is logged meanwhile, in this context."""
+    token = _handled.set(_fields(message, backend, group))
+    try:
+        yield
+    finally:
+        _handled.reset(token)
+
+
+class MessageContext(logging.Filter):
+    """A filter for log handlers: adds the message in hand to every record of its handler.
+
+    The attributes are ``backend``, ``group``, ``key``, ``id`` and ``attempt``; what a record has
+    already stays.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Complete the record; it is never dropped."""
+        for name, value in _handled.get().items():
+            record.__dict__.setdefault(name, value)
+        return True
+
+
+def _fields(message: BaseMessage, backend: str, group: ConsumerGroup) -> dict[str, object]:
+    return {
+        "backend": backend,
+        "group": group,
+        "key": message.key,
+        "id": message.id,
+        "attempt": message.attempt,
+    }
