@@ -224,3 +224,16 @@ async def test_beginnings_are_counted_until_the_message_is_done(backend: MemoryB
     assert (await other.one()).begun == 0
     await backend.replay()
     assert (await one.one()).begun == 0
+
+
+async def test_counting_a_long_backlog_lets_others_work(backend: MemoryBackend) -> None:
+    await backend.publish_many([{}] * 25_000, key="k")
+    one = await driver(backend)
+    counting = asyncio.ensure_future(backend.stats())
+    await asyncio.sleep(0)
+    while not counting.done():
+        assert not await one.settle(await one.one())
+        await asyncio.sleep(0)
+    (entry,) = counting.result().entries
+    assert (entry.group, entry.ready) == (None, 25_000)
+    assert remembers(backend) < 2 * 25_000  # some were settled meanwhile

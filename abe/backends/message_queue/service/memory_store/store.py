@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import math
 import threading
 import time
 import uuid
@@ -21,6 +20,7 @@ from abe.backends.message_queue.base import (
     Outgoing,
     Settlement,
 )
+from abe.backends.message_queue.service.memory_store.census import Census
 from abe.backends.message_queue.service.memory_store.group import (
     DeadLetter,
     Group,
@@ -29,7 +29,7 @@ from abe.backends.message_queue.service.memory_store.group import (
     View,
 )
 from abe.errors import ConfigurationError
-from abe.types import ConsumerGroup, KeyStats, QueueStats
+from abe.types import ConsumerGroup
 
 __all__ = ["Store"]
 
@@ -236,20 +236,18 @@ class Store:
             attempts = group.attempts if group is not None else {}
             return [(record, attempts.get(record.seq, 0) + 1) for record in seen]
 
-    def stats(self) -> QueueStats:
+    def census(self) -> list[Census]:
+        """Return what there is to count; the retained messages if there is no group."""
         with self._lock:
             now = self.now()
-            entries: list[KeyStats] = []
-            for name, group in self._groups.items():
-                group.advance(now)
-                entries += _count(name, group)
-            if not self._groups:
-                retained = Group()
+            groups = dict(self._groups)
+            if not groups:
+                groups[None] = Group()
                 for record in self._records.values():
-                    retained.add(record)
-                retained.advance(now)
-                entries += _count(None, retained)
-        return QueueStats(tuple(entries))
+                    groups[None].add(record)
+            for group in groups.values():
+                group.advance(now)
+            return [Census(name, group) for name, group in groups.items()]
 
     def dead_letters(self, name: ConsumerGroup, limit: int) -> list[DeadLetter]:
         with self._lock:
@@ -357,32 +355,3 @@ def _notify(futures: Iterable[asyncio.Future[None]]) -> None:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _count(name: ConsumerGroup, group: Group) -> list[KeyStats]:
-    numbers: dict[str, list[int]] = {}
-    oldest: dict[str, float] = {}
-    sources: list[Iterable[Record]] = [
-        group.ready.values(),
-        (lease.record for lease in group.leases.values()),
-        (record for _, _, record in group.delayed),
-        (record for record, _, _ in group.dead.values()),
-    ]
-    for column, records in enumerate(sources):
-        for record in records:
-            numbers.setdefault(record.key, [0, 0, 0, 0])[column] += 1
-            if column < 3:
-                oldest[record.key] = min(oldest.get(record.key, math.inf), record.time)
-    now = time.time()
-    return [
-        KeyStats(
-            key=key,
-            group=name,
-            ready=ready,
-            in_flight=in_flight,
-            delayed=delayed,
-            dead=dead,
-            oldest_age=max(0.0, now - oldest[key]) if key in oldest else None,
-        )
-        for key, (ready, in_flight, delayed, dead) in sorted(numbers.items())
-    ]
