@@ -431,3 +431,12 @@ def _deliver(lease: Lease) -> Delivery:
         record.payload, f"id-{record.seq}", record.key, 1.7e9 + record.seq, lease.attempt
     )
     return Delivery(lease.message, lease)
+
+
+async def drain(broker: Broker, patience: float = 120.0) -> list[int]:
+    """Consume and ack everything that the broker still has, or gets back in time."""
+    received = []
+    async with broker.stream() as stream:
+        while messages := await stream.take(100, patience):
+            received += [message["n"] for message in messages]
+    return received

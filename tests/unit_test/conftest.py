@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.scripted_broker import Broker, Fault
-from tests.support.virtual_loop import Interrupted, VirtualLoop, VirtualRun
-
-
-class Toolbox:
-    """Everything above, for tests that make their own brokers and loops."""
-
-    broker = Broker
-    fault = Fault
-    interrupted = Interrupted
-    loop = VirtualLoop
-    run = VirtualRun()
-
-    @staticmethod
-    async def drain(broker: Broker, patience: float = 120.0) -> list[int]:
-        """Consume and ack everything that the broker still has, or gets back in time."""
-        received = []
-        async with broker.stream() as stream:
-            while messages := await stream.take(100, patience):
-                received += [message["n"] for message in messages]
-        return received
-
-    @staticmethod
-    async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
-        """Cancel tasks and wait for them."""
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-
-@pytest.fixture(scope="session")
-def tools() -> type[Toolbox]:
-    """Brokers, faults and virtual loops; see `Toolbox`."""
-    return Toolbox
+from tests.support.scripted_broker import Broker
+from tests.support.virtual_loop import VirtualRun
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,8 +38,14 @@ def run(request: pytest.FixtureRequest) -> VirtualRun:
 
 
 @pytest.fixture
-def broker() -> Iterator[Broker]:
+def capabilities() -> dict[str, Any]:
+    """What the scripted broker can do differently; parametrize a test to change it."""
+    return {}
+
+
+@pytest.fixture
+def broker(capabilities: dict[str, Any]) -> Iterator[Broker]:
     """A scripted broker whose receivers must have been used as the contract says."""
-    broker = Broker()
+    broker = Broker(**capabilities)
     yield broker
     broker.check()

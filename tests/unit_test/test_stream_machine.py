@@ -23,11 +23,11 @@ from abe.backends.message_queue.base import Message, MessageStream, Settlement
 from abe.backends.message_queue.base.subscription import subscription as engine
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.errors import ConnectionLostError
+from tests.support.scripted_broker import Broker, drain
+from tests.support.virtual_loop import Interrupted, VirtualLoop
 
 if TYPE_CHECKING:
-    from tests.support.scripted_broker import Broker
     from tests.support.virtual_loop import VirtualRun
-    from tests.unit_test.conftest import Toolbox
 
 EXAMPLES = int(os.environ.get("ABE_TEST_EXAMPLES", "1"))
 LEASE = 30.0
@@ -88,10 +88,9 @@ class Step(NamedTuple):
 class World:
     """Consumers of one group do anything they may, while anything happens to the broker."""
 
-    def __init__(self, tools: type[Toolbox], broker: Broker, *, eager: bool) -> None:
-        self.tools = tools
+    def __init__(self, broker: Broker, *, eager: bool) -> None:
         self.broker = broker
-        self.loop = tools.loop(eager=eager)
+        self.loop = VirtualLoop(eager=eager)
         self.consumers: list[Consumer] = []
         self.finished: set[int] = set()
         """Identities of the messages that a caller is done with, by its own word."""
@@ -338,7 +337,7 @@ class World:
         assert not [e for e in engine._live if e.loop is self.loop]
         if self.calm and self.broker.capabilities.release:
             self._check_leases()
-        received = self.run(self.tools.drain(self.broker))
+        received = self.run(drain(self.broker))
         assert self.broker.unsettled() == [], "lost"
         assert len(received) == len(set(received)), "delivered twice to one who acks"
         self.broker.check()
@@ -357,7 +356,9 @@ class World:
     async def _close_everything(self) -> None:
         for consumer in self.consumers:
             if consumer.asking is not None:
-                await self.tools.cancelled([consumer.asking])
+                consumer.asking.cancel()
+                with suppress(asyncio.CancelledError):
+                    await consumer.asking
             if consumer.stream is not None:
                 with suppress(ConnectionLostError):
                     await consumer.stream.aclose()
@@ -432,7 +433,7 @@ SETTINGS = settings(
 
 
 @pytest.mark.parametrize("trouble", [False, True])
-def test_random_programs(tools: type[Toolbox], trouble: bool) -> None:
+def test_random_programs(trouble: bool) -> None:
     """Nothing is acked that was not finished, nothing is lost, and nothing is left behind."""
     steps = EVERYDAY + 2 * TROUBLE if trouble else EVERYDAY
 
@@ -441,7 +442,7 @@ def test_random_programs(tools: type[Toolbox], trouble: bool) -> None:
     def play(
         options: dict[str, Any], latency: float, eager: bool, program: list[Step], exits: bool
     ) -> None:
-        world = World(tools, tools.broker(**options), eager=eager)
+        world = World(Broker(**options), eager=eager)
         world.broker.latency = latency
         try:
             for step in [Step("publish", 0, 30), Step("open", 0, 1), *program]:
@@ -550,20 +551,18 @@ def disturbed(broker: Broker) -> None:
     broker.fault("open", error=ConnectionRefusedError("down"))
 
 
-async def interrupted_once(
-    tools: type[Toolbox], program: Program, *, k: int, late: bool, rough: bool
-) -> int:
+async def interrupted_once(program: Program, *, k: int, late: bool, rough: bool) -> int:
     """Run a program, cancel it at its ``k``-th suspension, and see what is left.
 
     Returns:
         How often it was suspended.
     """
-    broker = tools.broker()
+    broker = Broker()
     broker.publish(20)
     if rough:
         disturbed(broker)
     finished: set[int] = set()
-    run = tools.interrupted(program(broker, finished), k, late=late)
+    run = Interrupted(program(broker, finished), k, late=late)
 
     async def play() -> None:
         with suppress(ConnectionLostError):
@@ -576,7 +575,7 @@ async def interrupted_once(
     acked = {id(record.acked_by) for record in broker.records if record.outcome == "ack"}
     assert acked <= finished, "acked behind the caller"
     assert rough or broker.leased() == [], "not given back"
-    rest = await tools.drain(broker)
+    rest = await drain(broker)
     assert broker.unsettled() == [], "lost"
     assert len(acked) + len(rest) == 20, "acked, and delivered again"
     broker.check()
@@ -587,15 +586,13 @@ async def interrupted_once(
 
 @pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_cancelled_at_every_await(
-    run: VirtualRun, tools: type[Toolbox], program: Program, rough: bool
-) -> None:
+def test_cancelled_at_every_await(run: VirtualRun, program: Program, rough: bool) -> None:
     """Wherever a caller is cancelled, nothing is lost, and nothing acked that was not finished."""
 
     async def main() -> None:
         k = 1
-        while await interrupted_once(tools, program, k=k, late=False, rough=rough) >= k:
-            await interrupted_once(tools, program, k=k, late=True, rough=rough)
+        while await interrupted_once(program, k=k, late=False, rough=rough) >= k:
+            await interrupted_once(program, k=k, late=True, rough=rough)
             k += 1
         assert k > 10
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from tests.support.scripted_broker import Broker
+from tests.support.virtual_loop import VirtualRun
 from tests.unit_test.consumer.support import FAST, Recorder, Scripted, memory, real, settled, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from abe.backends.message_queue.base import Message
-    from tests.support.scripted_broker import Broker
-    from tests.unit_test.conftest import Toolbox
 
 
 async def cancels_itself(message: Message) -> None:
@@ -192,13 +192,11 @@ def test_the_end_of_the_loop_releases_what_is_in_flight(nested: bool) -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_two_thousand_cancellations_lose_nothing_and_double_nothing(
-    concurrency: int, tools: type[Toolbox]
-) -> None:
+def test_two_thousand_cancellations_lose_nothing_and_double_nothing(concurrency: int) -> None:
     """A run cancelled at any moment; every message is handled to the end exactly once."""
     total, cancellations, seed = 300, 1000, 7
     choice = random.Random(seed)
-    broker = tools.broker()
+    broker = Broker()
     finished: Counter[int] = Counter()
 
     async def handler(message: Message) -> None:
@@ -229,5 +227,5 @@ def test_two_thousand_cancellations_lose_nothing_and_double_nothing(
         assert {r.outcome for r in broker.records} == {"ack"}
         assert {r.failed for r in broker.records} == {0}
 
-    tools.run(main(), debug=False)
+    VirtualRun()(main(), debug=False)
     broker.check()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
 from abe.errors import ConnectionLostError, PublishError, Reject
+from tests.support.scripted_broker import Broker
+from tests.support.virtual_loop import VirtualRun
 from tests.unit_test.consumer.support import (
     FAST,
     STEADY,
@@ -20,21 +22,16 @@ from tests.unit_test.consumer.support import (
     until,
 )
 
-if TYPE_CHECKING:
-    from tests.support.scripted_broker import Broker
-    from tests.unit_test.conftest import Toolbox
 
-
+@pytest.mark.parametrize("capabilities", [{"reject": False}])
 async def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(
-    tools: type[Toolbox], caplog: pytest.LogCaptureFixture
+    broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broker = tools.broker(reject=False)
     broker.publish(3)
     consumer = AsyncLoopConsumer(Scripted(broker), retry=FAST)
     await settled(consumer, Recorder(*[ValueError("no")] * 9), lambda: consumer.dead == 3)
     assert [r.outcomes[-1] for r in broker.records] == ["ack"] * 3
     assert consumer.processed == 0
-    broker.check()
     (warning,) = announced(caplog)
     assert warning == (
         "backend scripted has no dead letters and no dead_letter_key is given: a message that "
@@ -49,9 +46,9 @@ async def test_without_dead_letters_it_is_logged_as_an_error_and_announced_once(
 
 @pytest.mark.parametrize("headers", [True, False])
 async def test_with_a_dead_letter_key_it_is_published_there_and_never_received(
-    headers: bool, tools: type[Toolbox], caplog: pytest.LogCaptureFixture
+    headers: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broker = tools.broker(reject=False, headers=headers)
+    broker = Broker(reject=False, headers=headers)
     backend = Scripted(broker)
     broker.publish(2)
     consumer = AsyncLoopConsumer(backend, retry=FAST, dead_letter_key="failed.orders")
@@ -76,8 +73,8 @@ async def test_with_a_dead_letter_key_it_is_published_there_and_never_received(
             assert extras["headers"]["abe-dead-key"] == "k"
 
 
-async def test_a_dead_letter_is_published_before_the_message_is_acked(tools: type[Toolbox]) -> None:
-    broker = tools.broker(reject=False)
+@pytest.mark.parametrize("capabilities", [{"reject": False}])
+async def test_a_dead_letter_is_published_before_the_message_is_acked(broker: Broker) -> None:
     backend = Scripted(broker)
     (record,) = broker.publish()
     consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
@@ -94,10 +91,10 @@ async def test_a_dead_letter_is_published_before_the_message_is_acked(tools: typ
     assert outcomes == ["", ""]
 
 
+@pytest.mark.parametrize("capabilities", [{"reject": False}])
 async def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
-    tools: type[Toolbox], caplog: pytest.LogCaptureFixture
+    broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broker = tools.broker(reject=False)
     backend = Scripted(broker)
     backend.refusals += [
         ConnectionLostError("away"),
@@ -114,7 +111,6 @@ async def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
     assert len(handler.messages) == 1
     assert len(backend.published) == 1
     assert broker.records[0].outcomes == ["ack"]
-    broker.check()
     texts = [r.getMessage() for r in caplog.records if "cannot publish" in r.getMessage()]
     assert [t.partition(" (")[0] for t in texts] == [
         f"cannot publish to 'dead'; trying again in {n} s" for n in (1, 2, 3)
@@ -122,10 +118,10 @@ async def test_while_the_broker_is_away_a_dead_letter_is_tried_again(
 
 
 @pytest.mark.parametrize("how", ["shutdown", "cancel"])
+@pytest.mark.parametrize("capabilities", [{"reject": False}])
 async def test_a_dead_letter_that_cannot_be_published_is_released_at_the_end(
-    how: str, tools: type[Toolbox]
+    how: str, broker: Broker
 ) -> None:
-    broker = tools.broker(reject=False)
     backend = Scripted(broker)
     backend.refusals += [ConnectionLostError("away")] * 1000
     broker.publish()
@@ -141,14 +137,13 @@ async def test_a_dead_letter_that_cannot_be_published_is_released_at_the_end(
             await task
     assert broker.records[0].outcomes == ["release"]
     assert consumer.dead == 0
-    broker.check()
 
 
 @pytest.mark.parametrize("attempts", ["first", "poison"])
 def test_a_dead_letter_that_is_refused_for_good_ends_the_run_and_releases_the_message(
-    attempts: str, tools: type[Toolbox]
+    attempts: str,
 ) -> None:
-    broker = tools.broker(reject=False)
+    broker = Broker(reject=False)
     backend = Scripted(broker)
     cause = OSError("disk")
     backend.refusals.append(PublishError("too large"))
@@ -165,7 +160,7 @@ def test_a_dead_letter_that_is_refused_for_good_ends_the_run_and_releases_the_me
         assert set(record.outcomes) == {"release"}
         assert broker.leased() == []
 
-    tools.run(main())
+    VirtualRun()(main())
     broker.check()
 
 

@@ -24,7 +24,6 @@ from tests.unit_test.consumer.support import (
 if TYPE_CHECKING:
     from tests.support.scripted_broker import Broker
     from tests.support.virtual_loop import VirtualRun
-    from tests.unit_test.conftest import Toolbox
 
 
 async def test_a_plain_backend_is_asked_for_nothing_more_than_the_group() -> None:
@@ -34,10 +33,10 @@ async def test_a_plain_backend_is_asked_for_nothing_more_than_the_group() -> Non
     assert backend.opened == [((), {"group": "billing"}), ((), {"group": None})]
 
 
+@pytest.mark.parametrize("capabilities", [{"keys": "consumer"}])
 async def test_a_first_party_backend_is_asked_so_too_and_for_keys_only_if_given(
-    tools: type[Toolbox],
+    broker: Broker,
 ) -> None:
-    broker = tools.broker(keys="consumer")
     backend = Scripted(broker)
     for keys in (None, "a.*", ["b", "a"]):
         consumer = AsyncLoopConsumer(backend, "g", keys=keys)

@@ -9,6 +9,7 @@ import pytest
 
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.errors import AbeError, ConnectionLostError, LoopError
+from tests.support.scripted_broker import Fault
 from tests.unit_test.consumer.support import (
     AsyncObject,
     Recorder,
@@ -22,7 +23,6 @@ from tests.unit_test.consumer.support import (
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message, SyncMessage
     from tests.support.scripted_broker import Broker
-    from tests.unit_test.conftest import Toolbox
 
 
 async def test_a_second_run_returns_or_raises(broker: Broker) -> None:
@@ -77,11 +77,9 @@ async def test_shutdown_twice_does_not_stop_the_next_run(broker: Broker) -> None
         await consumer.shutdown()
 
 
-async def test_shutdown_between_a_failed_run_and_the_next_is_heard(
-    broker: Broker, tools: type[Toolbox]
-) -> None:
+async def test_shutdown_between_a_failed_run_and_the_next_is_heard(broker: Broker) -> None:
     """As a supervisor does it: run again after a failure, unless told to stop meanwhile."""
-    broker.faults["open"].append(tools.fault(error=PermissionError("no")))
+    broker.faults["open"].append(Fault(error=PermissionError("no")))
     backend = Scripted(broker)
     consumer = AsyncLoopConsumer(backend)
     with pytest.raises(PermissionError):
@@ -228,16 +226,14 @@ async def test_shutdown_while_the_broker_cannot_be_reached_ends_the_run_quietly(
     await task
 
 
-async def test_a_stream_that_fails_for_good_ends_the_run_with_its_error(
-    broker: Broker, tools: type[Toolbox]
-) -> None:
+async def test_a_stream_that_fails_for_good_ends_the_run_with_its_error(broker: Broker) -> None:
     class Refused(AbeError):
         pass
 
     broker.publish(3)
     error = Refused("no rights")
     error.__cause__ = OSError("driver")
-    broker.faults["receive"] += [tools.fault(), tools.fault(error=error)]
+    broker.faults["receive"] += [Fault(), Fault(error=error)]
     consumer = AsyncLoopConsumer(Scripted(broker), concurrency=3)
     handler = Recorder(*[1000.0] * 3)
     with pytest.raises(Refused) as caught:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 
 from abe.backends.message_queue.base import Outcome
+from tests.support.scripted_broker import Broker
 from tests.unit_test.stream.support import LEASE, RESET, ask_with_timeout, several, warned
-
-if TYPE_CHECKING:
-    from tests.support.scripted_broker import Broker
-    from tests.unit_test.conftest import Toolbox
 
 
 async def test_the_lease_of_a_message_being_processed_is_extended(broker: Broker) -> None:
@@ -27,12 +23,11 @@ async def test_the_lease_of_a_message_being_processed_is_extended(broker: Broker
     assert 20 <= len(broker.called("extend")) <= 60
 
 
+@pytest.mark.parametrize("capabilities", [{"release": False}])
 async def test_leases_of_buffered_messages_are_extended_where_they_cannot_be_released(
-    tools: type[Toolbox],
+    broker: Broker,
 ) -> None:
     """Without release, what is buffered is kept until it is asked for."""
-    broker = tools.broker(release=False)
-
     broker.publish(40)
     async with broker.stream() as stream:
         for _ in range(20):
@@ -80,10 +75,9 @@ async def test_a_lease_lost_while_processing_warns_at_once(
     assert len(warned(caplog, "lease lost")) == 1
 
 
-async def test_a_lease_lost_while_buffered_is_not_handed_over(tools: type[Toolbox]) -> None:
+@pytest.mark.parametrize("capabilities", [{"release": False}])
+async def test_a_lease_lost_while_buffered_is_not_handed_over(broker: Broker) -> None:
     """A message that belongs to somebody else by now is not yielded from the buffer."""
-    broker = tools.broker(release=False)
-
     broker.publish(3)
     async with broker.stream() as stream:
         first = await stream.take(3)
@@ -174,11 +168,9 @@ async def test_buffered_messages_are_released_on_close(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["nack", "release"])
-async def test_with_key_ordering_successors_are_released_too(
-    tools: type[Toolbox], outcome: str
-) -> None:
+@pytest.mark.parametrize("capabilities", [{"ordering": "key"}])
+async def test_with_key_ordering_successors_are_released_too(broker: Broker, outcome: str) -> None:
     """After a nack or release, buffered messages of that key are not yielded before it."""
-    broker = tools.broker(ordering="key")
     for n in range(80):
         broker.publish(1, key=f"key.{n % 2}")
     async with broker.stream() as stream:
@@ -196,15 +188,14 @@ async def test_with_key_ordering_successors_are_released_too(
         for parity in (0, 1):
             same_key = [n for n in rest if n % 2 == parity]
             assert same_key == sorted(same_key)
-    broker.check()
 
 
 @pytest.mark.parametrize(("ordering", "outcome"), [("key", "reject"), ("consumer", "nack")])
 async def test_successors_are_kept_where_nothing_has_to_come_before_them(
-    ordering: str, outcome: str, tools: type[Toolbox]
+    ordering: str, outcome: str
 ) -> None:
     """After a reject, or without ordering by key, the next message is the next."""
-    broker = tools.broker(ordering=ordering)
+    broker = Broker(ordering=ordering)
     broker.publish(80)
     async with broker.stream() as stream:
         for _ in range(30):
@@ -218,9 +209,9 @@ async def test_successors_are_kept_where_nothing_has_to_come_before_them(
     broker.check()
 
 
-async def test_a_lease_of_none_is_never_extended(tools: type[Toolbox]) -> None:
+@pytest.mark.parametrize("capabilities", [{"lease": None}])
+async def test_a_lease_of_none_is_never_extended(broker: Broker) -> None:
     """A broker without leases keeps a message as long as the connection lives."""
-    broker = tools.broker(lease=None)
     broker.publish(2)
     async with broker.stream() as stream:
         await anext(stream)

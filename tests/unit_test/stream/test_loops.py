@@ -12,13 +12,12 @@ import pytest
 
 from abe.backends.message_queue.base.subscription import subscription as engine
 from abe.errors import LoopError
+from tests.support.virtual_loop import VirtualLoop, VirtualRun
 from tests.unit_test.stream.support import call, now, several
 
 if TYPE_CHECKING:
     from abe.backends.message_queue.base import Message, MessageStream
     from tests.support.scripted_broker import Broker
-    from tests.support.virtual_loop import VirtualRun
-    from tests.unit_test.conftest import Toolbox
 
 
 def test_asyncio_run_ends_at_once_where_nobody_took_over_a_message(
@@ -76,10 +75,9 @@ def test_asyncio_run_gives_back_what_is_left(run: VirtualRun, broker: Broker, ho
 
 @pytest.mark.parametrize("ticks", range(8))
 def test_asyncio_run_ending_at_any_point_of_closing_gives_everything_back(
-    run: VirtualRun, tools: type[Toolbox], ticks: int
+    run: VirtualRun, broker: Broker, ticks: int
 ) -> None:
     """Between ``aclose`` and its end no moment is too early or too late for the loop to end."""
-    broker = tools.broker()
     kept: list[Any] = []
 
     async def main() -> None:
@@ -95,7 +93,6 @@ def test_asyncio_run_ending_at_any_point_of_closing_gives_everything_back(
     run(main(), tidy=False)
     assert [record.seq for record in broker.records if record.lease is not None] == []
     assert broker.acked() == list(range(19))
-    broker.check()
 
 
 def test_a_failed_stream_left_open_is_wound_up_by_asyncio_run(
@@ -158,10 +155,10 @@ def test_a_stream_that_outlives_its_loop_goes_quietly(run: VirtualRun, broker: B
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_loop_that_is_closed_with_its_tasks_running_leaves_nothing_behind(
-    closed: bool, tools: type[Toolbox], broker: Broker
+    closed: bool, broker: Broker
 ) -> None:
     """Nothing can be given back any more; at least nobody waits, and no engine is kept."""
-    loop = tools.loop()
+    loop = VirtualLoop()
     kept: list[MessageStream] = []
 
     async def begin() -> None:
@@ -175,7 +172,7 @@ def test_a_loop_that_is_closed_with_its_tasks_running_leaves_nothing_behind(
     loop.close()
     assert [e for e in engine._live if e.loop is loop]
     if closed:
-        tools.run(kept[0].aclose())
+        VirtualRun()(kept[0].aclose())
     with pytest.warns(ResourceWarning, match="was dropped with message id-0"):
         kept.clear()
     assert not [e for e in engine._live if e.loop is loop]
@@ -225,11 +222,8 @@ def test_a_replacement_interrupted_by_the_end_of_the_loop_closes_the_connection(
 
 
 @pytest.mark.parametrize("method", ["anext", "take", "flush", "aclose", "enter", "ack"])
-def test_a_stream_refuses_another_event_loop(
-    run: VirtualRun, tools: type[Toolbox], method: str
-) -> None:
+def test_a_stream_refuses_another_event_loop(run: VirtualRun, broker: Broker, method: str) -> None:
     """Used from another loop while its own runs, a stream raises `LoopError` and is unharmed."""
-    broker = tools.broker()
     caught: list[BaseException] = []
 
     async def misuse(stream: MessageStream, message: Message) -> None:
@@ -252,4 +246,3 @@ def test_a_stream_refuses_another_event_loop(
 
     run(main())
     assert len(caught) == 1
-    broker.check()

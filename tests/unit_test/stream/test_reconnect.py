@@ -6,16 +6,13 @@ import asyncio
 import itertools
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from abe.backends.message_queue.base import MessageStream, Outcome
+from tests.support.scripted_broker import Broker
 from tests.unit_test.stream.support import LEASE, RESET, ask_with_timeout, now, several, warned
-
-if TYPE_CHECKING:
-    from tests.support.scripted_broker import Broker
-    from tests.unit_test.conftest import Toolbox
 
 
 async def test_a_lost_connection_is_replaced(
@@ -153,9 +150,9 @@ async def test_a_factory_that_cannot_connect_is_retried(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("bound", [False, True])
-async def test_the_buffer_is_dropped_with_the_connection(tools: type[Toolbox], bound: bool) -> None:
+async def test_the_buffer_is_dropped_with_the_connection(bound: bool) -> None:
     """What was buffered on a lost connection comes again, once, to whoever asks."""
-    broker = tools.broker(bound=bound)
+    broker = Broker(bound=bound)
     broker.publish(60)
     async with broker.stream() as stream:
         received = [(await anext(stream))["n"] for _ in range(30)]
@@ -173,11 +170,11 @@ async def test_the_buffer_is_dropped_with_the_connection(tools: type[Toolbox], b
     broker.check()
 
 
+@pytest.mark.parametrize("capabilities", [{"bound": True}])
 async def test_a_message_in_hand_is_lost_with_a_connection_that_owned_it(
-    tools: type[Toolbox], caplog: pytest.LogCaptureFixture
+    broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Acking it warns; the message is delivered again and counts."""
-    broker = tools.broker(bound=True)
     broker.publish(1)
     async with broker.stream() as stream:
         first = await anext(stream)
@@ -190,7 +187,6 @@ async def test_a_message_in_hand_is_lost_with_a_connection_that_owned_it(
         await again.ack()
     assert broker.acked() == [0]
     assert len(warned(caplog, "lease lost")) == 1
-    broker.check()
 
 
 async def test_an_outage_noticed_by_settle_ends_the_read_of_the_old_connection(
@@ -214,11 +210,9 @@ async def test_an_outage_noticed_by_settle_ends_the_read_of_the_old_connection(
 
 
 @pytest.mark.parametrize("bound", [False, True])
-async def test_messages_read_on_a_replaced_connection_are_given_back(
-    tools: type[Toolbox], bound: bool
-) -> None:
+async def test_messages_read_on_a_replaced_connection_are_given_back(bound: bool) -> None:
     """A read that ends after its connection was replaced strands and yields nothing stale."""
-    broker = tools.broker(bound=bound)
+    broker = Broker(bound=bound)
     broker.publish(2)
     async with broker.stream(prefetch=1) as stream:
         await anext(stream)
@@ -234,11 +228,11 @@ async def test_messages_read_on_a_replaced_connection_are_given_back(
     broker.check()
 
 
+@pytest.mark.parametrize("capabilities", [{"bound": True}])
 async def test_what_was_buffered_on_a_lost_connection_is_not_handed_over(
-    tools: type[Toolbox],
+    broker: Broker,
 ) -> None:
     """Once the outage is noticed, messages that belong to nobody are not yielded."""
-    broker = tools.broker(bound=True)
     broker.publish(25)
     async with broker.stream() as stream:
         await several(stream, 20)
@@ -251,4 +245,3 @@ async def test_what_was_buffered_on_a_lost_connection_is_not_handed_over(
             assert lease is None or lease.message is message
             assert message.attempt == 2
     assert len([r for r in broker.records if r.deliveries > 1]) == 6
-    broker.check()

@@ -14,7 +14,6 @@ from tests.unit_test.stream.support import LEASE, now
 
 if TYPE_CHECKING:
     from tests.support.scripted_broker import Broker
-    from tests.unit_test.conftest import Toolbox
 
 
 async def test_asking_for_the_next_message_acks_the_previous_one(broker: Broker) -> None:
@@ -111,11 +110,13 @@ async def test_ack_then_break_keeps_the_message(broker: Broker) -> None:
     assert broker.unsettled() == [1]
 
 
+@pytest.mark.parametrize(
+    "capabilities", [{"release": False, "reject": False, "redelivery": "none", "nack_delay": 0.0}]
+)
 async def test_what_the_backend_cannot_do_is_refused_and_settles_nothing(
-    tools: type[Toolbox],
+    broker: Broker,
 ) -> None:
     """An unsupported settlement raises, and the message can still be settled otherwise."""
-    broker = tools.broker(release=False, reject=False, redelivery="none", nack_delay=0.0)
     broker.publish(1)
     async with broker.stream() as stream:
         message = await anext(stream)
@@ -127,12 +128,11 @@ async def test_what_the_backend_cannot_do_is_refused_and_settles_nothing(
 
 
 @pytest.mark.parametrize(("delay", "error"), [(61, UnsupportedError), (-1, ConfigurationError)])
+@pytest.mark.parametrize("capabilities", [{"nack_delay": 60.0}])
 async def test_a_nack_delay_out_of_range_is_refused(
-    tools: type[Toolbox], delay: float, error: type[AbeError]
+    broker: Broker, delay: float, error: type[AbeError]
 ) -> None:
     """A delay that the broker cannot keep is refused before anything is sent."""
-    broker = tools.broker(nack_delay=60.0)
-
     broker.publish(1)
     async with broker.stream() as stream:
         message = await anext(stream)
