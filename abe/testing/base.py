@@ -1,4 +1,4 @@
-"""The contract classes that a provider author subclasses."""
+"""The base of every contract class: its harness, its sizes, and running a case."""
 
 from __future__ import annotations
 
