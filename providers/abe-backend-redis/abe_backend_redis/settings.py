@@ -53,7 +53,7 @@ SETTINGS = (
         float,
         5.0,
         "s",
-        "how long to wait for a connection, and for each answer",
+        "how long to wait for a connection, and for an answer to begin or go on",
         minimum=0.01,
         sample="2",
     ),

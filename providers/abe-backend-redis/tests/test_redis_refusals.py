@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -140,6 +143,11 @@ def test_a_server_that_deletes_messages(prefix: str, caplog: pytest.LogCaptureFi
 
     with own_server(**{"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}) as server:
         run(main(server))
+        environment = {**os.environ, "QUEUE_BACKEND": "redis", "ABE_REDIS_URL": server.url}
+        command = [sys.executable, "-m", "abe", "doctor"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert "warning" in done.stdout
+        assert "allkeys-lru" in done.stdout
 
 
 def test_a_server_that_deletes_nothing(server: RedisServer, prefix: str) -> None:

@@ -99,12 +99,55 @@ def test_memory_that_is_full_stops_no_consumer(
                         (3, 2),
                     ]
                     await second.aclose()
+                    new = queue._receiver("new", KeyFilter())
+                    await new.open()
+                    # Held beyond its lease, beside others that take.
+                    holder = hasty._receiver("new", KeyFilter())
+                    (kept,) = await holder.receive(1, 5.0)
+                    others = [kept]
+                    while kept.message.id not in {it.message.id for it in others[1:]}:
+                        others += await new.receive(1, 5.0)
+                    assert others[-1].message.attempt == 2
+                    for receiver in (holder, new):
+                        await receiver.aclose()
                 finally:
                     await raw.config_set("maxmemory", 0)
             assert (await queue.stats()).total("dead") == 1
 
     run(main(server))
     run(main(old_server))
+
+
+@pytest.mark.parametrize("keys", [None, ["k"]])
+def test_nothing_overtakes_what_is_handed_over_singly(
+    server: RedisServer, prefix: str, keys: list[str] | None
+) -> None:
+    """Messages wait behind one at its third attempt, and newer ones stay behind them."""
+
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue:
+            receiver = queue._receiver(None, KeyFilter(keys))
+            await receiver.open()
+            await queue.publish_many([{"n": n} for n in range(4)], key="k")
+            for _ in range(2):
+                found = await receiver.receive(4, 5.0)
+                ends = [
+                    Settlement(it, Outcome.NACK if it.message["n"] == 1 else Outcome.RELEASE)
+                    for it in found
+                ]
+                assert await receiver.settle(ends) == ()
+            await queue.publish_many([{"n": n} for n in range(4, 8)], key="k")
+            taken: list[list[int]] = []
+            while sum(map(len, taken)) < 8:
+                found = await receiver.receive(4, 5.0)
+                taken.append([delivery.message["n"] for delivery in found])
+                ends = [Settlement(it, Outcome.ACK) for it in found]
+                assert await receiver.settle(ends) == ()
+            assert taken[:2] == [[0], [1]]
+            assert [n for numbers in taken for n in numbers] == [*range(8)]
+            await receiver.aclose()
+
+    run(main())
 
 
 class TestDelays:
