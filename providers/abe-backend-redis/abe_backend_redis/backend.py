@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 from abe.backends.message_queue.base import (
-    BaseBackend,
     Capabilities,
     KeyFilter,
-    Message,
     Outgoing,
     check_settings,
     naming_variables,
     read_settings,
-    validate_group,
 )
 from abe.errors import AbeError, ConnectionLostError
-from abe.types import ConsumerGroup, QueueStats
+from abe.types import ConsumerGroup
 from abe_backend_redis import scripts
 from abe_backend_redis.codec import stored_group
 from abe_backend_redis.inspection import Inspection
@@ -37,7 +34,7 @@ logger = logging.getLogger(__name__)
 YEAR = 365 * 86_400.0
 
 
-class RedisBackend(BaseBackend):
+class RedisBackend(Inspection):
     """A durable queue on Redis 6.2 or later: one stream for each key, one index for all.
 
     Everything of a prefix lies in one hash slot, so that every change is atomic, in a Cluster too.
@@ -96,6 +93,7 @@ class RedisBackend(BaseBackend):
         self.capabilities = _capabilities(lease)
         self._timeout = timeout
         self._limits = limits
+        self._keep = int(limits.keep)
         # Braces: the part of a key that decides on its slot in a Cluster.
         self._base = f"{{{prefix}}}:"
         self._control = self._link()
@@ -103,7 +101,7 @@ class RedisBackend(BaseBackend):
             self._control,
             self._base,
             lease,
-            limits.keep,
+            self._keep,
             self._open_groups,
             self._check_eviction,
             defaultdict(dict),
@@ -111,7 +109,6 @@ class RedisBackend(BaseBackend):
         self._publisher = RedisPublisher(
             self._link(), limits, publish_timeout, prefix, self._open_groups
         )
-        self._inspection = Inspection(self._control, self._base, limits.keep)
         self.warnings: list[str] = []
         """What is wrong with the server's settings, as far as is known; ``abe doctor`` shows it."""
         self._checked = False
@@ -196,80 +193,6 @@ class RedisBackend(BaseBackend):
             raise ConnectionLostError(
                 f"Redis at {self._server} did not answer in {timeout:g} s"
             ) from error
-
-    async def peek(
-        self,
-        keys: Sequence[str] | str | None = None,
-        *,
-        group: ConsumerGroup = None,
-        limit: int = 10,
-    ) -> list[Message]:
-        """Return up to ``limit`` messages that ``group`` could take now, oldest first.
-
-        For a group that does not exist: what it would see.
-        """
-        self._bind()
-        return await self._inspection.peek(validate_group(group), KeyFilter(keys), limit)
-
-    async def stats(self) -> QueueStats:
-        """Return the backlog of every key and group; retained ones under ``None``.
-
-        Counted page by page, without holding up the broker: numbers that change meanwhile may
-        not belong to one moment.
-        """
-        self._bind()
-        return await self._inspection.stats()
-
-    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
-        """Return up to ``limit`` dead letters of ``group``, oldest first.
-
-        Their headers ``abe-dead-…`` say why.
-        """
-        self._bind()
-        return await self._inspection.dead_letters(validate_group(group), limit)
-
-    async def replay(
-        self,
-        *,
-        group: ConsumerGroup = None,
-        ids: Iterable[str] | None = None,
-        limit: int | None = None,
-    ) -> int:
-        """Put dead letters back for ``group`` alone, counted as never delivered.
-
-        Returns:
-            How many were put back.
-        """
-        self._bind()
-        wanted = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
-        return await self._inspection.replay(validate_group(group), wanted, limit)
-
-    async def groups(self) -> list[ConsumerGroup]:
-        """Return the groups that exist; ``None`` stands for the default group."""
-        self._bind()
-        return await self._inspection.groups()
-
-    async def delete_group(self, name: ConsumerGroup) -> None:
-        """Forget a group, its backlog and its dead letters; its open streams fail.
-
-        Raises:
-            ConfigurationError: If there is no such group.
-        """
-        self._bind()
-        await self._inspection.delete_group(validate_group(name))
-
-    async def purge(
-        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
-    ) -> int:
-        """Drop what waits for ``group``, delayed messages included, not what is in flight.
-
-        While no group exists, retained messages are dropped. Dead letters stay.
-
-        Returns:
-            How many messages were dropped.
-        """
-        self._bind()
-        return await self._inspection.purge(validate_group(group), KeyFilter(keys))
 
 
 def _capabilities(lease: float) -> Capabilities:

@@ -49,7 +49,7 @@ class Shared(NamedTuple):
         control: The connection for everything but taking and waiting.
         prefix: What every Redis key begins with, hash tag included.
         lease: Seconds until others may take what is neither settled nor extended.
-        keep: Whether settled messages are kept for later groups.
+        keep: 1 if settled messages are kept for later groups.
         open_groups: Returns the groups that the backend has open, as Redis knows them.
         check: Called when a receiver has opened.
         unanswered: Consumer and number of answers that did not arrive, by group.
@@ -58,7 +58,7 @@ class Shared(NamedTuple):
     control: Link
     prefix: str
     lease: float
-    keep: bool
+    keep: int
     open_groups: Callable[[], Sequence[str]]
     check: Callable[[], Awaitable[None]]
     unanswered: defaultdict[str, dict[str, int]]
@@ -85,7 +85,7 @@ class RedisReceiver(Receiver):
         self._shown = group
         self._group = stored_group(group)
         self._patterns = lua_patterns(keys)
-        self._keep = int(shared.keep)
+        self._keep = shared.keep
         self._most = FIRST_READ
         self._longest = min(max(shared.lease / 2, 0.25), LONGEST_WAIT)
         # The scripts read the lease from the name.
