@@ -1,6 +1,7 @@
 """Runs every benchmark and writes the page that the documentation shows.
 
 python benchmarks [--quick] [--rounds N]
+python benchmarks calls          counts the calls inside abe that a message costs
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ of the ratios in each round, which can differ a little. Repeat them with `make b
 
 def main() -> int:
     """Run all; the page is written only if all of them ran."""
+    if sys.argv[1:] == ["calls"]:
+        return subprocess.run([sys.executable, str(HERE / "calls.py")], check=False).returncode
     page = [HEAD]
     for name in BENCHMARKS:
         command = [sys.executable, str(HERE / f"{name}.py"), *sys.argv[1:]]

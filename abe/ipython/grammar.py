@@ -117,8 +117,7 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
     Raises:
         UsageError: If it does not follow the grammar.
     """
-    line = line.rstrip()
-    words, given, payload = _read(syntax, line[:-1].rstrip() if line.endswith(";") else line)
+    words, given, payload = _read(syntax, line.rstrip().removesuffix(";").rstrip())
     result = Arguments(payload=payload)
     for option in syntax.options:
         default = option.default
@@ -131,7 +130,7 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
             result.options[option.name].append(value)
         else:
             result.options[option.name] = value
-    result.words = [_expand(syntax, word, evaluate) for word in words]
+    result.words = [_expand(syntax, w, evaluate) if "{{" in w else w for w in words]
     if syntax.max_words is not None and len(words) > syntax.max_words:
         raise syntax.error(f"{_shown(result.words[syntax.max_words])} is one word too many")
     return result
@@ -152,7 +151,7 @@ def _read(syntax: Syntax, line: str) -> tuple[list[str], _Given, str | None]:
         if syntax.payload and words and not begins_option:
             return words, given, line[position:]
         word, end = _word(syntax, line, position)
-        position = _skip_space(line, end)
+        position = len(line) - len(line[end:].lstrip())
         if begins_option and word == "--":
             options_end = True
         elif begins_option and word != "-":
@@ -161,7 +160,7 @@ def _read(syntax: Syntax, line: str) -> tuple[list[str], _Given, str | None]:
                 if position >= len(line):
                     raise syntax.error(f"{option.label} needs a value: {option.metavar}")
                 value, end = _word(syntax, line, position)
-                position = _skip_space(line, end)
+                position = len(line) - len(line[end:].lstrip())
             if not option.repeat and any(option is other for other, _ in given):
                 raise syntax.error(f"{option.label} is given twice")
             given.append((option, value))
@@ -259,10 +258,6 @@ def _convert(syntax: Syntax, option: Option, text: str) -> Any:
         return option.convert(text)
     except ValueError as error:
         raise syntax.error(f"{option.label} {error}") from None
-
-
-def _skip_space(line: str, position: int) -> int:
-    return len(line) - len(line[position:].lstrip())
 
 
 def _shown(text: str) -> str:

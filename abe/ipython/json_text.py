@@ -47,8 +47,6 @@ class Template:
         Raises:
             PayloadError: If an expression in the place of a name does not give a unique str.
         """
-        if not self.expressions:
-            return self.parsed
         values = {mark: evaluate(source) for mark, source in self.expressions.items()}
         try:
             return _fill(self.parsed, values)
@@ -68,7 +66,7 @@ def parse_json(text: str, command: str) -> Template:
         PayloadError: If it is not JSON, or says the same name twice in one object.
     """
     mark = f"abe:{secrets.token_hex(12)}:"
-    plain, found = _replace_expressions(text, mark)
+    plain, found = _replace_expressions(text, mark) if "{{" in text else (text, [])
     try:
         parsed = json.loads(plain, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -85,8 +83,6 @@ def parse_json(text: str, command: str) -> Template:
 
 def _replace_expressions(text: str, mark: str) -> tuple[str, list[_Expression]]:
     """Replace the n-th ``{{expr}}`` outside strings by the JSON string ``<mark>n``."""
-    if "{{" not in text:
-        return text, []
     parts: list[str] = []
     found: list[_Expression] = []
     done = length = position = 0
@@ -171,6 +167,7 @@ def _explain(text: str, position: int, problem: str, command: str) -> str:
 
 def _slip(text: str, position: int, problem: str, command: str) -> str:
     """Return the right spelling of what was meant, if that can be told."""
+    command = cell(command, 80)
     before, behind = text[:position].strip(), text[position:].strip()
     if problem == _MORE and behind.startswith("-") and len(text) <= _SLIP_LENGTH:
         option, payload = cell(behind, 60), cell(before)

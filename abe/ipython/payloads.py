@@ -60,7 +60,12 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
     """
     text = text.removeprefix("\ufeff")
     if format == "json":
-        return _read_json(text, evaluate, command)
+        text = text.strip()
+        if text.startswith("{{") and (source := whole_expression(text)):
+            return payloads_of(evaluate(source), f"{{{{{cell(source, 60)}}}}}")
+        template = parse_json(text, command)
+        value = template.value(evaluate) if template.expressions else template.parsed
+        return payloads_of(value, "the payload")
     if format == "jsonl":
         return _read_json_lines(text, evaluate)
     read = {"yaml": _yaml, "csv": _csv, "python": _python}[format]
@@ -122,7 +127,7 @@ def payloads_of(value: object, name: str) -> Payloads:
             f"{name} must be an object (one message) or a list of objects (one message each),"
             f" not {kind}"
         )
-    return Payloads(_noting_failures(value, name))
+    return Payloads(value if isinstance(value, list) else _noting_failures(value, name))
 
 
 def _noting_failures(items: Iterable[Any], name: str) -> Iterator[Any]:
@@ -136,13 +141,6 @@ def _noting_failures(items: Iterable[Any], name: str) -> Iterator[Any]:
         raise
 
 
-def _read_json(text: str, evaluate: Evaluate, command: str) -> Payloads:
-    text = text.strip()
-    if source := whole_expression(text):
-        return payloads_of(evaluate(source), f"{{{{{cell(source, 60)}}}}}")
-    return payloads_of(parse_json(text, command).value(evaluate), "the payload")
-
-
 def _read_json_lines(text: str, evaluate: Evaluate) -> Payloads:
     templates: list[Template] = []
     numbers: list[int] = []
@@ -154,7 +152,7 @@ def _read_json_lines(text: str, evaluate: Evaluate) -> Payloads:
                 templates.append(parse_json(line.strip(), ""))
             except PayloadError as error:
                 raise PayloadError(f"line {number}: {error}") from None
-    items = (template.value(evaluate) for template in templates)
+    items = (t.value(evaluate) if t.expressions else t.parsed for t in templates)
     return Payloads(items, lambda position: f"line {numbers[position]}")
 
 

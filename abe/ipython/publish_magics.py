@@ -98,15 +98,15 @@ class PublishMagics(Settings):
         payloads = _payloads(call)
         backend = self.session.backend()
         live = self.session.in_notebook
+        items = payloads.items
         try:
-            with Progress(None, "checked", live=live) as progress:
-                prepared = backend.prepare(
-                    _counted(payloads.items, progress),
-                    key=key,
-                    headers=dict(options["header"]),
-                    delay=options["delay"],
-                    label=payloads.label,
-                )
+            prepared = backend.prepare(
+                items if isinstance(items, list) else _counted(items, live),
+                key=key,
+                headers=dict(options["header"]),
+                delay=options["delay"],
+                label=payloads.label,
+            )
         except KeyboardInterrupt:
             say("interrupted: nothing is published")
             raise
@@ -118,15 +118,17 @@ class PublishMagics(Settings):
                 notes = "; ".join(["", *getattr(error, "__notes__", [])])
                 say(f"interrupted: {progress.count:,} of {total:,} are published{notes}")
                 raise
-        self.session.note([key])
+        self.session.keys.add([key])
         sentence = f"published {plural(total, 'message')} to {{}} on {{}}"
         return call.result(Count(total, sentence, key, backend.name))
 
 
-def _counted(items: Iterable[Any], progress: Progress) -> Iterator[Any]:
-    for count, item in enumerate(items, 1):
-        yield item
-        progress(count)
+def _counted(items: Iterable[Any], live: bool) -> Iterator[Any]:
+    """Show how many items have been made and checked: that may take longer than sending them."""
+    with Progress(None, "checked", live=live) as progress:
+        for count, item in enumerate(items, 1):
+            yield item
+            progress(count)
 
 
 def _require_key_and_payload(call: Call) -> None:

@@ -138,8 +138,10 @@ class SyncBackend:
             PublishError: If the broker does not accept it.
         """
         __tracebackhide__ = True
-        self._home.check_open()
-        self._call(self._home.backend.publish(key, payload, headers=headers, delay=delay))
+        home = self._home
+        if home.closed:
+            home.check_open()
+        home.portal.call(home.backend.publish(key, payload, headers=headers, delay=delay))
 
     def publish_many(
         self,
@@ -192,7 +194,8 @@ class SyncBackend:
             PayloadError: If a payload or ``headers`` would not arrive exactly as given.
         """
         __tracebackhide__ = True
-        self._home.check_open()
+        if self._home.closed:
+            self._home.check_open()
         return self._home.backend.prepare(items, key=key, headers=headers, delay=delay, label=label)
 
     def send(
@@ -208,13 +211,14 @@ class SyncBackend:
             PublishError: If not all were accepted; ``published`` and ``failed`` say which.
         """
         __tracebackhide__ = True
-        self._home.check_open()
-        send = self._home.backend.send
+        home = self._home
+        if home.closed:
+            home.check_open()
         if progress is None:
-            self._call(send(prepared))
+            home.portal.call(home.backend.send(prepared))
         else:
-            first = 100 if self.capabilities.publish_many else 1
-            send_in_chunks(self._call, send, prepared, progress, first=first)
+            first = 100 if len(prepared) > 1 and self.capabilities.publish_many else 1
+            send_in_chunks(home.portal.call, home.backend.send, prepared, progress, first=first)
 
     # -- consuming -------------------------------------------------------------------------
 

@@ -134,7 +134,8 @@ class AsyncBackend:
             PublishError: If the broker does not accept it.
             BackendClosedError: If the backend is closed.
         """
-        self._check_open()
+        if self._closed:
+            self._check_open()
         if isinstance(self.backend, BaseBackend):
             await self.backend.publish(key, payload, headers=headers, delay=delay)
         else:
@@ -205,7 +206,8 @@ class AsyncBackend:
             PublishError: If not all were accepted; ``published`` and ``failed`` say which.
             BackendClosedError: If the backend is closed.
         """
-        self._check_open()
+        if self._closed:
+            self._check_open()
         if isinstance(self.backend, BaseBackend):
             await self.backend.send(prepared)
             return

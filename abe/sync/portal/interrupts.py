@@ -55,7 +55,9 @@ class Interrupts:
         ipykernel's handler for cells that contain ``await`` leaves the interrupt to the event loop,
         which does not run while its thread waits here.
         """
-        if self._previous is None or not _only_cancels_a_task(self._previous):
+        if self._previous in (None, signal.default_int_handler):
+            return False
+        if not _only_cancels_a_task(self._previous):
             return False
         for handle in tuple(getattr(asyncio._get_running_loop(), "_ready", ())):
             if handle not in _answered and _comes_from_ipykernel(handle):

@@ -105,7 +105,7 @@ class ThreadPortal:
             BackendClosedError: If the interpreter is exiting; `SystemExit` in a daemon thread.
         """
         __tracebackhide__ = True
-        if self.is_current:
+        if threading.get_ident() == self._ident and self.is_current:
             coroutine.close()
             raise LoopError(
                 "a blocking call of abe was made on abe's own event loop, where it would wait "
@@ -151,7 +151,7 @@ class ThreadPortal:
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
         """Call ``callback`` on the portal soon, from any thread; False if it is gone."""
-        if self.forked or self._closed:
+        if self._closed or self._process != os.getpid():
             return False
         try:
             self.loop.call_soon_threadsafe(callback, *arguments)
@@ -220,7 +220,8 @@ class ThreadPortal:
     def _begin(self, operation: Operation[Any]) -> None:
         __tracebackhide__ = True
         try:
-            self._check()
+            if self.refuses or self._process != os.getpid():
+                self._check()
             operation.posted = True
             if not self.post(self._start, operation):
                 raise self.refusal()

@@ -162,7 +162,8 @@ class BaseBackend(Unshareable, ABC):
             PayloadError: If a payload or ``headers`` would not arrive exactly as given.
             UnsupportedError: If the backend cannot delay or carry headers.
         """
-        checked = check_extras(self.name, self.capabilities, headers, delay)
+        can = self.capabilities
+        checked = check_extras(self.name, can, headers, delay) if headers or delay else NO_HEADERS
         return prepare(items, key, checked, delay, encode=self._encode, label=label)
 
     async def send(self, prepared: Sequence[Outgoing]) -> None:

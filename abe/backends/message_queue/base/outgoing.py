@@ -81,7 +81,9 @@ def prepare(
         key = validate_key(key)
     try:
         if key is not None:
-            prepared.extend(Outgoing(key, encode(item), headers, delay) for item in items)
+            for item in items:
+                # Not a comprehension: its length names the item at fault.
+                prepared.append(Outgoing(key, encode(item), headers, delay))  # noqa: PERF401
         else:
             for item in items:
                 its_key, payload = _split(item)
