@@ -237,3 +237,17 @@ async def test_counting_a_long_backlog_lets_others_work(backend: MemoryBackend) 
     (entry,) = counting.result().entries
     assert (entry.group, entry.ready) == (None, 25_000)
     assert remembers(backend) < 2 * 25_000  # some were settled meanwhile
+
+
+async def test_purging_a_long_backlog_lets_others_work_and_ends(backend: MemoryBackend) -> None:
+    await backend.publish_many([{}] * 25_000, key="k")
+    one = await driver(backend)
+    purging = asyncio.ensure_future(backend.purge())
+    await asyncio.sleep(0)
+    taken = 0
+    while not purging.done():
+        taken += len(await one.drain())
+        await publish(backend, 1)
+        await asyncio.sleep(0)
+    assert taken > 1
+    assert purging.result() + taken >= 25_000

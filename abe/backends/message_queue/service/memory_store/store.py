@@ -10,7 +10,7 @@ import heapq
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -34,6 +34,8 @@ from abe.types import ConsumerGroup
 __all__ = ["Store"]
 
 ACK = Outcome.ACK
+SLICE = 10_000
+"""Messages dropped without a pause: some milliseconds."""
 
 
 class Store:
@@ -286,32 +288,44 @@ class Store:
             woken = [*self._wake(group), *self._wake("room")]
         _notify(woken)
 
-    def purge(self, keys: KeyFilter, name: ConsumerGroup) -> int:
+    def purge(self, keys: KeyFilter, name: ConsumerGroup) -> Iterator[int]:
+        """Drop what waits, a slice at each step, and yield how many; ends with what was there."""
         with self._lock:
             group = self._groups.get(name)
             if group is None and self._groups:
-                return 0
-            if group is None:
-                gone = [r for r in self._records.values() if keys.matches(r.key)]
-                for record in gone:
-                    del self._records[record.seq]
-            else:
+                return
+            late: list[Record] = []
+            if group is not None:
                 group.advance(self.now())
-                late = [entry for entry in group.delayed if keys.matches(entry[2].key)]
-                gone = [r for r in group.ready.values() if keys.matches(r.key)]
-                gone += [record for _, _, record in late]
+                late = [record for _, _, record in group.delayed if keys.matches(record.key)]
                 group.delayed = [e for e in group.delayed if not keys.matches(e[2].key)]
                 heapq.heapify(group.delayed)
-                for record in gone:
-                    group.ready.pop(record.seq, None)
-                    group.attempts.pop(record.seq, None)
-                    group.begun.pop(record.seq, None)
-                    self._done(record)
+                self._drop(group, late)
+            waiting = self._records if group is None else group.ready
+            seqs = iter(list(waiting))
             woken = self._wake("room")
         _notify(woken)
-        return len(gone)
+        yield len(late)
+        while some := list(islice(seqs, SLICE)):
+            with self._lock:
+                there = (waiting[seq] for seq in some if seq in waiting)
+                gone = [record for record in there if keys.matches(record.key)]
+                self._drop(group, gone)
+                woken = self._wake("room")
+            _notify(woken)
+            yield len(gone)
 
     # -- with the lock held ----------------------------------------------------------------
+
+    def _drop(self, group: Group | None, records: Iterable[Record]) -> None:
+        """Take records out of a group, or, where there is none, out of what is retained."""
+        for record in records:
+            if group is None:
+                del self._records[record.seq]
+                continue
+            for known in (group.ready, group.attempts, group.begun):
+                known.pop(record.seq, None)
+            self._done(record)
 
     def _done(self, record: Record) -> None:
         record.pending -= 1
