@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,7 +59,13 @@ __all__ = [
 ]
 
 
-def _option(*names: str, help: str, metavar: str = "", default: str | bool = True) -> Any:
+def _option(
+    *names: str,
+    help: str,
+    metavar: str = "",
+    default: str | bool = True,
+    complete: Callable[..., list[str]] | None = None,
+) -> Any:
     """Return an option.
 
     Args:
@@ -67,14 +73,28 @@ def _option(*names: str, help: str, metavar: str = "", default: str | bool = Tru
         help: The text of ``--help``.
         metavar: Name of its value.
         default: Text of the default value; ``False`` shows none.
+        complete: Completes its value.
     """
-    return typer.Option(*names, help=help, metavar=metavar or None, show_default=default)
+    return typer.Option(
+        *names,
+        help=help,
+        metavar=metavar or None,
+        show_default=default,
+        autocompletion=complete,
+    )
 
 
 def _backend_names() -> list[str]:
     from abe.backends.message_queue.loader import list_backends
 
     return [info.name for info in list_backends()]
+
+
+def _variable_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    from abe.backends.message_queue.loader import settings_of
+
+    names = (f"{setting.name}=" for setting in settings_of(ctx.params.get("backend")))
+    return [name for name in names if name.startswith(incomplete)]
 
 
 # --- Which backend --------------------------------------------------------------------------------
@@ -97,6 +117,7 @@ Env = Annotated[
         metavar="K[=V]",
         help="Set a variable that configures the backend; K alone asks for its value. Repeatable.",
         default=False,
+        complete=_variable_names,
     ),
 ]
 PingTimeout = Annotated[

@@ -1,4 +1,4 @@
-"""Completion of magics: options, backends, recent keys and groups; without I/O and errors."""
+"""Completion of magics: options, backends, variables, recent keys and groups; no errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, context_matcher
 
+from abe.backends.message_queue.loader import settings_of
 from abe.ipython.grammar import Option, Syntax
 from abe.ipython.payloads import FORMATS
 from abe.ipython.queue_magics import ACTIONS
@@ -62,11 +63,11 @@ def _candidates(session: Session, syntax: Syntax, before: list[str], token: str)
         return []  # the payload has begun
     option = names.get(before[-1]) if before else None
     if option is not None and option.metavar:
-        return _starting(token, _values(session, option))
+        return _starting(token, _values(session, option, words))
     if token.startswith("-"):
         name, equals, value = token.partition("=")
         if equals and name in names:
-            return [f"{name}={v}" for v in _starting(value, _values(session, names[name]))]
+            return [f"{name}={v}" for v in _starting(value, _values(session, names[name], words))]
         given = set(before)
         unused = [o.long for o in syntax.options if o.repeat or not given & {o.long, o.short}]
         return _starting(token, unused)
@@ -101,11 +102,13 @@ def _words(session: Session, syntax: Syntax, words: list[str]) -> Iterable[str]:
     return session.installed if kind == "backend" else ()
 
 
-def _values(session: Session, option: Option) -> Iterable[str]:
+def _values(session: Session, option: Option, words: list[str]) -> Iterable[str]:
     if option.long == "--group":
         return session.groups
     if option.long == "--format":
         return FORMATS
+    if option.long == "--env":
+        return [f"{it.name}=" for it in settings_of(words[0] if words else None)]
     if option.long == "--in":
         return _variables(session)
     return ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import re
 import sys
@@ -18,6 +17,7 @@ from abe.backends.message_queue.base.subscription import (
     stream,
     subscription,
 )
+from abe.backends.message_queue.loader import settings_of
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import AbeError
 from abe.sync import feed
@@ -25,7 +25,13 @@ from abe.testing import list_cases
 from abe.testing.requirements import unmet
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIABLE = re.compile(r"\b(?:ABE_[A-Z0-9_]+|QUEUE_BACKEND)\b")
+TEST_VARIABLE = re.compile(r"\bABE_TEST_[A-Z0-9_]+[A-Z0-9]\b")
+TABLES = {
+    "memory": "docs/how-to/memory.md",
+    "sqlite": "docs/how-to/sqlite.md",
+    "redis": "providers/abe-backend-redis/README.md",
+    "sqs": "providers/abe-backend-sqs/README.md",
+}
 SNIPPET = re.compile(r'^--8<-- "(.+):(\w+)"$', re.MULTILINE)
 
 
@@ -39,36 +45,40 @@ def page(name: str) -> str:
     return SNIPPET.sub(section, (ROOT / "docs" / name).read_text(encoding="utf-8"))
 
 
-def variables_of(*patterns: str) -> set[str]:
-    """Return the variables in the code's strings; one that ends in ``_`` is completed there."""
-    found: set[str] = set()
-    for path in (path for pattern in patterns for path in ROOT.glob(f"{pattern}/**/*.py")):
-        nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-        documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
-        for node in nodes:
-            if isinstance(node, ast.Constant) and id(node) not in documentation:
-                found |= {*VARIABLE.findall(node.value if isinstance(node.value, str) else "")}
-    return found - {"ABE_X_PREFIX"}  # an example in the text of an error
+def table(name: str) -> str:
+    """Return the table of a backend's variables, from its settings."""
+    rows = ["| variable | default | meaning | sample |", "|---|---|---|---|"]
+    for it in settings_of(name):
+        plain = (
+            "off" if it.default is False else "none" if it.default is None else f"`{it.default}`"
+        )
+        unit = f"; {it.form.partition(', ')[2].replace(' s', ' seconds')}" if it.unit == "s" else ""
+        sample = f" `{it.sample}`" if it.sample else ""
+        rows.append(f"| `{it.name}` | {it.default_text or plain} | {it.help}{unit} |{sample} |")
+    return "\n".join(rows) + "\n"
 
 
-def environment() -> Iterator[str]:
-    """The page has every variable that code or tests read, no other, and valid samples."""
-    text = page("reference/environment.md")
-    shown = {*VARIABLE.findall(text)} - {"ABE_", "ABE_TEST_"}
-    read = variables_of("abe", "providers/*/abe_backend_*")
-    read |= {it for it in variables_of("tests", "providers/*/tests") if "_TEST_" in it}
-    begun = tuple(it for it in read if it.endswith("_"))
-    for name in sorted(read ^ shown):
-        if name in shown and not name.startswith(begun):
-            yield f"environment.md: nothing reads {name}"
-        if name in read and not (name in begun and any(it.startswith(name) for it in shown)):
-            yield f"environment.md: {name} is missing"
-    for title, section in re.findall(r"^## ([a-z]+)\n((?:(?!## ).*\n)*)", text, re.MULTILINE):
-        rows = re.findall(r"^\| `(ABE_\w+)` \|.*\| `([^`]+)` \|$", section, re.MULTILINE)
+def environment(*, write: bool = False) -> Iterator[str]:
+    """Each backend's page has the table of its variables, and their samples are valid."""
+    for name, file in TABLES.items():
+        path = ROOT / file
+        text = path.read_text(encoding="utf-8")
+        found = re.search(r"(?<=start:variables\] -->\n)(\|.*\n)+", text)
+        if write and found:
+            path.write_text(text.replace(found[0], table(name)), encoding="utf-8")
+        elif not found or found[0] != table(name):
+            yield f"{file}: the table of variables differs; run scripts/ci/check_docs.py --write"
+        samples = {it.name: it.sample for it in settings_of(name) if it.sample}
         try:
-            abe.load_backend(title, env=dict(rows))
+            abe.load_backend(name, env=samples)
         except AbeError as error:
-            yield f"environment.md: the samples of {title} are refused: {error}"
+            yield f"{file}: the samples are refused: {error}"
+    shown = page("reference/environment.md")
+    files = (
+        it for pattern in ("tests", "providers/*/tests") for it in ROOT.glob(f"{pattern}/**/*.py")
+    )
+    read = {it for path in files for it in TEST_VARIABLE.findall(path.read_text(encoding="utf-8"))}
+    yield from (f"environment.md: {name} is missing" for name in sorted(read) if name not in shown)
 
 
 def error_pages() -> Iterator[str]:
@@ -132,6 +142,8 @@ def results() -> Iterator[str]:
 def main() -> int:
     """Print every problem and return the exit status."""
     logging.disable(logging.WARNING)  # backends that the samples configure
+    if "--write" in sys.argv:
+        sys.exit("\n".join(environment(write=True)))
     problems = [it for check in (environment, error_pages, figures, results) for it in check()]
     print(*problems, sep="\n", end="\n" if problems else "")
     return bool(problems)

@@ -186,18 +186,21 @@ def list_backends(*, check: bool = False) -> list[BackendInfo]:
     return sorted(rows, key=lambda info: info.name)
 
 
-def settings_of(name: str) -> tuple[Setting, ...]:
-    """Return the variables that a backend reads; empty if its class does not declare them.
+def settings_of(name: str | None = None) -> tuple[Setting, ...]:
+    """Return the variables that a backend reads; none if its class does not declare them.
 
     Args:
-        name: Name of an installed backend.
+        name: Name of an installed backend; ``None`` for all that can be imported.
 
     Raises:
         UnknownBackendError: If no backend of that name is installed.
         AmbiguousBackendError: If several distributions register that name.
         BackendLoadError: If importing it fails.
     """
-    return declared_settings(load_backend_class(name))
+    if name is not None:
+        return declared_settings(load_backend_class(name))
+    usable = [info.name for info in list_backends(check=True) if info.status == "loaded"]
+    return tuple(setting for each in usable for setting in settings_of(each))
 
 
 def _inspected(candidate: Candidate) -> BackendInfo:

@@ -48,7 +48,7 @@ SETTINGS = (
             help="`1`: every queue has a redrive policy; reject to the dead-letter queue that it "
             "names"),
     Setting("ABE_SQS_LEASE", float, 30.0, "s", minimum=1, maximum=LONGEST_LEASE, sample="120",
-            help="after which a message that is neither settled nor extended is redelivered"),
+            help="how long a message may be neither settled nor extended, else it is redelivered"),
     Setting("ABE_SQS_WAIT", float, 5.0, "s", minimum=1, maximum=LONGEST_WAIT, sample="20",
             help="how long SQS holds back its answer while there are no messages"),
     Setting("ABE_SQS_TIMEOUT", float, 10.0, "s", minimum=0.01, sample="3",

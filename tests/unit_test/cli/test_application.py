@@ -76,3 +76,7 @@ class TestApplication:
 
     def test_backend_names_complete(self) -> None:
         assert {"memory", "sqlite"} <= set(options._backend_names())
+
+    def test_variables_complete(self) -> None:
+        found = options._variable_names(typer.Context(self.COMMANDS["peek"]), "ABE_SQLITE_P")
+        assert found == ["ABE_SQLITE_PATH="]

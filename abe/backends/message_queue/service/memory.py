@@ -108,7 +108,7 @@ class MemoryBackend(BaseBackend):
             float,
             30.0,
             "s",
-            "after which a message that is neither settled nor extended is redelivered",
+            "how long a message may be neither settled nor extended, else it is redelivered",
             minimum=0.001,
             sample="120",
         ),
