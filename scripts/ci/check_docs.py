@@ -49,9 +49,8 @@ def table(name: str) -> str:
     """Return the table of a backend's variables, from its settings."""
     rows = ["| variable | default | meaning | sample |", "|---|---|---|---|"]
     for it in settings_of(name):
-        plain = (
-            "off" if it.default is False else "none" if it.default is None else f"`{it.default}`"
-        )
+        value = f"{it.default:g}" if isinstance(it.default, float) else it.default
+        plain = "off" if value is False else "none" if value is None else f"`{value}`"
         unit = f"; {it.form.partition(', ')[2].replace(' s', ' seconds')}" if it.unit == "s" else ""
         sample = f" `{it.sample}`" if it.sample else ""
         rows.append(f"| `{it.name}` | {it.default_text or plain} | {it.help}{unit} |{sample} |")

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / ".github" / "workflows"
 PAGES = ROOT / "docs" / "explanation"
 SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+ACTION = re.compile(r"(actions|pypa)/[\w-]+@([0-9a-f]{40}|v\d+|release/v\d+)")
 
 
 def text_of(path: Path) -> str:
@@ -102,7 +103,7 @@ def job_problems(job: dict[str, Any], sessions: set[str]) -> Iterator[str]:
     for step in job.get("steps", ()):
         uses, command = step.get("uses", ""), step.get("run", "")
         called |= {*re.findall(r"nox -s (\w+)", command)}
-        if uses and not re.fullmatch(r"actions/[\w-]+@v\d+|pypa/[\w-]+@release/v\d+", uses):
+        if uses and not ACTION.fullmatch(uses):
             yield f"{uses} is not a pinned action of a known owner"
         if "checkout@" in uses and step.get("with", {}).get("persist-credentials") is not False:
             yield "the checkout keeps its credentials"
