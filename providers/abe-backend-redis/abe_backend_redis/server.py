@@ -67,13 +67,7 @@ class _Parser(DefaultParser):  # type: ignore[misc, valid-type]
 class Server:
     """A Redis to connect to; for Sentinel and Cluster, the way to find out which.
 
-    Args:
-        url: See the README for its forms.
-        username: ACL user; overrides the URL's.
-        password: Overrides the URL's.
-        tls: Arguments of redis-py for TLS, ``ssl_ca_certs`` and so on.
-        sentinel_username: ACL user of the Sentinels, if they have one.
-        sentinel_password: Password of the Sentinels, if they have one.
+    The arguments are those of `RedisBackend`.
 
     Raises:
         ConfigurationError: If the URL is malformed; the text does not repeat it.
@@ -216,21 +210,18 @@ class Server:
             context = ssl.create_default_context()
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE  # nothing is sent but PING
-        other = False
+        advice = ""
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(1.0):
                 reader, writer = await asyncio.open_connection(*self.addresses[0], ssl=context)
-                if not (other := context is not None):
-                    writer.write(b"PING\r\n")
-                    other = await reader.read(1) in (b"+", b"-")
+                writer.write(b"PING\r\n")
+                if context is not None:
+                    advice = "speaks TLS; use rediss://"
+                elif await reader.read(1) in (b"+", b"-"):
+                    advice = "does not speak TLS; use redis://"
                 writer.close()
-        if other:
-            text = (
-                "does not speak TLS; use redis://"
-                if context is None
-                else "speaks TLS; use rediss://"
-            )
-            raise ConfigurationError(f"Redis at {self} {text} in ABE_REDIS_URL")
+        if advice:
+            raise ConfigurationError(f"Redis at {self} {advice} in ABE_REDIS_URL")
 
     def _check_files(self) -> None:
         for name, end in _FILES.items():

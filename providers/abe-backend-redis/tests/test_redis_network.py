@@ -96,6 +96,31 @@ def test_an_answer_that_was_lost_is_recalled(
     run(main())
 
 
+@pytest.mark.parametrize("cut_at", [1, 40, 64, 150])
+def test_a_lost_connection_changes_no_order(
+    server: RedisServer, prefix: str, proxied: Any, cut_at: int
+) -> None:
+    async def main() -> None:
+        async with (
+            proxied(server) as proxy,
+            RedisBackend(server.url, prefix=prefix) as publisher,
+            RedisBackend(proxy.url, prefix=prefix) as queue,
+        ):
+            await publisher.publish_many([{"n": n} for n in range(200)], key="k")
+            seen = []
+            async with queue.consume() as stream:
+                async for message in stream:
+                    if message.attempt == 1:
+                        seen.append(message["n"])
+                    if len(seen) == cut_at:
+                        proxy.cut()
+                    if len(seen) == 200:
+                        break
+            assert seen == [*range(200)]
+
+    run(main())
+
+
 def test_a_request_that_arrives_after_it_was_given_up_takes_nothing(
     server: RedisServer, prefix: str
 ) -> None:
