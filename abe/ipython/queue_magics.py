@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from abe.backends.message_queue.base.keys import KeyFilter
-from abe.display.results import Backlog, Count, DeadLetters, Messages
+from abe.display.results import Count
 from abe.display.text import cell, group_name, plural
 from abe.errors import AbeError
 from abe.ipython.grammar import GROUP, NUMBER, OUT, Option, Syntax, one_of, seconds
@@ -70,10 +70,9 @@ class QueueMagics(Settings):
             group=group,
         )
         self.session.note((message.key for message in taken), [group])
-        source = f"from {cell(backend.name)}, {group_name(group)}"
         nothing = "" if taken else f": nothing arrived within {timeout:g} s"
-        say(f"acked {plural(len(taken), 'message')} {source}{nothing}")
-        return call.result(Messages(taken, source))
+        say(f"acked {plural(len(taken), 'message')} {taken.caption}{nothing}")
+        return call.result(taken)
 
     @magic(
         Syntax(
@@ -108,8 +107,7 @@ class QueueMagics(Settings):
         limit = call.options["number"] or self.limit
         found = backend.peek(call.words or None, group=group, limit=limit)
         self.session.note(keys=(m.key for m in found), groups=[group])
-        where = f"waiting on {cell(backend.name)} for {group_name(group)}, not taken"
-        return call.result(Messages(found, where))
+        return call.result(found)
 
     @magic(Syntax("%abe_stats", "[KEYS…] [-g GROUP] [-o NAME]", (GROUP, OUT), completes="keys"))
     def abe_stats(self, call: Call) -> Any:
@@ -136,10 +134,9 @@ class QueueMagics(Settings):
         group = call.options["group"]
         backend = self.session.backend()
         found = backend.stats()
-        self.session.note((e.key for e in found.entries), (e.group for e in found.entries))
-        backlog = Backlog(found.entries, found.approximate, f"of {cell(backend.name)}")
+        self.session.note((e.key for e in found), (e.group for e in found))
         groups = None if group is None else [group or None]
-        return call.result(backlog.select(call.words or None, groups))
+        return call.result(found.select(call.words or None, groups))
 
     @magic(
         Syntax(
@@ -183,10 +180,9 @@ class QueueMagics(Settings):
             raise call.syntax.error("--id selects messages to replay; it does not go with list")
         group, backend = call.group, self.session.backend()
         self.session.note(groups=[group])
-        where = f"of {group_name(group)} on {cell(backend.name)}"
         if action == "list":
-            found = backend.dead_letters(group=group, limit=number or MAX_DEAD)
-            return call.result(DeadLetters(found, where))
+            return call.result(backend.dead_letters(group=group, limit=number or MAX_DEAD))
+        where = f"of {group_name(group)} on {cell(backend.name)}"
         count = backend.replay(group=group, ids=ids or None, limit=number)
         return call.result(Count(count, f"replayed {plural(count, 'dead letter')} {where}"))
 

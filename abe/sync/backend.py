@@ -18,6 +18,8 @@ from abe.backends.message_queue.base import (
 from abe.backends.message_queue.base.outgoing import Label, item_label
 from abe.backends.message_queue.client import aconnect
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.display.results import Backlog, DeadLetters, Messages
+from abe.display.text import group_name
 from abe.errors import ConfigurationError
 from abe.sync.aio import AsyncView
 from abe.sync.bulk import send_in_chunks
@@ -32,7 +34,6 @@ from abe.types import (
     MessageQueueBackendProtocol,
     MessageQueueKey,
     MessageQueuePayload,
-    QueueStats,
 )
 
 __all__ = ["SyncBackend", "connect"]
@@ -265,7 +266,7 @@ class SyncBackend:
         quiet: float | None = None,
         keys: Keys = None,
         group: ConsumerGroup = None,
-    ) -> list[SyncMessage]:
+    ) -> Messages[SyncMessage]:
         """Return up to ``n`` messages, acked: the broker knows when it returns.
 
         Args:
@@ -291,7 +292,10 @@ class SyncBackend:
         taken: list[Message] = []
         try:
             taken = self._home.portal.call(self._home.take(place, n, timeout, quiet), keep=keep)
-            return [SyncMessage(message, self._home.portal.call) for message in taken]
+            return Messages(
+                (SyncMessage(message, self._home.portal.call) for message in taken),
+                f"from {self.name}, {group_name(group)}",
+            )
         except BaseException:  # an interrupt between these two lines
             if taken:
                 self._home.portal.post(keep, taken)
@@ -371,7 +375,7 @@ class SyncBackend:
 
     def peek(
         self, keys: Keys = None, *, group: ConsumerGroup = None, limit: int = 10
-    ) -> list[SyncMessage]:
+    ) -> Messages[SyncMessage]:
         """Return up to ``limit`` messages that ``group`` could take now, taking none.
 
         Args:
@@ -384,18 +388,22 @@ class SyncBackend:
         """
         __tracebackhide__ = True
         found = self._look(self._home.backend.peek, keys, group=group, limit=limit)
-        return [SyncMessage(message) for message in found]
+        where = f"waiting on {self.name} for {group_name(group)}, not taken"
+        return Messages((SyncMessage(message) for message in found), where)
 
-    def stats(self) -> QueueStats:
+    def stats(self) -> Backlog:
         """Return the backlog of every key and group.
 
         Raises:
             UnsupportedError: If the backend cannot.
         """
         __tracebackhide__ = True
-        return self._look(self._home.backend.stats)
+        found = self._look(self._home.backend.stats)
+        return Backlog(found.entries, found.approximate, f"of {self.name}")
 
-    def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[SyncMessage]:
+    def dead_letters(
+        self, *, group: ConsumerGroup = None, limit: int = 100
+    ) -> DeadLetters[SyncMessage]:
         """Return up to ``limit`` dead letters of ``group``, oldest first, taking none.
 
         Args:
@@ -407,7 +415,8 @@ class SyncBackend:
         """
         __tracebackhide__ = True
         found = self._look(self._home.backend.dead_letters, group=group, limit=limit)
-        return [SyncMessage(message) for message in found]
+        where = f"of {group_name(group)} on {self.name}"
+        return DeadLetters((SyncMessage(message) for message in found), where)
 
     def replay(
         self,

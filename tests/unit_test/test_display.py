@@ -1,4 +1,4 @@
-"""What magics show: escaping, redaction, limits."""
+"""Results as they are shown: escaping, redaction, limits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import abe
 from abe._redact import redact
 from abe.backends.message_queue.base.message import Message
 from abe.display.results import Backlog, Count, Messages
@@ -305,3 +306,24 @@ def test_small_things() -> None:
     assert when(None) == ""
     east = timezone(timedelta(hours=2))
     assert when(datetime(2026, 1, 1, 1, tzinfo=east)) == "2025-12-31 23:00:00.000Z"
+
+
+def test_the_facade_returns_results_that_show_themselves() -> None:
+    with abe.connect("memory", env={"ABE_MEMORY_NAME": "display"}) as q:
+        assert repr(q.stats()) == "backlog of memory: nothing is waiting"
+        assert q.take(1, timeout=0) == []
+        q.publish_many([{"n": n} for n in range(3)], key="k")
+        waiting = q.peek()
+        assert waiting[1:].payloads == [{"n": 1}, {"n": 2}]
+        assert repr(waiting).startswith("3 messages waiting on memory for the default group, not")
+        backlog = q.stats()
+        assert isinstance(backlog, QueueStats)
+        assert "<table>" in backlog._repr_html_()
+        assert backlog.total("ready") == 3
+        assert repr(q.take(2, group="g")).startswith("2 messages from memory, group g\n")
+        with q.batch(1, group="g") as (message,):
+            message.reject("no such customer")
+        (letter,) = dead = q.dead_letters(group="g")
+        assert repr(dead).startswith("1 dead letter of group g on memory\n")
+        assert "no such customer" in repr(dead)
+        assert letter["n"] == 2
