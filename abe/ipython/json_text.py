@@ -20,9 +20,9 @@ __all__ = ["Template", "parse_json"]
 _STRING_OR_BRACES = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\{\{', re.DOTALL)
 
 _MORE = "Extra data"
-"""What `json` says if the text goes on behind a complete value."""
+"""Message of `json` for text behind a complete value."""
 _SLIP_LENGTH = 2000
-"""Longest text that is examined for a slip."""
+"""Maximum length of text that is examined for a slip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def parse_json(text: str, command: str) -> Template:
 
     Args:
         text: JSON with ``{{expr}}`` outside its strings.
-        command: What the user wrote up to the payload, for errors that show the right spelling;
-            empty where that is not what would have to be changed.
+        command: The line up to the payload, for errors that show the right spelling; empty if the
+            payload comes from elsewhere.
 
     Raises:
         PayloadError: If it is not JSON, or says the same name twice in one object.
@@ -150,7 +150,7 @@ def _fill_name(name: str, values: dict[str, object]) -> str:
 
 
 def _explain(text: str, position: int, problem: str, command: str) -> str:
-    if command and (hint := _slip(text, position, problem, cell(command, 80))):
+    if command and (hint := _slip(text, position, problem, command)):
         return hint
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
@@ -166,7 +166,7 @@ def _explain(text: str, position: int, problem: str, command: str) -> str:
 
 
 def _slip(text: str, position: int, problem: str, command: str) -> str:
-    """Return the right spelling of what was meant, if that can be told."""
+    """Return the right spelling of a common slip; "" if it is not one."""
     command = cell(command, 80)
     before, behind = text[:position].strip(), text[position:].strip()
     if problem == _MORE and behind.startswith("-") and len(text) <= _SLIP_LENGTH:

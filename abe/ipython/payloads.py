@@ -1,4 +1,4 @@
-"""What ``%abe_publish`` accepts as a payload."""
+"""The payloads of ``%abe_publish``: text in several formats, values, files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SUFFIXES = {
 
 
 class Payloads(NamedTuple):
-    """What is to be published, one message each; not checked yet.
+    """The payloads to publish, one message each; not checked yet.
 
     Attributes:
         items: The payloads, perhaps made on demand.
@@ -49,11 +49,11 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
     ``{{expr}}`` is evaluated in ``json`` and ``jsonl``; the other formats are taken verbatim.
 
     Args:
-        text: What follows KEY, or the body of the cell.
+        text: The text behind KEY, or the body of the cell.
         format: One of `FORMATS`.
         evaluate: Runs expressions.
-        command: What the user wrote up to the payload, for errors that show the right spelling;
-            empty for a file.
+        command: The line up to the payload, for errors that show the right spelling; empty for a
+            file.
 
     Raises:
         PayloadError: If it is not ``format``, or holds neither an object nor a list.
