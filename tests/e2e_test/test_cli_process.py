@@ -398,7 +398,8 @@ class TestRun:
         worker.send_signal(signal.SIGTERM)
         errors = ended(worker, 1)
         assert errors.endswith(
-            "abe: 1 of the handlers did not finish within 0.2 s; their messages will be redelivered\n"
+            "abe: 1 of the handlers did not finish within 0.2 s; "
+            "their messages will be redelivered\n"
         )
         line = shell.run("consume", "-n", "1", "-t", "20").stdout
         assert json.loads(line)["attempt"] == 2
