@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from abe.backends.message_queue.base import BaseBackend
 from abe.backends.message_queue.service.memory import MemoryBackend
+from abe.errors import LoopError
 
 FORKED = """
 import asyncio, ctypes, os
@@ -51,6 +54,30 @@ def test_a_fork_without_hooks_leaves_nothing_of_the_parents_in_use(tmp_path: obj
         cwd=str(tmp_path),
     )
     assert done.stdout.split() == ["True", "1", "published"]
+
+
+class Bound(MemoryBackend):
+    """A backend whose connections belong to an event loop."""
+
+    loop_bound = True
+    _survives_fork = BaseBackend._survives_fork
+
+
+def test_connections_of_a_loop_are_not_used_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on the same loop; a backend that was not used before may be."""
+
+    async def main() -> None:
+        used, unused = Bound("used"), Bound("unused")
+        await used.publish("k", {})
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        for call in (used.publish("k", {}), used.peek(), used.ping()):
+            with pytest.raises(LoopError, match="before a fork"):
+                await call
+        await unused.publish("k", {})
+        await used.aclose()
+        await unused.aclose()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])

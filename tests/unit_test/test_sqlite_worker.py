@@ -446,6 +446,7 @@ def test_a_thread_that_cannot_start_is_an_error_that_may_pass(tmp_path: Path) ->
             limited.setattr(threading.Thread, "start", refuse)
             with pytest.raises(ConnectionLostError, match="limit of processes"):
                 await worker.run(lambda c: None)
+            worker.post(lambda c: None)  # nobody waits for it, so nobody is told
             await worker.aclose()
         assert await worker.run(lambda c: 42) == 42
         await worker.aclose()

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -158,8 +159,9 @@ class Worker:
         )
 
     def post(self, function: Callable[[QueueConnection], object], *, news: bool = False) -> None:
-        """Run ``function(connection)`` after what is queued, without waiting for it."""
-        self._put(Job(function, None, Mode.WRITE, news, None))
+        """Run ``function(connection)`` after what is queued, if it can be; wait for nothing."""
+        with suppress(AbeError):
+            self._put(Job(function, None, Mode.WRITE, news, None))
 
     def listen(self, listener: Listener) -> None:
         """Tell ``listener``, referred to weakly, when the file may have changed, from next run."""
