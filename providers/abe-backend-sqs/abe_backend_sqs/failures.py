@@ -15,14 +15,8 @@ __all__ = ["DRIVER_ERRORS", "LapsedError", "Refused", "Translator", "UnreachedEr
 _TOKEN = re.compile(r"(x-amz-security-token\s*[:=]\s*)[^\s&'\"]+", re.IGNORECASE)
 """AWS repeats a refused request, with a token that may be newer than the one we know."""
 
-DRIVER_ERRORS = (
-    driver.BotoCoreError,
-    driver.ClientError,
-    aiohttp.ClientError,
-    OSError,
-    TimeoutError,
-)
-"""What a call of the driver may raise."""
+DRIVER_ERRORS = (driver.BotoCoreError, driver.ClientError, aiohttp.ClientError, OSError)
+"""Errors of the driver's calls; a `TimeoutError` is an `OSError`."""
 
 # Beginnings of error codes: SQS, SNS and their older protocols spell them differently.
 _CREDENTIALS = re.compile(

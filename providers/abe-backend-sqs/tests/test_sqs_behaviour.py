@@ -25,6 +25,7 @@ from abe.errors import (
     PublishError,
     Reject,
 )
+from abe_backend_sqs import long_poll
 from abe_backend_sqs.backend import SqsBackend
 from abe_backend_sqs.link import Access
 from abe_backend_sqs.testing import REGION, SqsServer
@@ -222,7 +223,10 @@ class TestConsuming:
 
         run(main())
 
-    def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(self, queue: str) -> None:
+    def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(
+        self, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(long_poll, "FIRST_WAIT", 20)
         with SqsServer() as server:
             server.create_queue(queue)
 
@@ -241,7 +245,10 @@ class TestConsuming:
 
             run(main())
 
-    def test_the_next_receiver_takes_over_the_poll(self, queue: str) -> None:
+    def test_the_next_receiver_takes_over_the_poll(
+        self, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(long_poll, "FIRST_WAIT", 20)
         with SqsServer() as server:
             server.create_queue(queue)
 
