@@ -136,6 +136,10 @@ class SQLiteBackend(BaseBackend):
         return f"SQLiteBackend({str(self.path)!r})"
 
     async def _send(self, items: Sequence[Outgoing]) -> None:
+        """Store ``items`` in one commit, shared with concurrent calls.
+
+        Without a `Batcher`: the writer's thread groups whatever waits for it, settlements included.
+        """
         try:
             await self._worker.run(lambda c: store.publish(c, items, self._now(c)), news=True)
         except (sqlite3.Error, OSError) as error:
