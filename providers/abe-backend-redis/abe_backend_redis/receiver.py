@@ -159,9 +159,13 @@ class RedisReceiver(Receiver):
         except UnreachedError:
             raise
         except (ConnectionLostError, asyncio.CancelledError):
-            self._shared.unanswered[self._group][self._name] = self._answers
+            self._forget_answer()
             raise
         return answer
+
+    def _forget_answer(self) -> None:
+        """Have what the last answer handed over recalled."""
+        self._shared.unanswered[self._group][self._name] = self._answers
 
     async def _missing(self, error: GroupMissingError) -> AbeError:
         """Tell a group that was deleted from one that was lost with the broker's data."""
@@ -173,9 +177,12 @@ class RedisReceiver(Receiver):
         self, found: Sequence[Delivery], broken: Mapping[int, str]
     ) -> list[Delivery]:
         """Send what cannot be decoded to the dead letters, and return the rest."""
-        await self._settle(
-            [Settlement(found[n], Outcome.REJECT, reason=why) for n, why in broken.items()]
-        )
+        rejected = [Settlement(found[n], Outcome.REJECT, reason=why) for n, why in broken.items()]
+        try:
+            await self._settle(rejected)
+        except BaseException:
+            self._forget_answer()  # or the others would wait for their lease to lapse
+            raise
         for position, why in broken.items():
             message = found[position].message
             logger.error(

@@ -11,6 +11,7 @@ import pytest
 import redis.asyncio
 
 from abe.backends.message_queue.base import KeyFilter, Outcome, Settlement
+from abe.errors import ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.testing import RedisServer, find_server
 
@@ -58,6 +59,34 @@ def test_what_cannot_be_decoded_is_set_aside(server: RedisServer, prefix: str) -
             async with queue.consume() as stream:
                 assert await stream.take(1, timeout=0.5) == []
             assert len(await queue.dead_letters()) == 2
+
+    run(main())
+
+
+def test_what_cannot_be_decoded_holds_nothing_up_in_an_outage(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            receivers = [queue._receiver(None, KeyFilter()) for _ in range(2)]
+            await receivers[0].open()
+            await queue.publish("k", {"n": 0})
+            await write(raw, prefix, "k", p=b"no JSON")
+            await queue.publish("k", {"n": 1})
+
+            async def away(*args: object) -> None:
+                raise ConnectionLostError("away")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(queue._control, "run", away)
+                with pytest.raises(ConnectionLostError):
+                    await receivers[0].receive(3, 5.0)
+                await receivers[0].aclose()
+            await receivers[1].open()
+            found = await receivers[1].receive(3, 5.0)
+            assert [(it.message["n"], it.message.attempt) for it in found] == [(0, 1), (1, 1)]
+            assert len(await queue.dead_letters()) == 1
+            await receivers[1].aclose()
 
     run(main())
 
