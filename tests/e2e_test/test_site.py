@@ -37,7 +37,6 @@ MODULES = (
     "abe.ipython",
     "abe.testing",
     "abe.logging",
-    "abe.logging.settings",
     "abe.logging.utils",
     "abe.backends.message_queue.base",
     "abe.backends.message_queue.client",
