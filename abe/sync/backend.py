@@ -16,17 +16,16 @@ from abe.backends.message_queue.base import (
     SyncMessage,
 )
 from abe.backends.message_queue.base.outgoing import Label, item_label
-from abe.backends.message_queue.client import aconnect
+from abe.backends.message_queue.client import AsyncBackend, aconnect
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.display.results import Backlog, DeadLetters, Messages
 from abe.display.text import group_name
 from abe.errors import ConfigurationError
-from abe.sync.aio import AsyncView
+from abe.sync.aio import PortalHost
 from abe.sync.bulk import send_in_chunks
-from abe.sync.feed import Feed
-from abe.sync.home import Home, place_of
-from abe.sync.iterator import SyncBatch, SyncStream
+from abe.sync.pool import Loan, SubscriptionPool, selector_of
 from abe.sync.portal import get_portal
+from abe.sync.stream import SyncBatch, SyncStream
 from abe.sync.worker import Worker
 from abe.types import (
     ConsumerGroup,
@@ -76,7 +75,7 @@ def connect(
     backend = aconnect(name_or_backend, env=env)
     if made_by_caller and portal.threaded and isinstance(backend.backend, BaseBackend):
         portal.call(backend.backend.__aenter__())  # binds it to the portal's loop, or refuses
-    return SyncBackend(Home(portal, backend))
+    return SyncBackend(SubscriptionPool(portal, backend))
 
 
 class SyncBackend:
@@ -89,31 +88,31 @@ class SyncBackend:
     what is asked for.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, pool: SubscriptionPool) -> None:
+        self._pool = pool
 
     def __repr__(self) -> str:
-        return f"<SyncBackend {self.name}{' closed' if self._home.closed else ''}>"
+        return f"<SyncBackend {self.name}{' closed' if self._pool.closed else ''}>"
 
     @property
     def name(self) -> str:
         """What errors and the log call the backend."""
-        return self._home.backend.name
+        return self._pool.backend.name
 
     @property
     def capabilities(self) -> Capabilities:
         """What the backend declares; a plain backend declares nothing."""
-        return self._home.backend.capabilities
+        return self._pool.backend.capabilities
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._home.closed
+        return self._pool.closed
 
     @property
-    def aio(self) -> AsyncView:
-        """The awaitable view of the same connection, for any event loop: async cells, handlers."""
-        return AsyncView(self)
+    def aio(self) -> AsyncBackend:
+        """The async client of the same connection, for any event loop: async cells, handlers."""
+        return AsyncBackend(self._pool.backend.backend, PortalHost(self._pool, self))
 
     # -- publishing ------------------------------------------------------------------------
 
@@ -139,10 +138,10 @@ class SyncBackend:
             PublishError: If the broker does not accept it.
         """
         __tracebackhide__ = True
-        home = self._home
-        if home.closed:
-            home.check_open()
-        home.portal.call(home.backend.publish(key, payload, headers=headers, delay=delay))
+        pool = self._pool
+        if pool.closed:
+            pool.check_open()
+        pool.portal.call(pool.backend.publish(key, payload, headers=headers, delay=delay))
 
     def publish_many(
         self,
@@ -195,9 +194,9 @@ class SyncBackend:
             PayloadError: If a payload or ``headers`` would not arrive exactly as given.
         """
         __tracebackhide__ = True
-        if self._home.closed:
-            self._home.check_open()
-        return self._home.backend.prepare(items, key=key, headers=headers, delay=delay, label=label)
+        if self._pool.closed:
+            self._pool.check_open()
+        return self._pool.backend.prepare(items, key=key, headers=headers, delay=delay, label=label)
 
     def send(
         self, prepared: Sequence[Outgoing], *, progress: Callable[[int], object] | None = None
@@ -212,14 +211,14 @@ class SyncBackend:
             PublishError: If not all were accepted; ``published`` and ``failed`` say which.
         """
         __tracebackhide__ = True
-        home = self._home
-        if home.closed:
-            home.check_open()
+        pool = self._pool
+        if pool.closed:
+            pool.check_open()
         if progress is None:
-            home.portal.call(home.backend.send(prepared))
+            pool.portal.call(pool.backend.send(prepared))
         else:
             first = 100 if len(prepared) > 1 and self.capabilities.publish_many else 1
-            send_in_chunks(home.portal.call, home.backend.send, prepared, progress, first=first)
+            send_in_chunks(pool.portal.call, pool.backend.send, prepared, progress, first=first)
 
     # -- consuming -------------------------------------------------------------------------
 
@@ -249,14 +248,16 @@ class SyncBackend:
             ConfigurationError: If ``limit`` or ``timeout`` is negative.
         """
         __tracebackhide__ = True
-        self._home.check_open()
-        place = place_of(self._home.backend, keys, group)
+        self._pool.check_open()
+        selector = selector_of(self._pool.backend, keys, group)
         _check_count("limit", limit, at_least=0)
         _check_timeout(timeout)
         prefetch = None
         if limit and self.capabilities.attempts != "upper":
             prefetch = min(limit, 512)  # what a short loop does not need stays with the others
-        return SyncStream(self, Feed(self._home, place, prefetch), limit, timeout)
+        return SyncStream(
+            self._pool.portal, Loan(self._pool, selector, prefetch, self), limit, timeout
+        )
 
     def take(
         self,
@@ -283,22 +284,22 @@ class SyncBackend:
             ConfigurationError: If ``n``, ``timeout`` or ``quiet`` is out of range.
         """
         __tracebackhide__ = True
-        self._home.check_open()
-        place = place_of(self._home.backend, keys, group)
+        self._pool.check_open()
+        selector = selector_of(self._pool.backend, keys, group)
         _check_count("n", n, at_least=1)
         _check_timeout(timeout)
         _check_timeout(quiet, "quiet")
-        keep = partial(self._home.stash_away, place)
+        keep = partial(self._pool.keep, selector)
         taken: list[Message] = []
         try:
-            taken = self._home.portal.call(self._home.take(place, n, timeout, quiet), keep=keep)
+            taken = self._pool.portal.call(self._pool.take(selector, n, timeout, quiet), keep=keep)
             return Messages(
-                (SyncMessage(message, self._home.portal.call) for message in taken),
+                (SyncMessage(message) for message in taken),
                 f"from {self.name}, {group_name(group)}",
             )
         except BaseException:  # an interrupt between these two lines
             if taken:
-                self._home.portal.post(keep, taken)
+                self._pool.portal.post(keep, taken)
             raise
 
     def batch(
@@ -323,11 +324,11 @@ class SyncBackend:
             ConfigurationError: If ``n`` or ``timeout`` is out of range.
         """
         __tracebackhide__ = True
-        self._home.check_open()
-        place = place_of(self._home.backend, keys, group)
+        self._pool.check_open()
+        selector = selector_of(self._pool.backend, keys, group)
         _check_count("n", n, at_least=1)
         _check_timeout(timeout)
-        return SyncBatch(self, self._home, place, n, timeout)
+        return SyncBatch(self, self._pool, selector, n, timeout)
 
     def worker(
         self,
@@ -357,10 +358,10 @@ class SyncBackend:
             A handle with counters and ``stop()``; the worker runs on if it is dropped.
         """
         __tracebackhide__ = True
-        self._home.check_open()
-        place_of(self._home.backend, keys, group)
+        self._pool.check_open()
+        selector_of(self._pool.backend, keys, group)
         consumer = AsyncLoopConsumer(
-            self._home.backend.backend,
+            self._pool.backend.backend,
             group,
             keys=keys,
             concurrency=concurrency,
@@ -369,7 +370,7 @@ class SyncBackend:
             drain_timeout=drain_timeout,
         )
         worker = Worker(self, consumer, handler)
-        return self._home.portal.call(worker.start(), keep=Worker.request_stop)
+        return self._pool.portal.call(worker.start(), keep=Worker.request_stop)
 
     # -- looking and cleaning up -----------------------------------------------------------
 
@@ -387,7 +388,7 @@ class SyncBackend:
             UnsupportedError: If the backend cannot.
         """
         __tracebackhide__ = True
-        found = self._look(self._home.backend.peek, keys, group=group, limit=limit)
+        found = self._look(self._pool.backend.peek, keys, group=group, limit=limit)
         where = f"waiting on {self.name} for {group_name(group)}, not taken"
         return Messages((SyncMessage(message) for message in found), where)
 
@@ -398,7 +399,7 @@ class SyncBackend:
             UnsupportedError: If the backend cannot.
         """
         __tracebackhide__ = True
-        found = self._look(self._home.backend.stats)
+        found = self._look(self._pool.backend.stats)
         return Backlog(found.entries, found.approximate, f"of {self.name}")
 
     def dead_letters(
@@ -414,7 +415,7 @@ class SyncBackend:
             UnsupportedError: If the backend keeps none.
         """
         __tracebackhide__ = True
-        found = self._look(self._home.backend.dead_letters, group=group, limit=limit)
+        found = self._look(self._pool.backend.dead_letters, group=group, limit=limit)
         where = f"of {group_name(group)} on {self.name}"
         return DeadLetters((SyncMessage(message) for message in found), where)
 
@@ -439,7 +440,7 @@ class SyncBackend:
             UnsupportedError: If the backend keeps none.
         """
         __tracebackhide__ = True
-        return self._look(self._home.backend.replay, group=group, ids=ids, limit=limit)
+        return self._look(self._pool.backend.replay, group=group, ids=ids, limit=limit)
 
     def groups(self) -> list[ConsumerGroup]:
         """Return the groups that exist; ``None`` stands for the default group.
@@ -448,7 +449,7 @@ class SyncBackend:
             UnsupportedError: If the backend cannot list them.
         """
         __tracebackhide__ = True
-        return self._look(self._home.backend.groups)
+        return self._look(self._pool.backend.groups)
 
     def delete_group(self, name: ConsumerGroup) -> None:
         """Forget a group, its backlog and its dead letters.
@@ -458,7 +459,7 @@ class SyncBackend:
             ConfigurationError: If there is no such group.
         """
         __tracebackhide__ = True
-        self._look(self._home.backend.delete_group, name)
+        self._look(self._pool.backend.delete_group, name)
 
     def purge(self, keys: Keys = None, *, group: ConsumerGroup = None) -> int:
         """Drop what waits for ``group``, not what is in flight, and return how many.
@@ -471,7 +472,7 @@ class SyncBackend:
             UnsupportedError: If the backend cannot.
         """
         __tracebackhide__ = True
-        return self._look(self._home.backend.purge, keys, group=group)
+        return self._look(self._pool.backend.purge, keys, group=group)
 
     def ping(self, timeout: float = 5.0) -> None:
         """Return once the broker has answered.
@@ -480,7 +481,7 @@ class SyncBackend:
             ConnectionLostError: If it has not within ``timeout`` seconds.
         """
         __tracebackhide__ = True
-        self._look(self._home.backend.ping, timeout)
+        self._look(self._pool.backend.ping, timeout)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -494,11 +495,11 @@ class SyncBackend:
             AbeError: If a settlement failed for good and no call has raised that yet.
         """
         __tracebackhide__ = True
-        if not self._home.closed and not self._home.portal.forked:
-            self._call(self._home.aclose())
+        if not self._pool.closed and not self._pool.portal.forked:
+            self._call(self._pool.aclose())
 
     def __enter__(self) -> Self:
-        self._home.check_open()
+        self._pool.check_open()
         return self
 
     def __exit__(
@@ -511,17 +512,17 @@ class SyncBackend:
         self.close()
 
     def __del__(self) -> None:
-        if not self._home.closed:
-            self._home.portal.post_from_finalizer(self._home.begin_close)
+        if not self._pool.closed:
+            self._pool.portal.post_from_finalizer(self._pool.begin_close)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         __tracebackhide__ = True
-        return self._home.portal.call(coroutine)
+        return self._pool.portal.call(coroutine)
 
     def _look(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         __tracebackhide__ = True
-        self._home.check_open()
-        return self._call(self._home.look(partial(method, *args, **options)))
+        self._pool.check_open()
+        return self._call(self._pool.look(partial(method, *args, **options)))
 
 
 def _check_count(name: str, value: object, *, at_least: int) -> None:

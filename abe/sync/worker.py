@@ -9,12 +9,13 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.sync.pool import SubscriptionPool
 from abe.types import ConsumerGroup, EventHandlerFunc
 
 if TYPE_CHECKING:
     from abe.sync.backend import SyncBackend
-    from abe.sync.home import Home
 
 __all__ = ["Worker"]
 
@@ -38,7 +39,7 @@ class Worker:
         self, owner: SyncBackend, consumer: AsyncLoopConsumer, handler: EventHandlerFunc
     ) -> None:
         self._owner = owner  # keeps the connection open
-        self._home: Home = owner._home
+        self._pool: SubscriptionPool = owner._pool
         self._consumer = consumer
         self._handler = handler
         self._task: asyncio.Task[None] | None = None
@@ -49,7 +50,7 @@ class Worker:
         name = getattr(self._handler, "__name__", type(self._handler).__name__)
         state = "running" if self.running else "failed" if self.error else "stopped"
         return (
-            f"<Worker {name} on {self._home.backend.name}, group {self.group}: {state}, "
+            f"<Worker {name} on {self._pool.backend.name}, group {self.group}: {state}, "
             f"{self.processed} processed, {self.failed} failed, {self.in_flight} in flight>"
         )
 
@@ -119,7 +120,7 @@ class Worker:
         abe's event loop, it returns at once and the worker stops soon after that.
         """
         __tracebackhide__ = True
-        portal = self._home.portal
+        portal = self._pool.portal
         if portal.is_current or self.is_caller:
             self.request_stop()
         elif self.running:
@@ -127,7 +128,7 @@ class Worker:
 
     def request_stop(self) -> None:
         """Begin what `stop` does, from any thread, and return at once; see `wait`."""
-        self._home.portal.post(self._shut_down)
+        self._pool.portal.post(self._shut_down)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the worker has ended, at most ``timeout`` seconds.
@@ -154,10 +155,10 @@ class Worker:
 
     async def start(self) -> Self:
         """Begin; raises what makes the consumer fail at once."""
-        self._home.check_open()
-        await self._home.barrier()
+        self._pool.check_open()
+        await self._pool.barrier()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="abe-worker")
-        self._home.workers.add(self)
+        self._pool.workers.add(self)
         try:
             await asyncio.wait([self._task], timeout=0.0)
         except asyncio.CancelledError:
@@ -175,14 +176,15 @@ class Worker:
             raise
         except BaseException as error:  # also a handler's SystemExit: nobody sees it but here
             self.error = error
-            if self._task is not None and self in self._home.workers:
-                logger.exception("worker on backend %s failed", self._home.backend.name)
+            if self._task is not None and self in self._pool.workers:
+                text = "worker on backend %s failed"
+                log(logger, logging.ERROR, text, self._pool.backend.name, error=error)
         finally:
-            self._home.workers.discard(self)
+            self._pool.workers.discard(self)
             self._ended.set()
 
     def _shut_down(self) -> None:
-        self._home.in_background(self._consumer.shutdown())
+        self._pool.in_background(self._consumer.shutdown())
 
     async def drain(self) -> None:
         """Shut the consumer down and wait for the end; goes on if the waiting is cancelled."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import abe
 from abe import errors
 from abe.backends.message_queue.base.subscription import (
-    outbox,
+    ledger,
     prefetch,
     reconnect,
     stream,
@@ -20,7 +20,6 @@ from abe.backends.message_queue.base.subscription import (
 from abe.backends.message_queue.loader import settings_of
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import AbeError
-from abe.sync import feed
 from abe.testing import list_cases
 from abe.testing.requirements import unmet
 
@@ -98,18 +97,17 @@ def figures() -> Iterator[str]:
     waits = ", ".join(f"{policy.delay(n):g}" for n in range(1, policy.max_attempts))
     expected = {
         "delivery-semantics.md": (
-            f"{outbox.MAX_WAIT * 1000:g} ms for company, or until {outbox.MAX_BATCH} have",
+            f"{ledger.MAX_WAIT * 1000:g} ms for company, or until {ledger.MAX_BATCH} have",
             f"{prefetch.MAX_PREFETCH} messages ({MemoryBackend.max_prefetch} on `memory`)",
             f"`max_hold` ({stream.MAX_HOLD / 60:g} minutes)",
             f"acks for {subscription.CLOSE_TIMEOUT:g} s while the stream closes",
-            f"they set out up to {feed.ACK_INTERVAL * 1000:g} ms later",
+            f"they set out up to {ledger.INTERVAL * 1000:g} ms later",
         ),
         "runtime-flow.md": (
             f"for {stream.MAX_HOLD / 60:g} minutes at most",
             f"allows {policy.max_attempts} attempts, waiting {waits} seconds",
-            f"up to {feed.BATCH} messages in one hop",
-            f"every {feed.ACK_INTERVAL * 1000:g} ms in bursts",
-            f"{reconnect.FIRST_DELAY:g} s, doubling to {reconnect.MAX_DELAY:g} s",
+            f"every {ledger.INTERVAL * 1000:g} ms in bursts",
+            f"{reconnect.BACKOFF.first:g} s, doubling to {reconnect.BACKOFF.maximum:g} s",
         ),
     }
     for name, texts in expected.items():

@@ -119,7 +119,7 @@ while len(set(seen)) < ROUNDS:
         inside = False
         interrupts += 1
     seen += [m["n"] for m in got]
-    if not got and not thread.is_alive() and not q.stats().entries and not q._home.stash:
+    if not got and not thread.is_alive() and not q.stats().entries and not q._pool.undelivered:
         break
 thread.join()
 finish(seen, interrupts)

@@ -49,7 +49,7 @@ def test_calls_block_where_the_browser_can_suspend(browser: SimpleNamespace) -> 
         queue.publish_many([{"n": n} for n in range(3)], key="orders")
         assert [m["n"] for m in queue.consume(limit=3)] == [0, 1, 2]
     with ThreadPoolExecutor(1) as pool:  # not the process's portal thread
-        assert pool.submit(lambda: queue._home.portal.loop is browser.loop).result()
+        assert pool.submit(lambda: queue._pool.portal.loop is browser.loop).result()
 
 
 def test_calls_say_to_await_where_it_cannot(browser: SimpleNamespace) -> None:

@@ -62,7 +62,7 @@ class Consumer:
 
     def __init__(self, stream: MessageStream, prefetch: int | None) -> None:
         self.stream: MessageStream | None = stream
-        self.engine = stream._engine
+        self.engine = stream.subscription
         self.most = prefetch or MAX_PREFETCH
         self.asking: asyncio.Task[list[Message]] | None = None
         self.closing: asyncio.Task[None] | None = None

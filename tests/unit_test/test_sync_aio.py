@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import abe
-from abe.sync import AsyncStream, SyncBackend, feed
+from abe.backends.message_queue.base import MessageStream
+from abe.backends.message_queue.base.subscription import subscription as subscriptions
+from abe.sync import SyncBackend
 
 LONG = 30.0
 _names = itertools.count()
@@ -61,7 +63,7 @@ def test_every_method_is_awaitable_from_any_loop(queue: SyncBackend) -> None:
     asyncio.run(use())
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, use()).result(LONG)
-    queue._home.portal.call(use())
+    queue._pool.portal.call(use())
 
 
 def test_what_one_loop_publishes_another_consumes(queue: SyncBackend) -> None:
@@ -177,7 +179,7 @@ def test_take_acks_on_the_next_call_or_a_clean_exit(queue: SyncBackend) -> None:
     asyncio.run(main())
 
 
-async def fail_with_messages_in_hand(stream: AsyncStream) -> None:
+async def fail_with_messages_in_hand(stream: MessageStream) -> None:
     async with stream:
         assert [m["n"] for m in await stream.take(2)] == [3, 4]
         _ = 1 / 0
@@ -205,7 +207,7 @@ def test_unread_puts_a_message_back_to_the_front(queue: SyncBackend) -> None:
     assert queue.stats().entries == ()
 
 
-async def receive(stream: AsyncStream) -> list[abe.Message]:
+async def receive(stream: MessageStream) -> list[abe.Message]:
     if random.random() < 0.5:
         return [await anext(stream)]
     return await stream.take(2, timeout=0.02)
@@ -260,15 +262,13 @@ def test_a_cancelled_stream_does_not_swallow_what_arrives_later(
     queue: SyncBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless its reader comes back soon; when it does later, it goes on."""
-    monkeypatch.setattr(feed, "KEEP_OPEN", 0.02)
+    monkeypatch.setattr(subscriptions, "KEEP_OPEN", 0.02)
 
     async def main() -> None:
         stream = queue.aio.consume()
         for step in (anext(stream), stream.take(3)):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(step, 0.01)
-            while queue._home.feeds:  # noqa: ASYNC110 - the portal tells nobody
-                await asyncio.sleep(0.01)
             await queue.aio.publish("orders", {"n": 1})
             assert queue.take(timeout=LONG) == [{"n": 1}]
         await queue.aio.publish("orders", {"n": 2})
@@ -283,7 +283,7 @@ def test_a_cancelled_stream_does_not_swallow_what_arrives_later(
 def test_closing_ends_who_is_waiting(queue: SyncBackend) -> None:
     """The stream, and the whole backend."""
 
-    async def wait(stream: AsyncStream) -> bool:
+    async def wait(stream: MessageStream) -> bool:
         return await anext(stream, None) is None
 
     async def main() -> None:
@@ -325,7 +325,7 @@ def test_the_view_can_own_the_connection() -> None:
 
     async def main() -> None:
         async with abe.connect("memory", env={"ABE_MEMORY_NAME": name}).aio as aio:
-            assert repr(aio) == "<AsyncView of <SyncBackend memory>>"
+            assert repr(aio) == "<AsyncBackend memory>"
             assert (aio.name, aio.capabilities.durable) == ("memory", False)
             await aio.publish("orders", {"n": 1})
         with pytest.raises(abe.BackendClosedError):

@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Self
 
 import pytest
@@ -24,11 +25,11 @@ from abe.backends.message_queue.base import (
     BaseBackend,
     Capabilities,
     KeyFilter,
-    MessageStream,
     SyncMessage,
 )
 from abe.backends.message_queue.client import AsyncBackend
-from abe.sync import AsyncStream, AsyncView, SyncBackend, home
+from abe.backends.message_queue.service.memory import MemoryBackend
+from abe.sync import SyncBackend, pool
 from abe.types import KeyStats
 
 LONG = 30.0
@@ -326,20 +327,18 @@ def test_a_slow_reader_does_not_hoard() -> None:
         stream.close()
 
 
-def test_a_nack_takes_back_what_must_not_overtake_it(queue: SyncBackend) -> None:
+def test_a_nack_takes_back_what_must_not_overtake_it() -> None:
     """With an ordering per key, the successors of a failed message wait for it."""
-    fill(queue, 300)
-    stream = queue.consume()
-    message = [next(stream) for _ in range(130)][-1]
-    feed = stream._feed
-    assert len(feed.buffer) > 1
-    message.ack()
-    assert len(feed.buffer) > 1
-    message = next(stream)
-    feed._ordered = True
-    message.nack()
-    assert len(feed.buffer) == 0
-    stream.close()
+    backend = MemoryBackend(f"sync-{next(_names)}")
+    backend.capabilities = replace(backend.capabilities, ordering="key")
+    with abe.connect(backend) as queue:
+        fill(queue, 300)
+        stream = queue.consume()
+        message = [next(stream) for _ in range(130)][-1]
+        message.nack()
+        assert next(stream) == {"n": 129}
+        assert next(stream) == {"n": 130}
+        stream.close()
 
 
 # -- take ----------------------------------------------------------------------------------
@@ -382,7 +381,7 @@ def test_take_leaves_nothing_behind_that_swallows_messages(queue: SyncBackend) -
     assert queue.take(5, timeout=0) == []
     fill(queue, 3)
     assert ready(queue) == 3
-    with open_store(queue._home.backend.backend.store_name) as other:
+    with open_store(queue._pool.backend.backend.store_name) as other:
         assert [m["n"] for m in other.take(3)] == [0, 1, 2]
 
 
@@ -534,7 +533,7 @@ def test_closing_twice_is_fine_and_using_it_then_is_not() -> None:
 def test_closing_gives_everything_back() -> None:
     """Messages in hand, in a batch and buffered; and ends who is waiting."""
     queue = open_store()
-    name = queue._home.backend.backend.store_name
+    name = queue._pool.backend.backend.store_name
     fill(queue, 50)
     stream = queue.consume(group="a")
     next(stream)
@@ -563,7 +562,7 @@ def test_a_forgotten_connection_is_closed_quietly() -> None:
     queue = open_store()
     queue.publish("orders", {"n": 1})
     next(queue.consume())
-    home = queue._home
+    home = queue._pool
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del queue
@@ -711,11 +710,11 @@ def test_a_plain_backend_works_and_loses_nothing_that_arrived() -> None:
 
 def test_a_plain_backends_other_readers_are_not_robbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that waited in vain is closed soon; one that holds something is not."""
-    monkeypatch.setattr(home, "KEEP_OPEN", 0.01)
+    monkeypatch.setattr(pool, "KEEP_OPEN", 0.01)
     with abe.connect(Plain()) as queue:
         assert queue.take(timeout=0) == []
         assert list(queue.consume(timeout=0)) == []
-        resting = queue._home._at_rest
+        resting = queue._pool._idle
         deadline = time.monotonic() + LONG
         while any(resting.values()):
             assert time.monotonic() < deadline
@@ -725,7 +724,7 @@ def test_a_plain_backends_other_readers_are_not_robbed(monkeypatch: pytest.Monke
             assert seen.wait(LONG)
         queue.publish("orders", {"n": 2})
         next(queue.consume())
-        queue._home.portal.call(asyncio.sleep(0.05))
+        queue._pool.portal.call(asyncio.sleep(0.05))
         assert queue.take() == [{"n": 2}]
 
 
@@ -777,16 +776,6 @@ EXTRA = {"publish_many": {"progress"}, "send": {"progress"}, "consume": {"limit"
 MISSING = {"consume": {"prefetch"}}
 
 
-def test_the_awaitable_streams_are_alike() -> None:
-    """A loop written for ``aconnect`` runs over ``aio`` unchanged."""
-    ours, theirs = public(AsyncStream), public(MessageStream)
-    assert set(theirs) - set(ours) == {"stop", "capabilities"}, "of use only to who runs the loop"
-    assert set(ours) <= set(theirs)
-    for name in ours:
-        if inspect.isfunction(ours[name]):
-            assert inspect.signature(ours[name]) == inspect.signature(theirs[name]), name
-
-
 def public(cls: type) -> dict[str, Any]:
     return {name: member for name, member in vars(cls).items() if not name.startswith("_")}
 
@@ -808,30 +797,18 @@ def test_the_synchronous_side_has_the_async_sides_methods() -> None:
             assert ours[parameter].kind == theirs[parameter].kind, (name, parameter)
 
 
-def test_the_awaitable_view_has_exactly_the_async_sides_methods() -> None:
-    """So code can be moved between ``aconnect`` and ``aio``."""
-    view, asynchronous = public(AsyncView), public(AsyncBackend)
-    assert set(view) == set(asynchronous) - {"from_env"} | {"name"}
-    for name, member in view.items():
-        if inspect.isfunction(member):
-            theirs = inspect.signature(asynchronous[name])
-            assert list(inspect.signature(member).parameters.values()) == list(
-                theirs.parameters.values()
-            ), name
-
-
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_stream_given_up_while_the_portal_ends_says_nothing(
     queue: SyncBackend, moment: str
 ) -> None:
     """Its closing is cancelled before its first step, or not begun; neither leaves a coroutine."""
-    portal = queue._home.portal
+    portal = queue._pool.portal
     stream = queue.consume(timeout=0.0)
     list(stream)
 
     async def end() -> None:
         portal.refuses = moment == "after"
-        stream._feed.begin_close()
+        stream._loan.begin_leave([])
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

@@ -144,7 +144,7 @@ def test_what_is_wrong_from_the_start_is_raised_at_once(queue: SyncBackend) -> N
         queue.worker(print, concurrency=0)
     with pytest.raises(abe.InvalidKeyError):
         queue.worker(print, group="a b")
-    assert queue._home.workers == set()
+    assert queue._pool.workers == set()
 
 
 def test_a_worker_that_fails_for_good_says_so(
@@ -286,7 +286,7 @@ def test_a_dropped_worker_runs_on_and_keeps_its_connection() -> None:
     env = {"ABE_MEMORY_NAME": f"worker-{next(_names)}"}
     seen = Seen()
     queue = abe.connect("memory", env=env)
-    home = queue._home
+    home = queue._pool
     queue.worker(seen.add)
     del queue
     gc.collect()
@@ -313,7 +313,7 @@ def test_handlers_in_flight_may_use_the_connection_while_it_closes(queue: SyncBa
     assert entered.wait(LONG)
     closing = threading.Thread(target=queue.close)
     closing.start()
-    while queue._home._closer is None:
+    while queue._pool._closer is None:
         assert closing.is_alive()
     go_on.set()
     closing.join(LONG)

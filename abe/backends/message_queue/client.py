@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from abe._redact import Variables
 from abe.backends.message_queue.base import (
@@ -40,7 +42,9 @@ from abe.types import (
     QueueStats,
 )
 
-__all__ = ["AsyncBackend", "aconnect"]
+__all__ = ["AsyncBackend", "BackendHost", "aconnect"]
+
+T = TypeVar("T")
 
 
 def aconnect(
@@ -76,6 +80,69 @@ def aconnect(
     return AsyncBackend(name_or_backend)
 
 
+class BackendHost(Protocol):
+    """Where the calls of an `AsyncBackend` run: on the caller's loop, or on another one."""
+
+    def check_open(self) -> None:
+        """Raise `BackendClosedError` if the backend was closed."""
+        ...
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Return an awaitable of the caller's loop that runs ``coroutine``."""
+        ...
+
+    def look(self, method: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        """Run a method that shows or changes the backlog."""
+        ...
+
+    def consume(
+        self, keys: Sequence[str] | str | None, group: ConsumerGroup, prefetch: int | None
+    ) -> MessageStream:
+        """Return a stream for the caller's loop."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the backend; closing twice is fine."""
+        ...
+
+
+class _Here:
+    """Runs the calls of a client on the loop that awaits them."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._closer: asyncio.Future[Any] | None = None
+
+    def check_open(self) -> None:
+        if self._closer is not None:
+            name = backend_name(self._backend)
+            raise BackendClosedError(f"backend {name!r} is closed; open a new one")
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        return coroutine
+
+    def look(self, method: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        return method()
+
+    def consume(
+        self, keys: Sequence[str] | str | None, group: ConsumerGroup, prefetch: int | None
+    ) -> MessageStream:
+        group = validate_group(group)
+        return open_stream(self._backend, group=group, keys=keys, prefetch=prefetch)
+
+    async def aclose(self) -> None:
+        if self._closer is None:
+            self._closer = asyncio.ensure_future(self._close())
+        elif self._closer.done():
+            return
+        await asyncio.shield(self._closer)
+
+    async def _close(self) -> None:
+        close = getattr(self._backend, "aclose", None)
+        if close is not None:
+            await close()
+
+
 class AsyncBackend:
     """Any backend, with every extra typed and `abe.Message` objects out of ``consume``.
 
@@ -90,10 +157,18 @@ class AsyncBackend:
         capabilities: What it declares.
     """
 
-    def __init__(self, backend: MessageQueueBackendProtocol) -> None:
+    def __init__(
+        self, backend: MessageQueueBackendProtocol, host: BackendHost | None = None
+    ) -> None:
+        """Wrap ``backend``.
+
+        Args:
+            backend: Any backend.
+            host: Where its calls run; by default, on the loop that awaits them.
+        """
         self.backend: Any = backend
         self.name = backend_name(backend)
-        self._closed = False
+        self._host: BackendHost = host if host is not None else _Here(backend)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -109,7 +184,7 @@ class AsyncBackend:
         return capabilities_of(self.backend)
 
     def __repr__(self) -> str:
-        return f"<AsyncBackend {self.name}{' closed' if self._closed else ''}>"
+        return f"<AsyncBackend {self.name}>"
 
     async def publish(
         self,
@@ -134,10 +209,11 @@ class AsyncBackend:
             PublishError: If the broker does not accept it.
             BackendClosedError: If the backend is closed.
         """
-        if self._closed:
-            self._check_open()
+        if self._host.closed:
+            self._host.check_open()
         if isinstance(self.backend, BaseBackend):
-            await self.backend.publish(key, payload, headers=headers, delay=delay)
+            call = self.backend.publish(key, payload, headers=headers, delay=delay)
+            await self._host.run(call)
         else:
             await self.send(
                 self.prepare([payload], key=key, headers=headers, delay=delay, label=no_label)
@@ -164,9 +240,7 @@ class AsyncBackend:
             PublishError: If not all were accepted; ``published`` and ``failed`` say which.
             BackendClosedError: If the backend is closed.
         """
-        self._check_open()
-        if isinstance(self.backend, BaseBackend):
-            return await self.backend.publish_many(items, key=key)
+        self._host.check_open()
         prepared = self.prepare(items, key=key)
         await self.send(prepared)
         return len(prepared)
@@ -206,8 +280,10 @@ class AsyncBackend:
             PublishError: If not all were accepted; ``published`` and ``failed`` say which.
             BackendClosedError: If the backend is closed.
         """
-        if self._closed:
-            self._check_open()
+        self._host.check_open()
+        await self._host.run(self._send(prepared))
+
+    async def _send(self, prepared: Sequence[Outgoing]) -> None:
         if isinstance(self.backend, BaseBackend):
             await self.backend.send(prepared)
             return
@@ -244,9 +320,8 @@ class AsyncBackend:
             UnsupportedError: If ``keys`` is given and the backend cannot filter.
             BackendClosedError: If the backend is closed.
         """
-        self._check_open()
-        group = validate_group(group)
-        return open_stream(self.backend, group=group, keys=keys, prefetch=prefetch)
+        self._host.check_open()
+        return self._host.consume(keys, group, prefetch)
 
     async def peek(
         self,
@@ -265,10 +340,10 @@ class AsyncBackend:
         Raises:
             UnsupportedError: If the backend cannot.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(self.capabilities.peek, "peek()", "peek")
-        messages: list[Message] = await self.backend.peek(keys, group=group, limit=limit)
-        return messages
+        found: list[Message] = await self._look("peek", keys, group=group, limit=limit)
+        return found
 
     async def stats(self) -> QueueStats:
         """Return the backlog of every key and group.
@@ -276,10 +351,10 @@ class AsyncBackend:
         Raises:
             UnsupportedError: If the backend cannot.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(self.capabilities.stats, "stats()", "stats")
-        stats: QueueStats = await self.backend.stats()
-        return stats
+        found: QueueStats = await self._look("stats")
+        return found
 
     async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
         """Return up to ``limit`` dead letters of ``group``, oldest first, taking none.
@@ -291,10 +366,10 @@ class AsyncBackend:
         Raises:
             UnsupportedError: If the backend keeps none.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(self.capabilities.dead_letters, "dead_letters()", "dead_letters")
-        messages: list[Message] = await self.backend.dead_letters(group=group, limit=limit)
-        return messages
+        found: list[Message] = await self._look("dead_letters", group=group, limit=limit)
+        return found
 
     async def replay(
         self,
@@ -316,10 +391,10 @@ class AsyncBackend:
         Raises:
             UnsupportedError: If the backend keeps none.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(self.capabilities.dead_letters, "replay()", "dead_letters")
-        count: int = await self.backend.replay(group=group, ids=ids, limit=limit)
-        return count
+        found: int = await self._look("replay", group=group, ids=ids, limit=limit)
+        return found
 
     async def groups(self) -> list[ConsumerGroup]:
         """Return the groups that exist; ``None`` stands for the default group.
@@ -327,9 +402,9 @@ class AsyncBackend:
         Raises:
             UnsupportedError: If the backend cannot list them.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(self.capabilities.admin, "groups()", "admin")
-        return list(await self.backend.groups())
+        return list(await self._look("groups"))
 
     async def delete_group(self, name: ConsumerGroup) -> None:
         """Forget a group, its backlog and its dead letters.
@@ -338,9 +413,9 @@ class AsyncBackend:
             UnsupportedError: If the backend cannot.
             ConfigurationError: If there is no such group.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(self.capabilities.admin, "delete_group()", "admin")
-        await self.backend.delete_group(name)
+        await self._look("delete_group", name)
 
     async def purge(
         self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
@@ -354,10 +429,10 @@ class AsyncBackend:
         Raises:
             UnsupportedError: If the backend cannot.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(self.capabilities.admin, "purge()", "admin")
-        count: int = await self.backend.purge(keys, group=group)
-        return count
+        found: int = await self._look("purge", keys, group=group)
+        return found
 
     async def ping(self, timeout: float = 5.0) -> None:
         """Return once the broker has answered.
@@ -366,21 +441,16 @@ class AsyncBackend:
             UnsupportedError: If the backend has no such probe.
             ConnectionLostError: If it has not within ``timeout`` seconds.
         """
-        self._check_open()
+        self._host.check_open()
         self._need(hasattr(self.backend, "ping"), "ping()", "ping")
-        await self.backend.ping(timeout)
+        await self._look("ping", timeout)
 
     async def aclose(self) -> None:
         """Close the backend, where it can be closed; closing twice is fine."""
-        if self._closed:
-            return
-        self._closed = True
-        close = getattr(self.backend, "aclose", None)
-        if close is not None:
-            await close()
+        await self._host.aclose()
 
     async def __aenter__(self) -> Self:
-        self._check_open()
+        self._host.check_open()
         return self
 
     async def __aexit__(
@@ -391,9 +461,9 @@ class AsyncBackend:
     ) -> None:
         await self.aclose()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BackendClosedError(f"backend {self.name!r} is closed; open a new one")
+    async def _look(self, method: str, *args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        return await self._host.look(partial(getattr(self.backend, method), *args, **options))
 
     def _need(self, has: object, what: str, capability: str) -> None:
         if not has:

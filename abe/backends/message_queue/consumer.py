@@ -211,7 +211,6 @@ class _Run:
         self._consumer = consumer
         self._threads = DaemonThreads("abe-handler")
         self._handle = adapt_handler(handler, self._threads)
-        self._turn = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._done = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
@@ -301,11 +300,10 @@ class _Run:
     async def _next(self) -> Message | None:
         """Return the next message that may be handled now; ``None`` at the end."""
         while True:
-            async with self._turn:
-                message = await anext(self._stream, None)
-            if message is None:
+            received = await self._stream.receive()
+            if not received:
                 return None
-            message.detach()
+            (message,) = received
             try:
                 refused = await self._refuse(message)
             except BaseException:

@@ -278,5 +278,5 @@ class AcceptsAnyNackDelay(Streamed):
     def consume(self, **options: Any) -> MessageStream:
         """Return a stream that claims more."""
         stream = super().consume(**options)
-        stream._engine.capabilities = replace(self.capabilities, nack_delay=86_400.0)
+        stream.subscription.capabilities = replace(self.capabilities, nack_delay=86_400.0)
         return stream

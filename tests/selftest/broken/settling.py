@@ -121,10 +121,10 @@ class _ResumeAcksAll(MessageStream):
     __slots__ = ()
 
     async def __anext__(self) -> Message:
-        for delivery in self._engine.hand:
-            receiver: Any = self._engine._connection.receiver
+        for delivery in self._hand:
+            receiver: Any = self.subscription._connection.receiver
             place = delivery.receipt.place
-            if not delivery.detached and receiver is not None:
+            if not delivery.owned and receiver is not None:
                 receiver.group.places.pop(place.stored.seq, None)
         return await super().__anext__()
 
@@ -153,8 +153,8 @@ class _AcksDetached(MessageStream):
     __slots__ = ()
 
     async def __anext__(self) -> Message:
-        for delivery in self._engine.hand:
-            delivery.detached = False
+        for delivery in self._hand:
+            delivery.owned = False
         return await super().__anext__()
 
 

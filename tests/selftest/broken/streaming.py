@@ -180,7 +180,7 @@ class _DropsSilently(MessageStream):
     __slots__ = ()
 
     def __del__(self) -> None:
-        self._engine.abandon()
+        self.subscription.abandon()
 
 
 @broken("dropped_stream_gives_back", says="no ResourceWarning")
@@ -194,8 +194,8 @@ class _StopReleasesAll(MessageStream):
     __slots__ = ()
 
     def stop(self) -> None:
-        for delivery in list(self._engine._leases.held):
-            self._engine.settle(delivery, Outcome.RELEASE)
+        for delivery in list(self.subscription._ledger.held):
+            self.subscription.settle(delivery, Outcome.RELEASE)
         super().stop()
 
 
@@ -250,7 +250,7 @@ class HangingClose(ReferenceBackend):
 
     async def aclose(self) -> None:
         """Wait for every consumer."""
-        while self._engines:  # noqa: ASYNC110 - it is broken
+        while self._subscriptions:  # noqa: ASYNC110 - it is broken
             await asyncio.sleep(0.01)
         await super().aclose()
 

@@ -127,7 +127,7 @@ async def test_no_consumer_holds_more_than_there_is_use_for(
     async with backend.consume(prefetch=prefetch) as stream:
         for _ in range(1500):
             await anext(stream)
-            held.append(len(stream._engine.buffer))
+            held.append(len(stream.subscription.buffer))
     assert max(held) <= MemoryBackend.max_prefetch
     assert max(held) > MemoryBackend.max_prefetch // 2
 

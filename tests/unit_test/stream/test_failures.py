@@ -106,7 +106,7 @@ async def test_a_failure_of_a_dropped_stream_is_logged(
     del stream
     await asyncio.sleep(1)
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert "nobody was left to be told" in record.getMessage()
+    assert "no caller is left to see the error" in record.getMessage()
     assert "read only" in caplog.text
 
 

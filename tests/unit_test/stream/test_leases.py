@@ -95,7 +95,7 @@ async def test_the_lease_of_a_finished_message_is_not_extended(broker: Broker) -
         await several(stream, 3)
         await asyncio.sleep(LEASE)
         assert broker.extended() == [2]
-        assert len(stream._engine._held) == 1
+        assert len(stream.subscription._ledger.held) == 1
 
 
 async def test_watching_over_leases_does_not_disturb_a_read(broker: Broker) -> None:

@@ -68,7 +68,7 @@ async def test_a_quick_caller_holds_a_quarter_lease_of_work_too(broker: Broker) 
     async with broker.stream() as stream:
         for _ in range(2000):
             await anext(stream)
-            held.append(len(stream._engine.buffer))
+            held.append(len(stream.subscription.buffer))
             await asyncio.sleep(0.02)
     assert QUARTER / 0.02 * 0.9 < max(held) <= QUARTER / 0.02
 

@@ -10,8 +10,9 @@ from abe.backends.message_queue.base.capabilities import Capabilities, capabilit
 from abe.backends.message_queue.base.dead_letters import dead_headers, raw_payload
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.log import MessageContext
-from abe.backends.message_queue.base.message import BaseMessage, Message, Outcome, SyncMessage
+from abe.backends.message_queue.base.message import BaseMessage, Message, SyncMessage
 from abe.backends.message_queue.base.mover import Mover
+from abe.backends.message_queue.base.outcome import Outcome
 from abe.backends.message_queue.base.outgoing import Outgoing
 from abe.backends.message_queue.base.payload import (
     check_headers,
@@ -35,6 +36,7 @@ from abe.backends.message_queue.base.settings import (
 )
 from abe.backends.message_queue.base.subscription.plain import open_stream
 from abe.backends.message_queue.base.subscription.stream import MessageStream
+from abe.backends.message_queue.base.subscription.subscription import Subscription
 
 __all__ = [
     "Backoff",
@@ -59,6 +61,7 @@ __all__ = [
     "Setting",
     "SettleFailure",
     "Settlement",
+    "Subscription",
     "SyncMessage",
     "capabilities_of",
     "check_settings",

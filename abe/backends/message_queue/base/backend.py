@@ -25,7 +25,7 @@ from abe.backends.message_queue.base.receiver import Receiver
 from abe.backends.message_queue.base.settings import Setting, naming_variables, read_settings
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.backends.message_queue.base.subscription.stream import MessageStream
-from abe.backends.message_queue.base.subscription.subscription import StreamEngine
+from abe.backends.message_queue.base.subscription.subscription import Subscription
 from abe.errors import BackendClosedError, LoopError
 from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload
 
@@ -57,7 +57,8 @@ class BaseBackend(Unshareable, ABC):
         self._closed = False
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._engines: set[StreamEngine] = set()
+        self._subscriptions: set[Subscription] = set()
+        self._closer: asyncio.Future[None] | None = None
 
     @classmethod
     def from_env(cls) -> Self:
@@ -212,7 +213,8 @@ class BaseBackend(Unshareable, ABC):
             prefetch = self.max_prefetch
 
         def factory() -> Receiver:
-            self._bind()
+            # Also while closing: recorded settlements may need a new connection.
+            self._bind_loop()
             return self._receiver(group, chosen)
 
         return MessageStream(
@@ -221,8 +223,8 @@ class BaseBackend(Unshareable, ABC):
             backend=self.name,
             group=group,
             prefetch=prefetch,
-            on_opened=self._engines.add,
-            on_closed=self._engines.discard,
+            on_opened=self._subscriptions.add,
+            on_closed=self._subscriptions.discard,
         )
 
     async def ping(self, timeout: float = 5.0) -> None:
@@ -235,12 +237,18 @@ class BaseBackend(Unshareable, ABC):
         self._bind()
 
     async def aclose(self) -> None:
-        """Close every stream and connection; closing twice is fine."""
-        if self._closed:
-            return
+        """Close every stream and connection; closing twice is fine, also at the same time."""
         self._closed = True
         if self._process != os.getpid():
-            return  # what is open is the parent's
+            return  # the open connections are the parent's
+        if self._closer is None:
+            self._closer = asyncio.ensure_future(self._close())
+        elif self._closer.done():
+            return
+        if self._closer.get_loop() is asyncio.get_running_loop():
+            await asyncio.shield(self._closer)
+
+    async def _close(self) -> None:
         try:
             await self._close_streams()
         finally:
@@ -261,12 +269,12 @@ class BaseBackend(Unshareable, ABC):
     async def _close_streams(self) -> None:
         here = asyncio.get_running_loop()
         closing = []
-        for engine in list(self._engines):
-            if engine.loop is here:
-                closing.append(engine.finish())
+        for subscription in list(self._subscriptions):
+            if subscription.loop is here:
+                closing.append(subscription.aclose())
             else:
                 # Waiting for a loop that may itself be waiting for us would be a deadlock.
-                engine.abandon()
+                subscription.abandon()
         results = await asyncio.gather(*closing, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -284,6 +292,9 @@ class BaseBackend(Unshareable, ABC):
         """Refuse a closed backend, and another loop than the one its connections belong to."""
         if self._closed or self._process != os.getpid():
             self._check_open()
+        self._bind_loop()
+
+    def _bind_loop(self) -> None:
         if not self.loop_bound:
             return
         loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from itertools import islice
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 from abe.backends.message_queue.base.backoff import Backoff
@@ -120,6 +120,10 @@ class Batcher(Generic[T]):
             if batches:
                 await asyncio.wait(batches)
         return self.withdraw()
+
+    def has(self, test: Callable[[T], bool]) -> bool:
+        """Return whether ``test`` holds for any item that is not answered for."""
+        return any(map(test, chain(self._pending, *self._active.values())))
 
     def withdraw(self) -> list[T]:
         """Take back what no batch has taken yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from abe.backends.message_queue.base.message import Outcome
+from abe.backends.message_queue.base.outcome import Outcome
 from abe.errors import ConfigurationError, UnsupportedError
 
 __all__ = ["Capabilities", "capabilities_of", "check_settlement", "unsupported"]

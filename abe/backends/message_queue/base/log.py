@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 
 from abe.backends.message_queue.base.message import BaseMessage
 from abe.types import ConsumerGroup
 
-__all__ = ["MessageContext", "log_message", "message_context"]
+__all__ = ["MessageContext", "log", "log_message", "message_context"]
+
+
+def log(
+    logger: logging.Logger,
+    level: int,
+    text: str,
+    *arguments: object,
+    extra: Mapping[str, object] | None = None,
+    error: BaseException | None = None,
+) -> None:
+    """Log, whatever the application's handlers and filters raise.
+
+    A record that cannot be logged is lost; a settlement or a reconnection must not be lost with
+    it.
+    """
+    with suppress(Exception):
+        logger.log(level, text, *arguments, extra=extra, exc_info=error)
 
 
 def log_message(
@@ -36,13 +53,14 @@ def log_message(
         error: Logged with its traceback.
     """
     fields = _fields(message, backend, group)
-    logger.log(
+    log(
+        logger,
         level,
         "%s (backend=%s group=%s key=%s id=%s attempt=%s)",
         text,
         *fields.values(),
         extra=fields,
-        exc_info=error,
+        error=error,
     )
 
 

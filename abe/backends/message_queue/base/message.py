@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from abe.backends.message_queue.base.outcome import Outcome, Settleable
 from abe.errors import Reject, UnsupportedError
-
-if TYPE_CHECKING:
-    from abe.backends.message_queue.base.receiver import Delivery
 
 __all__ = ["BaseMessage", "Message", "Outcome", "SyncMessage"]
 
-T = TypeVar("T")
-
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-
-class Outcome(StrEnum):
-    """How a delivery ends.
-
-    ``ACK``, ``NACK`` and ``REJECT`` are AMQP's words; here a nacked message always comes again, and
-    a rejected one never.
-    """
-
-    ACK = "ack"
-    NACK = "nack"
-    RELEASE = "release"
-    REJECT = "reject"
-    LOST = "lost"
-    """Not by us: the lease lapsed, or the connection the delivery came on is gone."""
 
 
 class BaseMessage(dict[str, Any]):
@@ -75,7 +55,7 @@ class BaseMessage(dict[str, Any]):
         self._time = timestamp
         self.attempt = attempt
         self.headers = headers
-        self._delivery: Delivery | None = None
+        self._delivery: Settleable | None = None
         self._outcome: Outcome | None = None
 
     @property
@@ -101,7 +81,7 @@ class BaseMessage(dict[str, Any]):
         return type(self), state
 
     def _record(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
-        """Settle on the thread of the stream's loop; False if settled differently before."""
+        """Settle, from any thread; False if settled differently before."""
         if self._delivery is not None:
             return self._delivery.settle(outcome, delay, reason)
         if self._outcome is None:
@@ -116,8 +96,8 @@ class Message(BaseMessage):
     """A message consumed with ``async for``.
 
     Settling is idempotent; the first settlement wins. Each method returns once the settlement is
-    *recorded*; ``await stream.flush()`` returns when the broker has accepted it. Not thread-safe:
-    call from the event loop that consumes.
+    *recorded*, which never waits and is possible in any thread; ``await stream.flush()`` returns
+    when the broker has accepted it.
     """
 
     __slots__ = ()
@@ -172,66 +152,53 @@ class Message(BaseMessage):
         The lease is extended until the message is settled or the stream is closed.
         """
         if self._delivery is not None:
-            self._delivery.detached = True
+            self._delivery.owned = True
 
 
 class SyncMessage(BaseMessage):
     """A message consumed through the synchronous facade, or by a synchronous handler.
 
-    Settling is idempotent; the first settlement wins. Each method blocks until the settlement is
-    recorded on the event loop that owns the message, and may be called from any other thread.
+    Settling is idempotent; the first settlement wins. Each method returns once the settlement is
+    recorded, without blocking, and may be called from any thread.
     """
 
-    __slots__ = ("_call", "_message")
+    __slots__ = ("_message",)
 
-    def __init__(
-        self, message: Message, call: Callable[[Coroutine[Any, Any, bool]], bool] | None = None
-    ) -> None:
-        """Wrap ``message``.
-
-        Args:
-            message: What the stream yielded.
-            call: Runs a coroutine on the loop that owns ``message`` and returns its result.
-        """
+    def __init__(self, message: Message) -> None:
+        """Wrap ``message``, as the stream yielded it."""
         super().__init__(
             message, message.id, message.key, message._time, message.attempt, message.headers
         )
-        self._message: Message | None = message
-        self._call = call
+        self._message = message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (dict(self), self.id, self.key, self._time, self.attempt, dict(self.headers))
-        return _unpickle_sync, state
+        return _unpickle_sync, super().__reduce__()[1]
 
     @property
     def outcome(self) -> Outcome | None:
         """How this delivery was settled; ``None`` while it is not."""
-        return self._message.outcome if self._message is not None else None
+        return self._message.outcome
 
     def ack(self) -> bool:
         """Done: the group never sees this message again. False if settled differently before."""
-        return self._settle(Message.ack)
+        return self._message._record(Outcome.ACK)
 
     def nack(self, delay: float = 0.0) -> bool:
-        """Failed: counts; comes back after ``delay`` seconds. False if settled differently."""
-        return self._settle(lambda message: message.nack(delay))
+        """Failed: counts, and is redelivered after ``delay`` seconds at the earliest.
+
+        Returns:
+            False if the message was already settled differently, or its lease was lost.
+        """
+        return self._message._record(Outcome.NACK, delay)
 
     def release(self) -> bool:
-        """Not processed: comes back at once, not counted. False if settled differently before."""
-        return self._settle(Message.release)
+        """Not processed: redelivered at once, not counted. False if settled differently before."""
+        return self._message._record(Outcome.RELEASE)
 
     def reject(self, reason: object = "") -> bool:
         """To the dead letters, with ``reason``. False if settled differently before."""
-        return self._settle(lambda message: message.reject(reason))
-
-    def _settle(self, method: Callable[[Message], Coroutine[Any, Any, bool]]) -> bool:
-        if self._message is None or self._call is None:
-            method(Message(self)).send(None)
-            raise AssertionError("unreachable: nothing here can be settled")
-        return self._call(method(self._message))
+        return self._message._record(Outcome.REJECT, reason=Reject(reason).reason)
 
 
 def _unpickle_sync(*state: Any) -> SyncMessage:
-    message = SyncMessage(Message(*state))
-    message._message = None
-    return message
+    return SyncMessage(Message(*state))

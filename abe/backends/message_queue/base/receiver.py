@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from abe.backends.message_queue.base.message import Message, Outcome
-    from abe.backends.message_queue.base.subscription.subscription import StreamEngine
+from abe.backends.message_queue.base.message import Message
+from abe.backends.message_queue.base.outcome import Outcome, Settler
 
 __all__ = ["Delivery", "EndOfStream", "Receiver", "SettleFailure", "Settlement", "checked"]
 
@@ -26,12 +25,25 @@ class Delivery:
         receipt: Whatever the receiver needs to settle this delivery later.
         begun: How often handling of this message had begun before, where the receiver has
             ``begin``.
+
+    Attributes:
+        owned: Whether somebody settles it explicitly, so that asking for more does not ack it.
+        claims: The settlements recorded for it; the first one wins.
     """
 
-    __slots__ = ("begun", "deadline", "detached", "engine", "message", "receipt", "since")
+    __slots__ = (
+        "begun",
+        "claims",
+        "deadline",
+        "message",
+        "owned",
+        "receipt",
+        "since",
+        "subscription",
+    )
 
     since: float
-    """When it arrived; like the next, in the time of the event loop and set by the stream."""
+    """When it arrived; like the next, by the clock of the leases and set by the subscription."""
     deadline: float
     """When its lease ends."""
 
@@ -39,16 +51,18 @@ class Delivery:
         self.message = message
         self.receipt = receipt
         self.begun = begun
-        self.detached = False
-        self.engine: StreamEngine | None = None
+        self.owned = False
+        self.claims: list[list[Outcome]] = []
+        self.subscription: Settler | None = None
 
     def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
-        """Record ``outcome`` with the stream that owns this delivery.
+        """Record ``outcome`` with the subscription that received this delivery, from any thread.
 
-        ``delay`` (seconds) belongs to a nack, ``reason`` to a reject. Returns False if no stream
-        owns it.
+        ``delay`` (seconds) belongs to a nack, ``reason`` to a reject. Returns False if no
+        subscription received it, or if it was settled differently before.
         """
-        return self.engine is not None and self.engine.settle(self, outcome, delay, reason)
+        settler = self.subscription
+        return settler is not None and settler.settle(self, outcome, delay, reason)
 
 
 class Settlement(NamedTuple):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from abe.backends.message_queue.base.message import Message, SyncMessage
 from abe.backends.message_queue.handling.threads import DaemonThreads
-from abe.errors import LoopError
 from abe.types import EventHandlerFunc, EventHandlerProtocol
 
 __all__ = ["StillRunning", "adapt_handler", "check_handler"]
@@ -69,13 +68,8 @@ def adapt_handler(handler: EventHandlerFunc, threads: DaemonThreads) -> Handler:
 
 
 def _in_thread(handler: Callable[[Any], Any], threads: DaemonThreads) -> Handler:
-    loop = asyncio.get_running_loop()
-
-    def block(settlement: Coroutine[Any, Any, bool]) -> bool:
-        return _block(settlement, loop)
-
     async def call(message: Message) -> object:
-        future = threads.submit(handler, SyncMessage(message, block))
+        future = threads.submit(handler, SyncMessage(message))
         try:
             result = await future
         except asyncio.CancelledError:
@@ -88,20 +82,3 @@ def _in_thread(handler: Callable[[Any], Any], threads: DaemonThreads) -> Handler
         return result
 
     return call
-
-
-def _block(settlement: Coroutine[Any, Any, bool], loop: asyncio.AbstractEventLoop) -> bool:
-    """Run a settlement on ``loop`` from another thread; False if the loop is gone."""
-    if asyncio._get_running_loop() is loop:
-        settlement.close()
-        raise LoopError(
-            "a sync handler's message blocks until it is settled, and would block the event loop"
-            " here; a handler that returns a coroutine must be an async function itself"
-        )
-    try:
-        return asyncio.run_coroutine_threadsafe(settlement, loop).result()
-    except RuntimeError:
-        settlement.close()
-        if loop.is_closed():
-            return False
-        raise

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from abe.backends.message_queue.base.backoff import Backoff, pause, transient
+from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.errors import ConnectionLostError
 
-__all__ = ["TRANSIENT", "Connection", "ask"]
+__all__ = ["ReconnectingReceiver", "ask"]
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-TRANSIENT = (ConnectionError, TimeoutError)
-"""Errors that a new connection may cure; `abe.errors.ConnectionLostError` is one."""
-
-FIRST_DELAY = 0.1
-MAX_DELAY = 10.0
+BACKOFF = Backoff(first=0.1, maximum=10.0)
 CLOSE_TIMEOUT = 5.0
 """Seconds that a receiver may take to close."""
 
@@ -43,7 +40,7 @@ async def ask(call: Awaitable[T]) -> T:
         raise ConnectionLostError("the driver cancelled the call") from error
 
 
-class Connection:
+class ReconnectingReceiver:
     """Opens receivers, and replaces a broken one with backoff, whoever notices first.
 
     Args:
@@ -61,6 +58,7 @@ class Connection:
         self._on_lost = on_lost
         self._lock = asyncio.Lock()
         self._closing = asyncio.Event()
+        self._deadline = 0.0
         self._failures = 0
         """In a row; an outage is over only once a call has succeeded."""
         self._unclosed: dict[int, Receiver] = {}
@@ -94,15 +92,18 @@ class Connection:
         """A call has succeeded: the outage, if there was one, is over."""
         if self._failures:
             self._failures = 0
-            logger.info("reconnected to backend %s", self._name, extra=self._fields)
+            log(logger, logging.INFO, "reconnected to backend %s", self._name, extra=self._fields)
 
     async def aclose(self) -> None:
         """Close the receiver, and any whose closing was interrupted."""
-        self._closing.set()
+        self.give_up_after(0.0)
         self.receiver = None
         for receiver in list(self._unclosed.values()):
-            with suppress(*TRANSIENT):
+            try:
                 await self._dispose(receiver)
+            except Exception as error:
+                if not transient(error):
+                    raise
 
     async def _dispose(self, receiver: Receiver) -> None:
         try:
@@ -113,8 +114,9 @@ class Connection:
             raise
         self._unclosed.pop(id(receiver), None)
 
-    def stop_waiting(self) -> None:
-        """Give up after the attempt in progress instead of waiting for the broker to return."""
+    def give_up_after(self, seconds: float) -> None:
+        """Try for ``seconds`` more, at least the attempt in progress, to reach the broker."""
+        self._deadline = asyncio.get_running_loop().time() + seconds
         self._closing.set()
 
     async def _reach(self, error: BaseException | None) -> Receiver:
@@ -131,9 +133,10 @@ class Connection:
                 if receiver is not None:
                     with suppress(Exception):
                         await self._dispose(receiver)
-                if not isinstance(failure, TRANSIENT):
+                if not transient(failure):
                     raise
-                if self._closing.is_set():
+                now = asyncio.get_running_loop().time()
+                if self._closing.is_set() and now >= self._deadline:
                     text = f"backend {self._name!r} cannot be reached: {failure}"
                     raise ConnectionLostError(text) from failure
                 error = failure
@@ -142,10 +145,15 @@ class Connection:
 
     async def _back_off(self, error: BaseException) -> None:
         level = logging.DEBUG if self._failures else logging.WARNING
-        text = "backend %s cannot be reached (%s: %s); retrying"
-        logger.log(level, text, self._name, type(error).__name__, error, extra=self._fields)
-        delay = min(FIRST_DELAY * 2 ** min(self._failures, 20), MAX_DELAY)
+        log(
+            logger,
+            level,
+            "backend %s cannot be reached (%s: %s); retrying",
+            self._name,
+            type(error).__name__,
+            error,
+            extra=self._fields,
+        )
         self._failures += 1
-        with suppress(TimeoutError):
-            async with asyncio.timeout(delay * random.uniform(0.5, 1.0)):
-                await self._closing.wait()
+        stop = None if self._closing.is_set() else self._closing
+        await pause(BACKOFF.delay(self._failures), stop)

@@ -7,21 +7,105 @@ import logging
 import sys
 import warnings
 from asyncio import get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self, TypeVar
 
 from abe.backends.message_queue.base.capabilities import Capabilities
+from abe.backends.message_queue.base.log import log, log_message
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.receiver import Delivery, Receiver
-from abe.backends.message_queue.base.subscription.subscription import StreamEngine
+from abe.backends.message_queue.base.subscription.subscription import Subscription
+from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup
 
-__all__ = ["MAX_HOLD", "MessageStream"]
+__all__ = ["MAX_HOLD", "MessageStream", "StreamHost"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MAX_HOLD = 900.0
+
+
+class StreamHost(Protocol):
+    """Where the subscription of a stream lives: the stream's own loop, or another one."""
+
+    @property
+    def subscription(self) -> Subscription | None:
+        """The subscription, once `open` has run."""
+        ...
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Return an awaitable of the stream's loop that runs ``coroutine`` on the host's."""
+        ...
+
+    @property
+    def pop(self) -> Callable[[list[Delivery]], bool]:
+        """Moves the next message into a hand, in the reader's thread."""
+        ...
+
+    def enter(self) -> None:
+        """Refuse a reader on a loop that it cannot be read from.
+
+        Raises:
+            LoopError: If it is.
+        """
+        ...
+
+    async def open(self) -> None:
+        """Make sure, on the host's loop, that there is a subscription and its group exists."""
+        ...
+
+    async def leave(self, hand: list[Delivery]) -> None:
+        """Give back, on the host's loop, what is in ``hand`` and close the subscription."""
+        ...
+
+    def forget(self, hand: list[Delivery], stream: MessageStream) -> None:
+        """Do as `leave`, from the finalizer of ``stream`` in any thread, without waiting."""
+        ...
+
+
+class _Here:
+    """The host of a stream whose subscription runs on the stream's own loop."""
+
+    __slots__ = ("pop", "subscription")
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.pop = subscription.pop
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        return coroutine
+
+    def enter(self) -> None:
+        self.subscription.start()
+
+    async def open(self) -> None:
+        self.subscription.start()
+
+    async def leave(self, hand: list[Delivery]) -> None:
+        await self.subscription.aclose()
+
+    def forget(self, hand: list[Delivery], stream: MessageStream) -> None:
+        subscription = self.subscription
+        unsettled = [d.message for d in hand if not d.claims and not d.owned]
+        subscription.abandon()  # first: warnings may be errors
+        for message in unsettled:
+            text = (
+                f"a stream of backend {subscription.backend!r} was dropped with message"
+                f" {message.id} of key {message.key!r} unsettled; it will be redelivered."
+                " Close streams with 'async with', and ack the last message before 'break'"
+            )
+            log_message(
+                logger,
+                logging.WARNING,
+                text,
+                message,
+                backend=subscription.backend,
+                group=subscription.group,
+            )
+            warnings.warn(text, ResourceWarning, stacklevel=3, source=stream)
 
 
 class MessageStream:
@@ -29,27 +113,29 @@ class MessageStream:
 
     Asking for the next message acks the previous one, if it was neither settled nor detached. A
     crash, a cancellation, a ``break`` or an exception in the loop body never acks it: the message
-    comes back. (Kafka's auto-commit is the precedent: ``poll()`` commits what the previous poll
-    returned.) To keep the last message of a loop, ``await message.ack()`` before ``break``, or
-    use `take`.
+    is redelivered. (Kafka's auto-commit is the precedent: ``poll()`` commits the messages of the
+    previous poll.) To keep the last message of a loop, ``await message.ack()`` before ``break``,
+    or use `take`.
 
     A timeout or cancellation around ``__anext__`` leaves the stream usable and loses nothing.
-    Bound to the event loop that first uses it; one task at a time may wait on it. Close it with
-    ``async with`` or `aclose`: messages in hand and buffered ones are then given back. A stream
-    dropped with a message in hand warns (`ResourceWarning`) and gives it back if it can.
+    Bound to the event loop that first uses it; one task at a time may iterate, but `receive` may
+    be called by many. Close it with ``async with`` or `aclose`: messages in hand and buffered ones
+    are then released. A stream dropped with a message in hand warns (`ResourceWarning`) and
+    releases it if it can.
 
     Args:
         factory: Makes the `Receiver`; called again after a lost connection.
         capabilities: What the backend declares.
         backend: The backend's name, for errors and the log.
         group: The consumer group.
-        prefetch: Most messages to receive ahead of the caller; ``None`` adapts to its speed.
+        prefetch: Maximum number of messages to receive ahead of the caller; ``None`` adapts to its
+            speed.
         max_hold: Longest time, in seconds, for which one message's lease is extended.
-        on_opened: Called with the engine when the stream is first used.
+        on_opened: Called with the subscription when the stream is first used.
         on_closed: Called with it once the stream is closed.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_took")
+    __slots__ = ("__weakref__", "_can", "_ended", "_hand", "_host", "_iterating", "_took")
 
     def __init__(
         self,
@@ -60,10 +146,10 @@ class MessageStream:
         group: ConsumerGroup = None,
         prefetch: int | None = None,
         max_hold: float = MAX_HOLD,
-        on_opened: Callable[[StreamEngine], None] | None = None,
-        on_closed: Callable[[StreamEngine], None] | None = None,
+        on_opened: Callable[[Subscription], None] | None = None,
+        on_closed: Callable[[Subscription], None] | None = None,
     ) -> None:
-        self._engine = StreamEngine(
+        subscription = Subscription(
             factory,
             capabilities=capabilities,
             backend=backend,
@@ -73,7 +159,28 @@ class MessageStream:
             on_opened=on_opened,
             on_closed=on_closed,
         )
+        self._begin(_Here(subscription), capabilities)
+
+    @classmethod
+    def hosted(cls, host: StreamHost, capabilities: Capabilities) -> Self:
+        """Return a stream whose subscription runs on the loop of ``host``."""
+        self = cls.__new__(cls)
+        self._begin(host, capabilities)
+        return self
+
+    def _begin(self, host: StreamHost, capabilities: Capabilities) -> None:
+        self._host = host
+        self._can = capabilities
+        self._hand: list[Delivery] = []
         self._took = False
+        self._iterating = False
+        self._ended = False
+
+    @property
+    def subscription(self) -> Subscription:
+        """The subscription that it reads; a stream hosted elsewhere has one once it is open."""
+        assert self._host.subscription is not None
+        return self._host.subscription
 
     def __aiter__(self) -> Self:
         return self
@@ -83,37 +190,65 @@ class MessageStream:
 
         Raises:
             StopAsyncIteration: Once the stream is closed.
-            AbeError: What ended the stream, if the broker refused it for good.
+            RuntimeError: If another task is waiting in it.
+            AbeError: What ended the stream, if the broker refused it permanently.
         """
-        engine = self._engine
-        if engine.loop is not get_running_loop():
-            engine.start()
-        if engine.hand:
-            engine.resume()
-        pace = engine.pace
-        if len(engine.buffer) > pace.easy:  # nearly always, while messages come fast
-            delivery = engine.buffer.popleft()
-            pace.yielded += 1
-        else:
-            if pace.low and len(engine.buffer) == pace.low:
+        subscription, hand = self._host.subscription, self._hand
+        here = subscription is not None and subscription.loop is get_running_loop()
+        if not here:
+            self._host.enter()
+        if hand:
+            assert subscription is not None
+            subscription.finish(hand)
+        self._took = False
+        if here:
+            assert subscription is not None
+            pace, buffer = subscription.pace, subscription.buffer
+            if len(buffer) > pace.easy:  # nearly always, while messages come fast
+                delivery = buffer[0]
+                if delivery.deadline >= subscription.clock():
+                    buffer.popleft()
+                    pace.yielded += 1
+                    hand.append(delivery)
+                    return delivery.message
+            elif pace.low and len(buffer) == pace.low:
                 # Once per refill: the request for it goes out now, not when the buffer is empty,
                 # and the broker works on it while the caller works on the rest.
                 await asyncio.sleep(0)
-            found = engine.pop() if engine.buffer else await engine.next()
-            if found is None:
+        while not self._host.pop(hand):
+            if not await self._wait(1, None):
                 raise StopAsyncIteration
-            delivery = found
-        engine.hand.append(delivery)
-        self._took = False
-        return delivery.message
+        return hand[-1].message
+
+    async def _wait(self, wanted: int, timeout: float | None, *, ask: bool = True) -> bool:
+        """Wait for a message; False at the end, or after ``timeout`` seconds."""
+        __tracebackhide__ = True
+        if self._iterating:
+            raise RuntimeError("another task is waiting on this stream; open one stream per task")
+        self._iterating = True
+        try:
+            return await self._wait_among(wanted, timeout, ask=ask)
+        finally:
+            self._iterating = False
+
+    async def _wait_among(self, wanted: int, timeout: float | None, *, ask: bool) -> bool:
+        """Wait for a message, as one of many tasks."""
+        __tracebackhide__ = True
+        host = self._host
+        if self._ended:
+            return False
+        if host.subscription is None:
+            await host.run(host.open())
+        assert host.subscription is not None
+        return await host.run(host.subscription.wait(wanted, timeout, ask=ask))
 
     async def take(
         self, n: int = 1, timeout: float | None = None, *, quiet: float | None = None
     ) -> list[Message]:
-        """Return up to ``n`` messages, in order; acks what was handed over before.
+        """Return up to ``n`` messages, in order; acks those handed over before.
 
-        What it returns is acked by the next call, or by leaving ``async with`` without an
-        exception. A cancelled call puts everything back.
+        The messages it returns are acked by the next call, or by leaving ``async with`` without
+        an exception. A cancelled call puts everything back.
 
         Args:
             n: How many to wait for.
@@ -121,78 +256,148 @@ class MessageStream:
                 until there are ``n``, or the stream is closed.
             quiet: Seconds without a further message after which it returns what has arrived, if
                 anything has; ``None`` waits on.
+
+        Raises:
+            ConfigurationError: If ``n`` is negative.
+            AbeError: What ended the stream, if the broker refused it permanently.
         """
-        engine = self._engine
-        engine.start()
-        engine.resume()
-        deadline = None
-        if timeout is not None:
-            deadline = get_running_loop().time() + timeout
+        __tracebackhide__ = True
+        self._host.enter()
+        if self._hand:
+            assert self._host.subscription is not None
+            self._host.subscription.finish(self._hand)
+        taken = await self._collect(n, timeout, quiet, self._wait)
+        self._hand += taken
+        self._took = True
+        return [delivery.message for delivery in taken]
+
+    async def receive(
+        self, n: int = 1, timeout: float | None = None, *, quiet: float | None = None
+    ) -> list[Message]:
+        """Return up to ``n`` messages that the caller settles; many tasks may call it at once.
+
+        The messages are never acked by asking for more; their leases are extended until they are
+        settled or the stream is closed. A cancelled call puts everything back.
+
+        Args:
+            n: How many to wait for.
+            timeout: Seconds to wait in total; ``None`` waits until there are ``n``.
+            quiet: Seconds without a further message after which it returns what has arrived, if
+                anything has; ``None`` waits on.
+
+        Returns:
+            The messages; none at the end of the stream.
+
+        Raises:
+            ConfigurationError: If ``n`` is negative.
+            AbeError: What ended the stream, if the broker refused it permanently.
+        """
+        __tracebackhide__ = True
+        taken = await self._collect(n, timeout, quiet, self._wait_among)
+        for delivery in taken:
+            delivery.owned = True
+        return [delivery.message for delivery in taken]
+
+    async def _collect(
+        self, n: int, timeout: float | None, quiet: float | None, wait: Callable[..., Any]
+    ) -> list[Delivery]:
+        __tracebackhide__ = True
+        if n < 0:
+            raise ConfigurationError(f"n is {n!r}; it must be 0 or more messages")
+        host, time = self._host, get_running_loop().time
+        deadline = None if timeout is None else time() + timeout
         taken: list[Delivery] = []
         try:
             while len(taken) < n:
-                limit = deadline
+                if host.pop(taken):
+                    continue
+                left = None if deadline is None else deadline - time()
                 if quiet is not None and taken:
-                    silence = get_running_loop().time() + quiet
-                    limit = silence if deadline is None else min(deadline, silence)
-                if engine.buffer:
-                    delivery: Delivery | None = engine.pop()
-                else:
-                    delivery = await engine.next(n - len(taken), limit, ask=not taken)
-                if delivery is None:
+                    left = quiet if left is None else min(left, quiet)
+                if not await wait(n - len(taken), left, ask=not taken):
                     break
-                taken.append(delivery)
         except BaseException:
-            engine.put_back(taken)
+            if taken:
+                assert host.subscription is not None
+                host.subscription.give_back(taken)
             raise
-        if engine.closing:
-            return []  # they were given back
-        engine.hand.extend(taken)
-        self._took = True
-        return [delivery.message for delivery in taken]
+        if taken and host.subscription is not None and host.subscription.closing:
+            host.subscription.give_back(taken)
+            return []
+        return taken
 
     def unread(self, message: Message) -> bool:
         """Put a message in hand back at the front, as if it had not been handed over.
 
-        For whoever runs ``__anext__`` in a task of its own and did not pick up the result: the
+        For code that runs ``__anext__`` in a task of its own and did not pick up the result: the
         message would otherwise count as finished at the next call.
 
         Returns:
             False if the message is settled or the stream is closing.
         """
-        return self._engine.unread(message)
+        subscription = self._host.subscription
+        for delivery in self._hand:
+            if delivery.message is message:
+                break
+        else:
+            return False
+        if subscription is None or delivery.claims or subscription.stopping or self._ended:
+            return False
+        self._hand.remove(delivery)
+        subscription.give_back([delivery])
+        return True
 
     async def flush(self) -> None:
         """Return once the broker has accepted every settlement recorded so far.
 
         Raises:
-            AbeError: If it refused one for good.
+            AbeError: If it refused one permanently.
         """
-        await self._engine.flush()
+        __tracebackhide__ = True
+        if self._host.subscription is not None:
+            await self._host.run(self._host.subscription.flush())
 
     def stop(self) -> None:
-        """Take no more: a waiting ``__anext__`` ends, and buffered messages are given back.
+        """Take no more: a waiting ``__anext__`` ends, and buffered messages are released.
 
-        Messages in hand, and detached ones, can still be settled until `aclose`.
+        Messages in hand, and those of `receive`, can still be settled until `aclose`.
         """
-        self._engine.stop()
+        subscription = self._host.subscription
+        if subscription is None:
+            self._ended = True
+        elif subscription.loop in (None, get_running_loop()):
+            subscription.stop()
+        else:
+            subscription.loop.call_soon_threadsafe(subscription.stop)
 
     async def aclose(self) -> None:
-        """Give back messages in hand and buffered ones, flush settlements, disconnect.
+        """Release messages in hand and buffered ones, flush settlements, disconnect.
 
         A task waiting in ``__anext__`` sees `StopAsyncIteration`. Closing twice is fine.
 
         Raises:
-            AbeError: If a settlement failed for good and no call has raised that yet.
+            AbeError: If a settlement failed permanently and no call has raised that yet.
         """
-        await self._engine.finish()
+        __tracebackhide__ = True
+        host = self._host
+        try:
+            if host.subscription is not None:
+                await host.run(host.leave(self._hand))
+        finally:
+            self._ended = host.subscription is None or not host.subscription.here
 
     async def __aenter__(self) -> Self:
         """Connect; when it returns, the group exists."""
+        __tracebackhide__ = True
+        host = self._host
         try:
-            await self._engine.open()
+            await host.run(host.open())
+            assert host.subscription is not None
+            await host.run(host.subscription.open())
         except BaseException:  # then __aexit__ is not called
-            await self._engine.close()
+            self._ended = True
+            if host.subscription is not None:
+                await host.run(host.subscription.close())
             raise
         return self
 
@@ -202,48 +407,39 @@ class MessageStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        __tracebackhide__ = True
         if kind is None:
-            if self._took:
-                self._engine.resume()
+            if self._took and self._host.subscription is not None:
+                self._host.subscription.finish(self._hand)
             await self.aclose()
             return
         try:
             await self.aclose()
-        except Exception:
+        except Exception as failure:
             # The exception of the block matters more; a cancellation must not be replaced.
-            name = self._engine.backend
-            logger.exception("closing a stream of backend %s failed", name, extra={"backend": name})
+            subscription = self._host.subscription
+            name = subscription.backend if subscription is not None else ""
+            text = "closing a stream of backend %s failed"
+            log(logger, logging.ERROR, text, name, extra={"backend": name}, error=failure)
 
     def __del__(self) -> None:
-        engine: StreamEngine | None = getattr(self, "_engine", None)
-        if engine is None or sys.is_finalizing():
+        host: StreamHost | None = getattr(self, "_host", None)
+        if host is None or self._ended or sys.is_finalizing():
             return
-        hand = [d.message for d in engine.hand if d.message.outcome is None and not d.detached]
-        engine.abandon()  # first: warnings may be errors
-        for message in hand:
-            text = (
-                f"a stream of backend {engine.backend!r} was dropped with message"
-                f" {message.id} of key {message.key!r} unsettled; it will be delivered again."
-                " Close streams with 'async with', and ack the last message before 'break'"
-            )
-            logger.warning(
-                text,
-                extra={
-                    "backend": engine.backend,
-                    "group": engine.group,
-                    "key": message.key,
-                    "id": message.id,
-                    "attempt": message.attempt,
-                },
-            )
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+        subscription = host.subscription
+        if subscription is None or not subscription.here:
+            return
+        host.forget(self._hand, self)
 
     @property
     def capabilities(self) -> Capabilities:
         """What can be done with its messages; a plain backend's iterator can do nothing."""
-        return self._engine.capabilities
+        return self._can
 
     @property
     def closed(self) -> bool:
         """Whether no more messages will come."""
-        return self._engine.stopping and not self._engine.buffer
+        subscription = self._host.subscription
+        if subscription is None:
+            return self._ended
+        return (self._ended or subscription.stopping) and not subscription.buffer

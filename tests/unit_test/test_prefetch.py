@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from abe.backends.message_queue.base.subscription.prefetch import MAX_RECEIVE, TICKS, Pace
+from abe.backends.message_queue.base.subscription.prefetch import (
+    MAX_RECEIVE,
+    TICKS,
+    PrefetchController,
+)
 
 LEASE = 40.0
 QUARTER = LEASE / 4
@@ -14,7 +18,7 @@ class Caller:
     """Takes messages at a speed of its own."""
 
     def __init__(self, most: int = 1024) -> None:
-        self.pace = Pace(most)
+        self.pace = PrefetchController(most)
         self.pace.asked()
         self.now = 100.0
         self.pace.adapt(self.now, LEASE)
@@ -32,7 +36,7 @@ class Caller:
 
 
 def test_nothing_is_received_ahead_at_first() -> None:
-    pace = Pace(1024)
+    pace = PrefetchController(1024)
     assert (pace.room(0, 0), pace.room(0, 1), pace.room(0, 7), pace.room(2, 7)) == (0, 1, 7, 5)
     assert pace.low == 0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from abe.backends.message_queue.base.subscription.outbox import MAX_BATCH, MAX_WAIT
+from abe.backends.message_queue.base.subscription.ledger import MAX_BATCH, MAX_WAIT
 
 if TYPE_CHECKING:
     from tests.support.scripted_broker import Broker

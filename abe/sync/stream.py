@@ -6,15 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from abe.backends.message_queue.base import Message, MessageStream, SyncMessage
+from abe.backends.message_queue.base import Delivery, Message, MessageStream, SyncMessage
 from abe.errors import BackendClosedError
-from abe.sync.feed import BATCH, Feed
-
-if TYPE_CHECKING:
-    from abe.sync.backend import SyncBackend
-    from abe.sync.home import Home, Place
+from abe.sync.pool import Loan, Selector, SubscriptionPool
+from abe.sync.portal import Portal
 
 __all__ = ["SyncBatch", "SyncStream"]
 
@@ -24,17 +21,18 @@ class SyncStream(Iterator[SyncMessage]):
 
     Asking for the next message acks the previous one; so does reaching ``limit`` or waiting
     longer than ``timeout``, which end the loop. Leaving the loop by ``break`` or an exception
-    does not: the message in hand comes back. After an interrupt the iterator can be used again.
+    does not: the message in hand is released. After an interrupt the iterator can be used again.
 
     For one thread at a time. The ``with`` statement opens it at once (the group then exists) and
     closes it; without, it is closed when the loop is over or the iterator is collected.
     """
 
     def __init__(
-        self, owner: SyncBackend, feed: Feed, limit: int | None, timeout: float | None
+        self, portal: Portal, loan: Loan, limit: int | None, timeout: float | None
     ) -> None:
-        self._owner = owner  # keeps the connection open
-        self._feed = feed
+        self._portal = portal
+        self._loan = loan
+        self._hand: list[Delivery] = []
         self._limit = limit
         self._timeout = timeout
         self._count = 0
@@ -50,7 +48,7 @@ class SyncStream(Iterator[SyncMessage]):
         Raises:
             StopIteration: After ``limit`` messages, or none within ``timeout``, or when closed.
             RuntimeError: If another thread is waiting on this iterator.
-            AbeError: What ended the stream, if the broker refused it for good.
+            AbeError: What ended the stream, if the broker refused it permanently.
         """
         __tracebackhide__ = True
         if self._turn.locked():
@@ -63,49 +61,56 @@ class SyncStream(Iterator[SyncMessage]):
         except StopIteration:
             raise
         except BaseException:
-            # Nobody may come back for what has arrived: let others have it meanwhile.
-            self._feed.abandon()
+            self._let_go()
             raise
 
     def _advance(self) -> SyncMessage:
         __tracebackhide__ = True
-        feed = self._feed
-        feed.resume()
+        loan, hand = self._loan, self._hand
+        if hand:
+            if loan.subscription is not None:
+                loan.subscription.finish(hand)
+            hand.clear()
         if self._ended or self._count == self._limit:
             self.close()
             raise StopIteration
-        message = feed.hand_over()
-        while message is None:
-            most = BATCH if self._limit is None else min(BATCH, self._limit - self._count)
-            if not feed.home.portal.call(feed.refill(most, self._timeout)):
+        while not loan.pop(hand):
+            if not self._portal.call(loan.wait(self._timeout)):
                 self.close()
                 raise StopIteration
-            message = feed.hand_over()
         self._count += 1
-        return SyncMessage(message, feed.call)
+        return SyncMessage(hand[-1].message)
+
+    def _let_go(self) -> None:
+        """Let others have the messages, in case this reader does not come back.
+
+        This thread lets go before its next step: it must not pop from a stream that is closing.
+        """
+        hand, self._hand = self._hand, []
+        self._loan = self._loan.renew(hand)
 
     def close(self) -> None:
-        """Give back the message in hand and what has arrived after it; closing twice is fine.
+        """Release the message in hand and those buffered after it; closing twice is fine.
 
         Blocks until the broker knows.
 
         Raises:
-            AbeError: If a settlement failed for good and no call has raised that yet.
+            AbeError: If a settlement failed permanently and no call has raised that yet.
         """
         __tracebackhide__ = True
         if self._ended:
             return
         try:
             with suppress(BackendClosedError):  # the interpreter is exiting: that closes it too
-                self._feed.home.portal.call(self._feed.close())
+                self._portal.call(self._loan.leave(self._hand))
             self._ended = True
         except BaseException:
-            self._feed.abandon()
+            self._let_go()
             raise
 
     def __enter__(self) -> Self:
         __tracebackhide__ = True
-        self._feed.home.portal.call(self._feed.open())
+        self._portal.call(self._loan.connect())
         return self
 
     def __exit__(
@@ -119,7 +124,7 @@ class SyncStream(Iterator[SyncMessage]):
 
     def __del__(self) -> None:
         if not self._ended:
-            self._feed.home.portal.post_from_finalizer(self._feed.begin_close)
+            self._loan.forget(self._hand, self)
 
 
 class SyncBatch:
@@ -129,11 +134,16 @@ class SyncBatch:
     """
 
     def __init__(
-        self, owner: SyncBackend, home: Home, place: Place, n: int, timeout: float | None
+        self,
+        owner: object,
+        pool: SubscriptionPool,
+        selector: Selector,
+        n: int,
+        timeout: float | None,
     ) -> None:
         self._owner = owner
-        self._home = home
-        self._place = place
+        self._pool = pool
+        self._selector = selector
         self._n = n
         self._timeout = timeout
         self._stream: MessageStream | None = None
@@ -144,12 +154,12 @@ class SyncBatch:
         __tracebackhide__ = True
         if self._stream is not None:
             raise RuntimeError("this batch is already open; call batch() again")
-        call = self._home.portal.call
+        call = self._pool.portal.call
         try:
             call(self._receive())
-            return [SyncMessage(message, call) for message in self._messages]
+            return [SyncMessage(message) for message in self._messages]
         except BaseException:
-            self._home.portal.post(self._release)
+            self._pool.portal.post(self._release)
             raise
 
     def __exit__(
@@ -161,35 +171,37 @@ class SyncBatch:
         __tracebackhide__ = True
         try:
             if kind is None:
-                self._home.portal.call(self._ack())
+                self._pool.portal.call(self._ack())
         finally:
-            self._home.portal.post(self._release)
+            self._pool.portal.post(self._release)
 
     def __del__(self) -> None:
         if self._stream is not None:
-            self._home.portal.post_from_finalizer(self._release)
+            self._pool.portal.post_from_finalizer(self._release)
 
     # The stream changes hands on the portal only, where no interrupt can fall in between.
 
     async def _receive(self) -> None:
-        self._stream, self._messages = await self._home.receive(self._place, self._n, self._timeout)
+        self._stream, self._messages = await self._pool.receive(
+            self._selector, self._n, self._timeout
+        )
 
     async def _ack(self) -> None:
         stream, self._stream = self._stream, None
         if stream is None:
             return
         try:
-            await self._home.finish(stream, self._messages)
+            await self._pool.finish(stream, self._messages)
         finally:
-            at_rest = len(self._messages) == self._n
-            self._home.give_back(self._place, stream, at_rest=at_rest)
+            idle = len(self._messages) == self._n
+            self._pool.give_back(self._selector, stream, idle=idle)
 
     def _release(self) -> None:
         """Give everything back, if that is still to be done; the next call waits for it."""
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        if self._home.retains:
+        if self._pool.retains:
             for message in reversed(self._messages):
                 stream.unread(message)
-        self._home.give_back(self._place, stream, at_rest=False)
+        self._pool.give_back(self._selector, stream, idle=False)

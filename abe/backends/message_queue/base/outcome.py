@@ -1,0 +1,41 @@
+"""How a delivery ends, and the two references that a settlement travels along."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Protocol
+
+__all__ = ["Outcome", "Settleable", "Settler"]
+
+
+class Outcome(StrEnum):
+    """How a delivery ends.
+
+    ``ACK``, ``NACK`` and ``REJECT`` are AMQP's words; here a nacked message is always redelivered,
+    and a rejected one never.
+    """
+
+    ACK = "ack"
+    NACK = "nack"
+    RELEASE = "release"
+    REJECT = "reject"
+    LOST = "lost"
+    """Not by us: the lease lapsed, or the connection the delivery came on is gone."""
+
+
+class Settleable(Protocol):
+    """A delivery, as its message knows it."""
+
+    owned: bool
+
+    def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
+        """Record ``outcome``; False if the delivery was settled differently before."""
+        ...
+
+
+class Settler(Protocol):
+    """The subscription, as its deliveries know it."""
+
+    def settle(self, delivery: Any, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
+        """Record ``outcome``; False if ``delivery`` was settled differently before."""
+        ...

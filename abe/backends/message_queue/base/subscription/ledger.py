@@ -1,0 +1,274 @@
+"""What a subscription holds, and how each of it ends: settlements from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from asyncio import _get_running_loop
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from abe.backends.message_queue.base.backoff import transient
+from abe.backends.message_queue.base.batcher import Batcher
+from abe.backends.message_queue.base.capabilities import Capabilities
+from abe.backends.message_queue.base.log import log, log_message
+from abe.backends.message_queue.base.outcome import Outcome
+from abe.backends.message_queue.base.receiver import Delivery, Settlement, checked
+from abe.backends.message_queue.base.subscription.reconnect import ReconnectingReceiver, ask
+from abe.errors import ConnectionLostError, LoopError
+from abe.types import ConsumerGroup
+
+__all__ = ["Ledger"]
+
+logger = logging.getLogger(__name__)
+
+ACK = Outcome.ACK
+MAX_BATCH = 512
+MAX_WAIT = 0.05
+"""Seconds for which an ack may wait for others to join it."""
+INTERVAL = 0.01
+"""Seconds between two looks at the settlements of other threads; the first of a burst is prompt."""
+
+
+class Ledger:
+    """Knows what is held, and decides which settlement of a delivery counts.
+
+    `record` and `finish` may be called in any thread; the other methods belong to the loop. A
+    settlement from elsewhere goes through the inbox first and is claimed second, so that an
+    interrupt between the two leaves it recorded; the loop completes the claim.
+
+    Args:
+        capabilities: What the backend declares.
+        backend: The backend's name, for the log.
+        group: The consumer group, for the log.
+        connection: Where to send settlements.
+        on_settled: Called on the loop with each settlement that counts and is no ack.
+        on_failure: Called with the error when the broker refuses a settlement permanently.
+
+    Attributes:
+        held: Received and not settled, in the order of arrival.
+    """
+
+    def __init__(
+        self,
+        capabilities: Capabilities,
+        backend: str,
+        group: ConsumerGroup,
+        connection: ReconnectingReceiver,
+        on_settled: Callable[[Settlement], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self.held: dict[Delivery, None] = {}
+        self._can_release = capabilities.release
+        self._backend = backend
+        self._group = group
+        self._connection = connection
+        self._on_settled = on_settled
+        self._on_failure = on_failure
+        self._batcher = Batcher(
+            self._send, max_items=MAX_BATCH, max_wait=MAX_WAIT, name="abe-settle"
+        )
+        self._inbox: deque[tuple[Settlement, list[Outcome]]] = deque()
+        self._awake = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind to the subscription's loop."""
+        self._loop = loop
+        self._process = os.getpid()
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the process that receives."""
+        return os.getpid() == self._process
+
+    # -- any thread ------------------------------------------------------------------------
+
+    def record(self, settlement: Settlement) -> bool:
+        """Record how a delivery ended; False if it was settled differently before.
+
+        Raises:
+            LoopError: In a process forked from the one that received the delivery.
+        """
+        delivery, outcome = settlement.delivery, settlement.outcome
+        claim = [outcome]
+        if _get_running_loop() is self._loop:
+            if self._inbox:
+                self.drain()
+            self._accept(settlement, claim)
+            return delivery.claims[0][0] is outcome
+        if not self._post(settlement, claim):
+            delivery.claims.append([Outcome.LOST])
+        delivery.claims.append(claim)
+        if delivery.claims[0] is claim:
+            delivery.message._outcome = outcome
+        return delivery.claims[0][0] is outcome
+
+    def finish(self, hand: list[Delivery]) -> None:
+        """Ack what is neither settled nor owned, and empty the hand."""
+        if _get_running_loop() is self._loop:
+            if self._inbox:
+                self.drain()
+            for delivery in hand:
+                if not delivery.claims and not delivery.owned:
+                    self._accept(Settlement(delivery, ACK), [ACK])
+        else:
+            for delivery in hand:
+                if not delivery.claims and not delivery.owned:
+                    claim = [ACK]
+                    self._post(Settlement(delivery, ACK), claim)
+                    delivery.claims.append(claim)
+                    delivery.message._outcome = ACK
+        hand.clear()
+
+    def _post(self, settlement: Settlement, claim: list[Outcome]) -> bool:
+        """Leave a settlement for the loop; False if the loop is gone."""
+        if not self.here:
+            raise LoopError(
+                f"this message was received in process {self._process}, before a fork; "
+                f"it cannot be settled in its child {os.getpid()}"
+            )
+        assert self._loop is not None
+        if self._loop.is_closed():
+            return False
+        self._inbox.append((settlement, claim))
+        if not self._awake:
+            self._awake = True
+            try:
+                self._loop.call_soon_threadsafe(self._look)
+            except RuntimeError:  # closed just now
+                return False
+        return True
+
+    # -- the loop --------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._inbox:
+            self.drain()
+        else:
+            self._awake = False
+            if not self._inbox:  # a thread may have seen the flag just before
+                return
+            self._awake = True
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look)
+
+    def drain(self) -> None:
+        """Take up what other threads recorded, in their order."""
+        while self._inbox:
+            self._accept(*self._inbox.popleft())
+
+    def _accept(self, settlement: Settlement, claim: list[Outcome]) -> None:
+        """Claim the delivery for ``settlement``, and pass it on if it was the first."""
+        delivery = settlement.delivery
+        delivery.claims.append(claim)
+        if delivery.claims[0] is not claim or delivery not in self.held:
+            return
+        self.forget(delivery, settlement.outcome)
+        self._batcher.add(settlement)
+        if settlement.outcome is not ACK:
+            self._batcher.send()
+            self._on_settled(settlement)
+
+    def forget(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Hold a delivery no longer; also breaks its cycle with the message."""
+        delivery.message._delivery = None
+        delivery.message._outcome = outcome
+        self.held.pop(delivery, None)
+
+    def lose(self, delivery: Delivery) -> None:
+        """Hold a delivery no longer, whose lease has lapsed."""
+        delivery.claims.append([Outcome.LOST])
+        self.forget(delivery, delivery.claims[0][0])
+
+    def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Release what is neither settled nor owned, where the backend can."""
+        for delivery in deliveries:
+            if delivery.claims or delivery.owned:
+                continue
+            if self._can_release:
+                self._accept(Settlement(delivery, Outcome.RELEASE), [Outcome.RELEASE])
+            else:
+                self.lose(delivery)
+
+    def report_lost(self, delivery: Delivery) -> None:
+        """Say that a settlement came, or would come, too late."""
+        delivery.message._outcome = Outcome.LOST
+        self.warn("lease lost: the message is, or will be, redelivered", delivery)
+
+    def warn(self, text: str, delivery: Delivery) -> None:
+        """Log a warning about one message."""
+        message = delivery.message
+        log_message(
+            logger, logging.WARNING, text, message, backend=self._backend, group=self._group
+        )
+
+    # -- sending ---------------------------------------------------------------------------
+
+    def send(self) -> None:
+        """Start sending what is recorded."""
+        self._batcher.send()
+
+    async def flush(self) -> None:
+        """Return once the broker has answered for everything recorded so far."""
+        self.drain()
+        await self._batcher.flush()
+
+    @property
+    def owes(self) -> bool:
+        """Whether a settlement other than a release is not answered for.
+
+        A release that never arrives does no harm: the lease lapses.
+        """
+        return self._batcher.has(lambda settlement: settlement.outcome is not Outcome.RELEASE)
+
+    async def close(self, timeout: float) -> None:
+        """Send what is recorded within ``timeout`` seconds, and record no more after that."""
+        self.drain()
+        self._report_undelivered(
+            await self._batcher.close(timeout), f"the broker did not answer within {timeout:g} s"
+        )
+        if self._timer is not None:
+            self._timer.cancel()
+        for delivery in list(self.held):
+            self.lose(delivery)
+
+    async def _send(self, batch: list[Settlement]) -> list[Settlement]:
+        """Settle ``batch`` and return what has to be tried again."""
+        try:
+            receiver = await self._connection.open()
+            try:
+                failures = checked(await ask(receiver.settle(batch)), receiver, "settle")
+            except Exception as error:
+                if not transient(error):
+                    raise
+                await self._connection.recover(receiver, error)
+                return batch
+        except Exception as error:  # a provider may raise anything, and it must not be swallowed
+            if transient(error):
+                self._report_undelivered(batch, str(error))
+            else:
+                text = "settling %d deliveries failed permanently"
+                log(logger, logging.ERROR, text, len(batch), error=error)
+                self._on_failure(error)
+            return []
+        self._connection.confirm()
+        retry = []
+        for settlement, refusal in failures:
+            if refusal is None:
+                if settlement.outcome is not Outcome.RELEASE:
+                    self.report_lost(settlement.delivery)
+            elif transient(refusal):
+                retry.append(settlement)
+            else:
+                self._on_failure(refusal)
+        return retry
+
+    def _report_undelivered(self, settlements: list[Settlement], reason: str) -> None:
+        count = sum(settlement.outcome is not Outcome.RELEASE for settlement in settlements)
+        if count:
+            text = f"closed with {count} settlements not delivered, those messages will come again"
+            self._on_failure(ConnectionLostError(f"{text}: {reason}"))
