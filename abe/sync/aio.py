@@ -28,6 +28,11 @@ class PortalHost:
         self._pool = pool
         self._owner = owner
 
+    @property
+    def closed(self) -> bool:
+        """Whether the backend was closed."""
+        return self._pool.closed
+
     def check_open(self) -> None:
         """Raise if the backend was closed."""
         self._pool.check_open()

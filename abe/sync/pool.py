@@ -332,6 +332,7 @@ class Loan:
         self._stream: MessageStream | None = None
         self._kept: deque[Delivery] = deque()
         self._asking = False
+        self._opened = False
 
     # -- the reader ------------------------------------------------------------------------
 
@@ -363,8 +364,9 @@ class Loan:
 
     async def open(self) -> None:
         """Borrow a subscription, unless that was done before."""
-        if self._stream is not None:
+        if self._stream is not None or (self._opened and self._pool.closed):
             return
+        self._opened = True
         self._stream = self._pool.borrow(self._selector, self._prefetch)
         self.subscription = self._stream.subscription
         self.subscription.start()
@@ -386,7 +388,8 @@ class Loan:
         await self.open()
         if self._kept:
             return True
-        assert self.subscription is not None
+        if self.subscription is None:  # the backend was closed
+            return False
         self._asking = True  # and so it stays if nothing comes, or this is cancelled
         patience = None if timeout is None else max(timeout, SHORTEST_WAIT)
         arrived = await self.subscription.wait(1, patience)

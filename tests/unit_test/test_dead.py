@@ -7,8 +7,9 @@ from typing import Any, Self
 
 import pytest
 
-from abe.backends.message_queue.base import Message, dead_headers
+from abe.backends.message_queue.base import Capabilities, Message, dead_headers
 from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
+from abe.errors import ConfigurationError
 
 
 class Plain:
@@ -58,28 +59,30 @@ def test_text_that_is_no_text_is_replaced() -> None:
     assert headers["abe-dead-reason"] == "bad ?"
 
 
-async def test_what_was_published_without_a_key_is_known_as_often_as_that() -> None:
+async def test_a_copy_that_comes_back_is_refused_by_its_mark() -> None:
+    """Never by its content: an equal message is handled."""
     backend = Plain()
     dead = DeadLetterKey(backend, "dead")
-    assert not dead.holds(Message({"n": 1}))
     await dead.publish(Message({"n": 1}), "broken")
-    await dead.publish(Message({"n": 1}), "broken")
-    assert backend.published == [("dead", {"n": 1})] * 2
-    seen = [dead.holds(Message({"n": n})) for n in (2, 1, 1, 1)]
-    assert seen == [False, True, True, False]
+    ((key, payload),) = backend.published
+    assert (key, payload) == ("dead", {"n": 1})
+    dead.refuse_own(Message({"n": 1}))
+    with pytest.raises(ConfigurationError, match="its own group|own group"):
+        dead.refuse_own(Message(payload, headers=getattr(payload, "headers", {})))
 
 
-@pytest.mark.parametrize("error", [ConnectionError(), TimeoutError()])
-async def test_what_was_not_published_is_not_known(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("keys", "filters", "refused"),
+    [("none", None, True), ("consumer", None, True), ("consumer", ["orders.*"], False)],
+)
+def test_a_key_that_the_group_receives_is_refused(
+    keys: Any, filters: list[str] | None, refused: bool
+) -> None:
     backend = Plain()
-    backend.error = error
+    backend.capabilities = Capabilities(groups=True, keys=keys)  # type: ignore[attr-defined]
     dead = DeadLetterKey(backend, "dead")
-    with pytest.raises(type(error)):
-        await dead.publish(Message({"n": 1}), "broken")
-    assert not dead.holds(Message({"n": 1}))
-
-
-def test_a_key_tells_all() -> None:
-    dead = DeadLetterKey(Plain(), "dead")
-    assert dead.holds(Message({}, key="dead"))
-    assert not dead.holds(Message({}, key="orders"))
+    if refused:
+        with pytest.raises(ConfigurationError, match="choose a key"):
+            dead.check("g", filters)
+    else:
+        dead.check("g", filters)

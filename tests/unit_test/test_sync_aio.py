@@ -17,7 +17,7 @@ import pytest
 
 import abe
 from abe.backends.message_queue.base import MessageStream
-from abe.backends.message_queue.base.subscription import subscription as subscriptions
+from abe.backends.message_queue.base.subscription import pump
 from abe.sync import SyncBackend
 
 LONG = 30.0
@@ -262,7 +262,7 @@ def test_a_cancelled_stream_does_not_swallow_what_arrives_later(
     queue: SyncBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless its reader comes back soon; when it does later, it goes on."""
-    monkeypatch.setattr(subscriptions, "KEEP_OPEN", 0.02)
+    monkeypatch.setattr(pump, "KEEP_OPEN", 0.02)
 
     async def main() -> None:
         stream = queue.aio.consume()

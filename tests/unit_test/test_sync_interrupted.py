@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import abe
-from abe.backends.message_queue.base import MessageStream
+from abe.backends.message_queue.base import MessageStream, Subscription
 from abe.sync import SyncBackend
 
 _names = itertools.count()
@@ -30,23 +30,23 @@ def queue() -> Iterator[SyncBackend]:
 
 
 @pytest.fixture
-def interrupt_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def interrupt_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Press Ctrl-C when the portal calls a method of the stream for the first time."""
 
-    def arrange(method: str) -> None:
-        original = getattr(MessageStream, method)
+    def arrange(method: str, target: type = MessageStream) -> None:
+        original = getattr(target, method)
         main = threading.main_thread().ident
         assert main is not None
 
-        async def interrupted(self: MessageStream, *args: Any, **options: Any) -> Any:
-            monkeypatch.setattr(MessageStream, method, original)
+        async def interrupted(self: Any, *args: Any, **options: Any) -> Any:
+            monkeypatch.setattr(target, method, original)
             signal.pthread_kill(main, signal.SIGINT)
             if method == "aclose":  # it cannot be cancelled before it has begun
                 await original(self, *args, **options)
             await asyncio.sleep(0.2)  # meanwhile the cancellation arrives
             return await original(self, *args, **options)
 
-        monkeypatch.setattr(MessageStream, method, interrupted)
+        monkeypatch.setattr(target, method, interrupted)
 
     return arrange
 
@@ -56,7 +56,7 @@ def in_hand(queue: SyncBackend) -> int:
 
 
 def test_a_take_that_waits_takes_nothing(
-    queue: SyncBackend, interrupt_in: Callable[[str], None]
+    queue: SyncBackend, interrupt_in: Callable[..., None]
 ) -> None:
     """And the next one starts from the beginning."""
     interrupt_in("take")
@@ -68,7 +68,7 @@ def test_a_take_that_waits_takes_nothing(
 
 @pytest.mark.parametrize("how", ["take", "consume", "take-more", "aio"])
 def test_what_was_acked_already_is_handed_over_next(
-    queue: SyncBackend, interrupt_in: Callable[[str], None], how: str
+    queue: SyncBackend, interrupt_in: Callable[..., None], how: str
 ) -> None:
     """An ack cannot be undone, so the message must reach somebody."""
     interrupt_in("flush")
@@ -95,7 +95,7 @@ def test_what_was_acked_already_is_handed_over_next(
 
 
 def test_an_interrupt_while_that_waits_keeps_it(
-    queue: SyncBackend, interrupt_in: Callable[[str], None]
+    queue: SyncBackend, interrupt_in: Callable[..., None]
 ) -> None:
     """However often it happens."""
     for method in ("flush", "take", "take"):
@@ -106,10 +106,10 @@ def test_an_interrupt_while_that_waits_keeps_it(
 
 
 def test_an_interrupted_iterator_holds_nothing_and_goes_on(
-    queue: SyncBackend, interrupt_in: Callable[[str], None]
+    queue: SyncBackend, interrupt_in: Callable[..., None]
 ) -> None:
     """Others get what comes meanwhile, even if it is kept in a variable."""
-    interrupt_in("take")
+    interrupt_in("wait", Subscription)
     stream = queue.consume()
     with pytest.raises(KeyboardInterrupt):
         next(stream)
@@ -119,9 +119,7 @@ def test_an_interrupted_iterator_holds_nothing_and_goes_on(
     assert [m["n"] for m in queue.take(timeout=0)] == [2]
 
 
-def test_an_interrupted_close_closes(
-    queue: SyncBackend, interrupt_in: Callable[[str], None]
-) -> None:
+def test_an_interrupted_close_closes(queue: SyncBackend, interrupt_in: Callable[..., None]) -> None:
     """What it held is there for others."""
     stream = queue.consume()
     next(stream)
@@ -132,7 +130,7 @@ def test_an_interrupted_close_closes(
 
 
 def test_an_interrupted_batch_is_given_back(
-    queue: SyncBackend, interrupt_in: Callable[[str], None]
+    queue: SyncBackend, interrupt_in: Callable[..., None]
 ) -> None:
     """While it waits; while it is acked, the acks stand."""
     interrupt_in("take")

@@ -83,6 +83,11 @@ def aconnect(
 class BackendHost(Protocol):
     """Where the calls of an `AsyncBackend` run: on the caller's loop, or on another one."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether the backend was closed."""
+        ...
+
     def check_open(self) -> None:
         """Raise `BackendClosedError` if the backend was closed."""
         ...
@@ -112,6 +117,10 @@ class _Here:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._closer: asyncio.Future[Any] | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._closer is not None
 
     def check_open(self) -> None:
         if self._closer is not None:
@@ -184,7 +193,7 @@ class AsyncBackend:
         return capabilities_of(self.backend)
 
     def __repr__(self) -> str:
-        return f"<AsyncBackend {self.name}>"
+        return f"<AsyncBackend {self.name}{' closed' if self._host.closed else ''}>"
 
     async def publish(
         self,

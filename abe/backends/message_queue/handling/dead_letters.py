@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from typing import Any
+from collections.abc import Sequence
 
 from abe.backends.message_queue.base.capabilities import capabilities_of
-from abe.backends.message_queue.base.dead_letters import dead_headers
-from abe.backends.message_queue.base.message import Message
-from abe.errors import PublishError
-from abe.types import MessageQueueBackendProtocol, MessageQueueKey
+from abe.backends.message_queue.base.dead_letters import PREFIX, dead_headers
+from abe.backends.message_queue.base.keys import KeyFilter
+from abe.backends.message_queue.base.message import BaseMessage, Message
+from abe.errors import ConfigurationError
+from abe.types import ConsumerGroup, MessageQueueBackendProtocol, MessageQueueKey
 
 __all__ = ["DeadLetterKey"]
 
+MARK = f"{PREFIX}published-to"
+"""The header of a copy that a consumer published under its dead-letter key."""
+
 
 class DeadLetterKey:
-    """The key under which a consumer publishes what it gives up, and which it never handles.
+    """The key under which a consumer publishes the messages it gives up.
+
+    A dead letter must outlive its consumer, so the consumer's group must not receive the key.
+    Copies are recognised by a mark, never by their content.
 
     Args:
         backend: Where to publish; one without dead letters of its own.
@@ -26,19 +31,34 @@ class DeadLetterKey:
     def __init__(self, backend: MessageQueueBackendProtocol, key: MessageQueueKey) -> None:
         self.key = key
         self._backend = backend
-        self._headers = capabilities_of(backend).headers
-        self._published: Counter[str] = Counter()
+        self._can = capabilities_of(backend)
 
-    def holds(self, message: Message) -> bool:
-        """Whether ``message`` was published under this key."""
-        if message.key is not None:
-            return message.key == self.key
-        # A plain backend tells no key; what was published here is known by its text.
-        text = _text(message) if self._published else ""
-        if not self._published.get(text):
-            return False
-        self._published -= Counter([text])
-        return True
+    def check(self, group: ConsumerGroup, keys: Sequence[str] | str | None) -> None:
+        """Refuse a key that the consumer's own group receives, where the backend tells.
+
+        Raises:
+            ConfigurationError: If it does.
+        """
+        if self._can.reject or self._can == type(self._can)():
+            return  # it is not used, or a plain backend tells nothing
+        if self._can.keys == "none" or KeyFilter(keys).matches(self.key):
+            raise self._refusal(group)
+
+    def refuse_own(self, message: Message) -> None:
+        """Refuse a dead letter of ours that this consumer has received.
+
+        Raises:
+            ConfigurationError: If ``message`` is one; it stays unsettled.
+        """
+        if message.headers.get(MARK) == self.key:
+            raise self._refusal(None)
+
+    def _refusal(self, group: ConsumerGroup) -> ConfigurationError:
+        return ConfigurationError(
+            f"dead_letter_key {self.key!r} is received by this consumer's own group"
+            f"{'' if group is None else f' {group!r}'}: choose a key that it does not receive, or"
+            " give keys= that leave it out"
+        )
 
     async def publish(self, message: Message, reason: str) -> None:
         """Publish ``message`` with the `dead_headers`, where the backend has headers.
@@ -46,24 +66,15 @@ class DeadLetterKey:
         Raises:
             Exception: Whatever the backend raises.
         """
-        extras: dict[str, Any] = {}
-        if self._headers:
-            extras["headers"] = dead_headers(
-                message.headers,
-                reason=reason,
-                attempts=message.attempt,
-                id=message.id,
-                key=message.key,
-            )
-        # Noted first: another worker may receive it before publish() returns here.
-        note = Counter([_text(message)] if message.key is None else [])
-        self._published += note
-        try:
-            await self._backend.publish(self.key, dict(message), **extras)
-        except (ConnectionError, TimeoutError, PublishError):
-            self._published -= note
-            raise
-
-
-def _text(message: Message) -> str:
-    return json.dumps(message, sort_keys=True, default=repr)
+        headers = dead_headers(
+            message.headers,
+            reason=reason,
+            attempts=message.attempt,
+            id=message.id,
+            key=message.key,
+        )
+        headers[MARK] = self.key
+        extras = {"headers": headers} if self._can.headers else {}
+        # A plain backend inside this process may hand over the very object.
+        payload = BaseMessage(message, headers=headers)
+        await self._backend.publish(self.key, payload, **extras)

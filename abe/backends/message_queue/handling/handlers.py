@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import copy_context
+from functools import partial
 from typing import Any, cast
 
 from abe.backends.message_queue.base.message import Message, SyncMessage
@@ -63,8 +66,32 @@ def adapt_handler(handler: EventHandlerFunc, threads: DaemonThreads) -> Handler:
     """
     function = check_handler(handler)
     if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-        return function
+        return partial(_in_context, function)
     return _in_thread(function, threads)
+
+
+@types.coroutine
+def _in_context(
+    function: Callable[[Message], Coroutine[Any, Any, object]], message: Message
+) -> Generator[Any, Any, object]:
+    """Run an async handler in a copy of the context: the next one must not see its variables."""
+    run = copy_context().run
+    coroutine = run(function, message)
+    resume, value = coroutine.send, None
+    try:
+        while True:
+            awaited = run(resume, value)
+            try:
+                value = yield awaited
+                resume = coroutine.send
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                resume, value = coroutine.throw, error
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        coroutine.close()
 
 
 def _in_thread(handler: Callable[[Any], Any], threads: DaemonThreads) -> Handler:

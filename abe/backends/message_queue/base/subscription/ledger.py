@@ -43,11 +43,13 @@ class Ledger:
         backend: The backend's name, for the log.
         group: The consumer group, for the log.
         connection: Where to send settlements.
-        on_settled: Called on the loop with each settlement that counts and is no ack.
+        on_settled: Called on the loop with each settlement that counts and is no ack; with acks,
+            too, while `watched`.
         on_failure: Called with the error when the broker refuses a settlement permanently.
 
     Attributes:
         held: Received and not settled, in the order of arrival.
+        watched: Whether the end of any delivery may be waited for.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Ledger:
         on_failure: Callable[[Exception], None],
     ) -> None:
         self.held: dict[Delivery, None] = {}
+        self.watched = False
         self._can_release = capabilities.release
         self._backend = backend
         self._group = group
@@ -171,6 +174,7 @@ class Ledger:
         self._batcher.add(settlement)
         if settlement.outcome is not ACK:
             self._batcher.send()
+        if settlement.outcome is not ACK or self.watched:
             self._on_settled(settlement)
 
     def forget(self, delivery: Delivery, outcome: Outcome) -> None:
@@ -199,12 +203,10 @@ class Ledger:
         delivery.message._outcome = Outcome.LOST
         self.warn("lease lost: the message is, or will be, redelivered", delivery)
 
-    def warn(self, text: str, delivery: Delivery) -> None:
-        """Log a warning about one message."""
+    def warn(self, text: str, delivery: Delivery, level: int = logging.WARNING) -> None:
+        """Log about one message."""
         message = delivery.message
-        log_message(
-            logger, logging.WARNING, text, message, backend=self._backend, group=self._group
-        )
+        log_message(logger, level, text, message, backend=self._backend, group=self._group)
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -263,6 +265,10 @@ class Ledger:
                     self.report_lost(settlement.delivery)
             elif transient(refusal):
                 retry.append(settlement)
+            elif settlement.delivery.owned:  # its owner goes on with the others
+                settlement.delivery.message._outcome = Outcome.LOST
+                text = f"the broker refused to {settlement.outcome} the message: {refusal}"
+                self.warn(text, settlement.delivery, logging.ERROR)
             else:
                 self._on_failure(refusal)
         return retry

@@ -5,107 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import warnings
 from asyncio import get_running_loop
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from abe.backends.message_queue.base.capabilities import Capabilities
-from abe.backends.message_queue.base.log import log, log_message
+from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.receiver import Delivery, Receiver
+from abe.backends.message_queue.base.subscription.host import LocalHost, StreamHost
 from abe.backends.message_queue.base.subscription.subscription import Subscription
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup
 
-__all__ = ["MAX_HOLD", "MessageStream", "StreamHost"]
+__all__ = ["MAX_HOLD", "MessageStream"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 MAX_HOLD = 900.0
-
-
-class StreamHost(Protocol):
-    """Where the subscription of a stream lives: the stream's own loop, or another one."""
-
-    @property
-    def subscription(self) -> Subscription | None:
-        """The subscription, once `open` has run."""
-        ...
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Return an awaitable of the stream's loop that runs ``coroutine`` on the host's."""
-        ...
-
-    @property
-    def pop(self) -> Callable[[list[Delivery]], bool]:
-        """Moves the next message into a hand, in the reader's thread."""
-        ...
-
-    def enter(self) -> None:
-        """Refuse a reader on a loop that it cannot be read from.
-
-        Raises:
-            LoopError: If it is.
-        """
-        ...
-
-    async def open(self) -> None:
-        """Make sure, on the host's loop, that there is a subscription and its group exists."""
-        ...
-
-    async def leave(self, hand: list[Delivery]) -> None:
-        """Give back, on the host's loop, what is in ``hand`` and close the subscription."""
-        ...
-
-    def forget(self, hand: list[Delivery], stream: MessageStream) -> None:
-        """Do as `leave`, from the finalizer of ``stream`` in any thread, without waiting."""
-        ...
-
-
-class _Here:
-    """The host of a stream whose subscription runs on the stream's own loop."""
-
-    __slots__ = ("pop", "subscription")
-
-    def __init__(self, subscription: Subscription) -> None:
-        self.subscription = subscription
-        self.pop = subscription.pop
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        return coroutine
-
-    def enter(self) -> None:
-        self.subscription.start()
-
-    async def open(self) -> None:
-        self.subscription.start()
-
-    async def leave(self, hand: list[Delivery]) -> None:
-        await self.subscription.aclose()
-
-    def forget(self, hand: list[Delivery], stream: MessageStream) -> None:
-        subscription = self.subscription
-        unsettled = [d.message for d in hand if not d.claims and not d.owned]
-        subscription.abandon()  # first: warnings may be errors
-        for message in unsettled:
-            text = (
-                f"a stream of backend {subscription.backend!r} was dropped with message"
-                f" {message.id} of key {message.key!r} unsettled; it will be redelivered."
-                " Close streams with 'async with', and ack the last message before 'break'"
-            )
-            log_message(
-                logger,
-                logging.WARNING,
-                text,
-                message,
-                backend=subscription.backend,
-                group=subscription.group,
-            )
-            warnings.warn(text, ResourceWarning, stacklevel=3, source=stream)
 
 
 class MessageStream:
@@ -159,16 +79,16 @@ class MessageStream:
             on_opened=on_opened,
             on_closed=on_closed,
         )
-        self._begin(_Here(subscription), capabilities)
+        self._set_up(LocalHost(subscription), capabilities)
 
     @classmethod
     def hosted(cls, host: StreamHost, capabilities: Capabilities) -> Self:
         """Return a stream whose subscription runs on the loop of ``host``."""
         self = cls.__new__(cls)
-        self._begin(host, capabilities)
+        self._set_up(host, capabilities)
         return self
 
-    def _begin(self, host: StreamHost, capabilities: Capabilities) -> None:
+    def _set_up(self, host: StreamHost, capabilities: Capabilities) -> None:
         self._host = host
         self._can = capabilities
         self._hand: list[Delivery] = []
@@ -198,8 +118,7 @@ class MessageStream:
         if not here:
             self._host.enter()
         if hand:
-            assert subscription is not None
-            subscription.finish(hand)
+            self._finish(hand)
         self._took = False
         if here:
             assert subscription is not None
@@ -220,6 +139,11 @@ class MessageStream:
                 raise StopAsyncIteration
         return hand[-1].message
 
+    def _finish(self, hand: list[Delivery]) -> None:
+        if self._host.subscription is not None:
+            self._host.subscription.finish(hand)
+        hand.clear()  # of a stream that has been closed
+
     async def _wait(self, wanted: int, timeout: float | None, *, ask: bool = True) -> bool:
         """Wait for a message; False at the end, or after ``timeout`` seconds."""
         __tracebackhide__ = True
@@ -239,7 +163,8 @@ class MessageStream:
             return False
         if host.subscription is None:
             await host.run(host.open())
-        assert host.subscription is not None
+        if host.subscription is None:  # the backend was closed
+            return False
         return await host.run(host.subscription.wait(wanted, timeout, ask=ask))
 
     async def take(
@@ -263,9 +188,7 @@ class MessageStream:
         """
         __tracebackhide__ = True
         self._host.enter()
-        if self._hand:
-            assert self._host.subscription is not None
-            self._host.subscription.finish(self._hand)
+        self._finish(self._hand)
         taken = await self._collect(n, timeout, quiet, self._wait)
         self._hand += taken
         self._took = True
@@ -297,6 +220,29 @@ class MessageStream:
         for delivery in taken:
             delivery.owned = True
         return [delivery.message for delivery in taken]
+
+    def isolate_suspects(self) -> None:
+        """From now on, hand over a suspect only when all received messages are settled.
+
+        A suspect is a message at its third attempt or later, which may be what kills its
+        consumers. Nothing is handed over beside it until it is settled.
+        """
+        self.subscription.isolates = True
+
+    async def begin(self, message: Message) -> int:
+        """Record with the broker that handling of a message from `receive` begins.
+
+        Returns:
+            How often it had begun before; 0 where the receiver keeps no such count.
+
+        Raises:
+            AbeError: If the broker refuses it permanently.
+        """
+        __tracebackhide__ = True
+        delivery = message._delivery
+        if not isinstance(delivery, Delivery):  # settled, or its lease was lost
+            return 0
+        return await self._host.run(self.subscription.begin(delivery))
 
     async def _collect(
         self, n: int, timeout: float | None, quiet: float | None, wait: Callable[..., Any]
@@ -409,8 +355,8 @@ class MessageStream:
     ) -> None:
         __tracebackhide__ = True
         if kind is None:
-            if self._took and self._host.subscription is not None:
-                self._host.subscription.finish(self._hand)
+            if self._took:
+                self._finish(self._hand)
             await self.aclose()
             return
         try:

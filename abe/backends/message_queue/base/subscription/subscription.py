@@ -9,38 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from abe.backends.message_queue.base.backoff import transient
-from abe.backends.message_queue.base.capabilities import Capabilities, check_settlement
+from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.log import log
-from abe.backends.message_queue.base.outcome import Outcome
-from abe.backends.message_queue.base.receiver import Delivery, EndOfStream, Receiver, Settlement
-from abe.backends.message_queue.base.subscription.leases import LeaseExtender, clock_of
-from abe.backends.message_queue.base.subscription.ledger import Ledger
-from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
-from abe.backends.message_queue.base.subscription.read_ahead import ReadAhead
-from abe.backends.message_queue.base.subscription.reconnect import ReconnectingReceiver, ask
-from abe.errors import ConfigurationError, LoopError
+from abe.backends.message_queue.base.receiver import Delivery, Receiver
+from abe.backends.message_queue.base.subscription.leases import clock_of
+from abe.backends.message_queue.base.subscription.pump import Pump
+from abe.backends.message_queue.base.subscription.reconnect import ask
+from abe.errors import LoopError
 from abe.types import ConsumerGroup
 
 __all__ = ["Subscription"]
 
 logger = logging.getLogger(__name__)
 
-RECEIVE_TIMEOUT = 20.0
 CLOSE_TIMEOUT = 10.0
 OWNER_TIMEOUT = 1.0
 """Seconds that the end of the loop leaves to the owners of messages, to settle them."""
-KEEP_OPEN = 1.0
-"""Seconds after which a reader that neither waits nor took anything since is taken to be gone."""
 
 _live: set[Subscription] = set()
 """Event loops refer to tasks weakly; this keeps a dropped stream's subscription until it closed."""
 
 
-class Subscription:
+class Subscription(Pump):
     """Receives ahead of its readers, keeps leases, records settlements, and closes in order.
 
     `pop`, `settle`, `finish`, `give_back` and `abandon` may be called in any thread, the others on
@@ -58,6 +52,8 @@ class Subscription:
 
     Attributes:
         buffer: Received messages that no reader has yet.
+        isolates: Whether a suspect waits until all received messages are settled, and nothing is
+            handed over beside it.
         error: What ended it, if it failed permanently.
         stopping: Whether it takes no more.
     """
@@ -74,56 +70,23 @@ class Subscription:
         on_opened: Callable[[Subscription], None] | None,
         on_closed: Callable[[Subscription], None] | None,
     ) -> None:
-        if prefetch is None:
-            prefetch = 1 if capabilities.attempts == "upper" else MAX_PREFETCH
-        elif prefetch < 1:
-            raise ConfigurationError(f"prefetch is {prefetch}; it must be at least 1")
-        self.capabilities = capabilities
-        self.backend = backend
-        self.group = group
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.clock: Callable[[], float] = float
-        self.error: Exception | None = None
-        self.surfaced = False
-        self.stopping = False
-        self._ahead = ReadAhead(prefetch)
-        self.buffer = self._ahead.buffer
-        self.pace = self._ahead.pace
-        self._connection = ReconnectingReceiver(factory, backend, self._drop_buffer)
-        self._ledger = Ledger(
-            capabilities,
-            backend,
-            group,
-            self._connection,
-            on_settled=self._settled,
-            on_failure=self._fail,
+        super().__init__(
+            factory,
+            capabilities=capabilities,
+            backend=backend,
+            group=group,
+            prefetch=prefetch,
+            max_hold=max_hold,
         )
         self.finish = self._ledger.finish
-        self._leases = LeaseExtender(
-            self._connection,
-            self._ledger,
-            max_hold,
-            on_tick=self._shed,
-            on_lost=self._lost,
-            on_failure=self._fail,
-        )
+        self.surfaced = False
         self._on_opened = on_opened
         self._on_closed = on_closed
-        self._demand = asyncio.Event()
-        self._keep: int | None = None
-        """How many buffered messages the next turn of the pump leaves."""
-        self._returned = False
-        """Whether released messages have to be back before the next receive, for the order."""
         self._pump: asyncio.Task[None] | None = None
-        self._opened: asyncio.Future[None] | None = None
-        self._closing = asyncio.Event()
         self._impatience: asyncio.TimerHandle | None = None
-        self._watch: asyncio.TimerHandle | None = None
-        self._waited = 0.0
-        self._seen = 0
         self._unattended = False
 
-    # -- life ------------------------------------------------------------------------------
+    # -- life -----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Bind to the running loop and begin to connect; refuses another loop than before."""
@@ -156,19 +119,6 @@ class Subscription:
         if self._opened is not None:
             await asyncio.shield(self._opened)
             await self._raise_error()
-
-    def stop(self) -> None:
-        """Take no more: waiting readers see the end, buffered messages are released.
-
-        Messages in a hand can still be settled, until `aclose`.
-        """
-        self.stopping = True
-        self._demand.set()
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_result(None)
-        self._end_receive()
-        self._release(self._ahead.remove_after(0))
-        self._ahead.wake_all()
 
     @property
     def here(self) -> bool:
@@ -270,95 +220,18 @@ class Subscription:
         fields = {"backend": self.backend}
         log(logger, level, text, self.backend, *arguments, extra=fields, error=error)
 
-    # -- receiving -------------------------------------------------------------------------
+    async def _raise_error(self) -> None:
+        if self.error is not None:
+            await self.close()
+            self.surface()
 
-    async def _receive_all(self) -> None:
-        assert self._opened is not None
-        try:
-            if not self.stopping:
-                await self._connection.open()
-            if not self._opened.done():
-                self._opened.set_result(None)
-            while not self.stopping:
-                await self._receive()
-        except EndOfStream:
-            self.stopping = True
-        except Exception as error:  # a provider may raise anything; the reader must see it
-            if not transient(error):  # retries are given up only while closing: no reader waits
-                self._fail(error)
-        finally:
-            if not self._opened.done():
-                self._opened.set_result(None)
-            self._ahead.wake_all()
+    def surface(self) -> None:
+        """Raise what ended the subscription, if it failed permanently."""
+        if self.error is not None:
+            self.surfaced = True
+            raise self.error
 
-    async def _receive(self) -> None:
-        """Give back what is surplus, then receive once, or wait for demand."""
-        await self._make_room()
-        receiver = await self._connection.open()
-        if self.stopping:
-            return  # a receiver opened since then has not been told to wake
-        room = self.pace.room(len(self.buffer), self._ahead.wanted)
-        if room == 0 or self._ahead.suspect:
-            self._demand.clear()
-            if not self._ahead.suspect or not self._ahead.waiting:
-                await self._demand.wait()
-            return
-        try:
-            deliveries = await ask(receiver.receive(room, RECEIVE_TIMEOUT))
-        except Exception as error:
-            if not transient(error):
-                raise
-            await self._connection.recover(receiver, error)
-            return
-        self._connection.confirm()
-        self._arrived(deliveries)
-        if receiver is not self._connection.receiver:
-            self._drop_buffer()
-
-    async def _make_room(self) -> None:
-        """Release what the readers will not ask for soon, and all behind a suspect.
-
-        Done between two calls of ``receive``, and waited for: otherwise a receive that is out
-        would overtake the messages that are on their way back.
-        """
-        keep, self._keep = self._keep, None
-        isolate = self._ahead.suspect and self._ahead.waiting
-        if isolate:
-            keep = 1
-        if keep is not None and self.capabilities.release:
-            self._release(self._ahead.remove_after(keep))
-        if self._returned or isolate:
-            self._returned = False
-            await self._ledger.flush()
-        if isolate and self._ahead.suspect:
-            self._ahead.approved = self.buffer[0]
-            self._ahead.wake()
-
-    def _end_receive(self) -> None:
-        if self._connection.receiver is not None:
-            self._connection.receiver.wake()
-
-    def _arrived(self, deliveries: Sequence[Delivery]) -> None:
-        if not deliveries:
-            return
-        now = self.clock()
-        deadline = now + self._leases.seconds if self._leases.lapse else float("inf")
-        held = self._ledger.held
-        for delivery in deliveries:
-            delivery.subscription = self
-            delivery.since = now
-            delivery.deadline = deadline
-            delivery.message._delivery = delivery
-            held[delivery] = None
-        self._ahead.add(deliveries)
-        if self.stopping:
-            self._release(self._ahead.remove_after(0))
-        if not self._leases.ticking:
-            self.pace.begin()
-            self._leases.begin()
-        self._ahead.wake()
-
-    # -- handing over ----------------------------------------------------------------------
+    # -- reading --------------------------------------------------------------------------
 
     def pop(self, hand: list[Delivery]) -> bool:
         """Move the next message into ``hand``, in any thread; False if there is none: `wait`."""
@@ -368,14 +241,6 @@ class Subscription:
             self._refill()
         self.pace.yielded += 1
         return True
-
-    def _refill(self) -> None:
-        if asyncio._get_running_loop() is self.loop:
-            self._adapt()
-            self._demand.set()
-        elif self.loop is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                self.loop.call_soon_threadsafe(self._refill)
 
     async def wait(
         self, wanted: int = 1, timeout: float | None = None, *, ask: bool = True
@@ -421,6 +286,8 @@ class Subscription:
         for delivery in self._ahead.remove_lapsed(self.clock()):
             self._ledger.lose(delivery)
             self._ledger.report_lost(delivery)
+        if self._is_isolated():
+            return False
         self._ahead.calm()
         return self._ahead.ready()
 
@@ -445,68 +312,21 @@ class Subscription:
         self._ahead.wake()
         self._keep_watch()
 
-    def _adapt(self) -> None:
-        self.pace.adapt(self.clock(), self._leases.seconds)
-
-    def _shed(self) -> None:
-        """Let the pump release buffered messages that no reader will ask for soon."""
-        if not self.capabilities.release:
-            return
-        keep = self.pace.tick(
-            len(self.buffer), self.clock(), self._leases.seconds, waiting=self._ahead.waiting
-        )
-        if keep < len(self.buffer):
-            self._shrink(keep)
-
-    def _shrink(self, keep: int) -> None:
-        self._keep = keep
-        self._demand.set()
-        self._end_receive()
-
-    def _keep_watch(self) -> None:
-        """Notice a reader that was cancelled, or whose loop was closed, while it waited."""
-        assert self.loop is not None
-        self._waited, self._seen = self.loop.time(), self.pace.yielded
-        if self._watch is None and not self.stopping:
-            self._watch = self.loop.call_later(KEEP_OPEN, self._check_reader)
-
-    def _check_reader(self) -> None:
-        assert self.loop is not None
-        self._watch = None
-        if self._ahead.waiting or self.pace.yielded != self._seen or self.stopping:
-            return
-        left = self._waited + KEEP_OPEN - self.loop.time()
-        if left > 0:
-            self._watch = self.loop.call_later(left, self._check_reader)
-        elif self.capabilities.release:
-            self.pace.rest()
-            self._shrink(0)
-
-    # -- settling --------------------------------------------------------------------------
-
-    def settle(
-        self, delivery: Delivery, outcome: Outcome, delay: float = 0.0, reason: str = ""
-    ) -> bool:
-        """Record how ``delivery`` ended, in any thread, without waiting.
-
-        Returns:
-            False if it was settled differently before.
-
-        Raises:
-            UnsupportedError: If the backend cannot end a delivery in this way.
-        """
-        if outcome is not Outcome.ACK:
-            check_settlement(self.capabilities, self.backend, outcome, delay)
-            elsewhere = asyncio._get_running_loop() is not self.loop
-            if elsewhere and self.capabilities.ordering == "key" and outcome is not Outcome.REJECT:
-                # The reader's next pop has to wait until the loop has removed the successors.
-                self.pace.careful = True
-                self._ahead.approved = None
-        return self._ledger.record(Settlement(delivery, outcome, delay, reason))
-
-    def _settled(self, settlement: Settlement) -> None:
-        if self.capabilities.ordering == "key" and settlement.outcome is not Outcome.REJECT:
-            self._release(self._ahead.remove_key(settlement.delivery.message.key))
+    async def begin(self, delivery: Delivery) -> int:
+        """Record with the broker that handling begins; return how often it had begun before."""
+        while True:
+            receiver = await self._connection.open()
+            begin = getattr(receiver, "begin", None)
+            if begin is None:
+                return 0
+            try:
+                await ask(begin((delivery,)))
+            except Exception as error:
+                if not transient(error):
+                    raise
+                await self._connection.recover(receiver, error)
+            else:
+                return delivery.begun
 
     async def flush(self) -> None:
         """Return once the broker has accepted everything recorded; raises what it refused."""
@@ -514,34 +334,3 @@ class Subscription:
             self._check_loop()
             await self._ledger.flush()
         self.surface()
-
-    async def _raise_error(self) -> None:
-        if self.error is not None:
-            await self.close()
-            self.surface()
-
-    def surface(self) -> None:
-        """Raise what ended the subscription, if it failed permanently."""
-        if self.error is not None:
-            self.surfaced = True
-            raise self.error
-
-    def _release(self, deliveries: Iterable[Delivery]) -> None:
-        for delivery in deliveries:
-            self._ledger.give_back((delivery,))
-            self._returned = True
-
-    def _drop_buffer(self) -> None:
-        """Release the buffer when the connection is lost: its receipts may be void."""
-        if self.capabilities.redelivery != "none":
-            self._release(self._ahead.remove_after(0))
-
-    def _lost(self, delivery: Delivery) -> None:
-        self._ahead.discard(delivery)
-        self._ledger.lose(delivery)
-        self._ledger.report_lost(delivery)
-
-    def _fail(self, error: Exception) -> None:
-        if self.error is None:
-            self.error = error
-        self.stop()

@@ -1,0 +1,198 @@
+"""The verdict on a handler's failure: redelivered, retried here, or given up."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from abe.backends.message_queue.base.backoff import transient
+from abe.backends.message_queue.base.capabilities import Capabilities
+from abe.backends.message_queue.base.dead_letters import reason_for
+from abe.backends.message_queue.base.log import log_message
+from abe.backends.message_queue.base.message import Message
+from abe.backends.message_queue.base.outcome import Outcome
+from abe.backends.message_queue.handling.counters import Counters
+from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
+from abe.backends.message_queue.handling.retry import RetryPolicy
+from abe.errors import Reject, Retry
+from abe.types import ConsumerGroup
+
+__all__ = ["Verdicts", "release"]
+
+logger = logging.getLogger("abe.backends.message_queue.consumer")
+
+
+class Verdicts:
+    """Settles messages by the outcome of their handling.
+
+    Nothing that a handler, its exception or its message does raises here: a verdict that fails is
+    logged, and the message is redelivered.
+
+    Args:
+        can: What the stream declares.
+        policy: When a failed message is tried again.
+        dead_key: Where messages are published that are given up, if the backend has no dead
+            letters.
+        counters: Counts failures, retries and messages given up.
+        backend: The backend's name, for the log.
+        group: The consumer group, for the log.
+        stopped_within: Waits some seconds; True if told to stop meanwhile.
+    """
+
+    def __init__(
+        self,
+        can: Capabilities,
+        policy: RetryPolicy,
+        dead_key: DeadLetterKey | None,
+        counters: Counters,
+        *,
+        backend: str,
+        group: ConsumerGroup,
+        stopped_within: Callable[[float], Awaitable[bool]],
+    ) -> None:
+        self._can = can
+        self._policy = policy
+        self._dead_key = dead_key
+        self._counters = counters
+        self._backend = backend
+        self._group = group
+        self._stopped_within = stopped_within
+        self._redelivers = bool(can.nack_delay) and can.attempts != "none"
+        self._needs_original = not self._redelivers or (not can.reject and dead_key is not None)
+
+    def preserve(self, message: Message) -> Callable[[], None]:
+        """Return a function that undoes the changes a handler makes to ``message``.
+
+        Only where a retry or a dead letter is made from the message itself: elsewhere the broker
+        has the original.
+        """
+        if not self._needs_original:
+            return _nothing
+        original = _copy(message)
+
+        def restore() -> None:
+            message.clear()
+            message.update(_copy(original))
+
+        return restore
+
+    async def failure(
+        self, message: Message, error: BaseException, restore: Callable[[], None]
+    ) -> bool:
+        """Settle a message whose handler raised; True if it is to be tried again in process."""
+        try:
+            restore()
+            return await self._settle(message, error)
+        except Exception as trouble:
+            text = "settling a failed message failed; it is redelivered"
+            self.log(logging.ERROR, text, message, trouble)
+        with suppress(Exception):
+            delay = min(self._policy.max_delay, self._can.nack_delay)
+            await (message.nack(delay) if self._redelivers else message.release())
+        return False
+
+    async def _settle(self, message: Message, error: BaseException) -> bool:
+        if message.outcome is not None:
+            lost = message.outcome is Outcome.LOST
+            self._log_failure(message, error, "lease lost" if lost else "the handler settled it")
+            return False
+        if isinstance(error, Reject):
+            self.log(logging.INFO, f"rejected by the handler: {error.reason}", message)
+            await self.give_up(message, error.reason)
+            return False
+        if message.attempt >= self._policy.max_attempts:
+            self._log_failure(message, error, "no attempts left", logging.ERROR)
+            await self.give_up(message, reason_for(error))
+            return False
+        delay = error.delay if isinstance(error, Retry) else None
+        if delay is None or not delay >= 0:
+            delay = self._policy.delay(message.attempt)
+        self._counters.retried += 1
+        self._log_failure(message, error, f"trying again in {delay:.3g} s")
+        if self._redelivers:
+            await message.nack(min(delay, self._can.nack_delay))
+            return False
+        if await self._stopped_within(delay):
+            await release(message)
+            return False
+        message.attempt += 1
+        return message.outcome is None  # otherwise its lease was lost, and it is redelivered
+
+    async def give_up(self, message: Message, reason: str) -> None:
+        """Reject the message, or publish it under the dead-letter key, or drop it with an ERROR."""
+        if self._can.reject:
+            await message.reject(reason)
+        elif self._dead_key is None:
+            self._drop(message, reason)
+            await message.ack()
+        elif await self._publish_dead(self._dead_key, message, reason):
+            await message.ack()
+        else:
+            await release(message)
+            return
+        self._counters.dead += 1
+
+    def _drop(self, message: Message, reason: str) -> None:
+        self.log(logging.ERROR, "dropped: " + reason.partition("\n")[0], message)
+
+    async def _publish_dead(self, dead: DeadLetterKey, message: Message, reason: str) -> bool:
+        """Publish under the dead-letter key, however often the broker is away.
+
+        Returns:
+            False if told to stop before that.
+        """
+        failures = 0
+        while True:
+            try:
+                await dead.publish(message, reason)
+            except Exception as error:  # a plain backend may raise anything
+                if not transient(error):
+                    text = f"cannot be published to {dead.key!r}"
+                    self.log(logging.ERROR, text, message, error)
+                    self._drop(message, reason)
+                    return True
+                failures += 1
+                delay = self._policy.delay(failures)
+                text = f"cannot publish to {dead.key!r}; trying again in {delay:.3g} s"
+                self.log(logging.WARNING, text, message, error)
+                if await self._stopped_within(delay):
+                    return False
+            else:
+                return True
+
+    def _log_failure(
+        self, message: Message, error: BaseException, next_step: str, level: int = logging.WARNING
+    ) -> None:
+        if isinstance(error, Retry):
+            level = min(level, logging.INFO) if level < logging.ERROR else level
+            self.log(level, f"the handler asks for a retry; {next_step}", message)
+        else:
+            self.log(level, f"handler failed; {next_step}", message, error)
+
+    def log(
+        self, level: int, text: str, message: Message, error: BaseException | None = None
+    ) -> None:
+        """Log about one message."""
+        log_message(
+            logger, level, text, message, backend=self._backend, group=self._group, error=error
+        )
+
+
+async def release(message: Message) -> None:
+    """Release a message that is not settled, where the backend can; elsewhere the lease lapses."""
+    if message.outcome is None:
+        with suppress(NotImplementedError):
+            await message.release()
+
+
+def _copy(payload: dict[str, object]) -> dict[str, object]:
+    try:
+        return copy.deepcopy(dict(payload))
+    except Exception:  # a plain backend's payload may hold anything
+        return dict(payload)
+
+
+def _nothing() -> None:
+    """Leave a message whose original the broker has."""
