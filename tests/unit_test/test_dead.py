@@ -67,7 +67,7 @@ async def test_a_copy_that_comes_back_is_refused_by_its_mark() -> None:
     ((key, payload),) = backend.published
     assert (key, payload) == ("dead", {"n": 1})
     dead.refuse_own(Message({"n": 1}))
-    with pytest.raises(ConfigurationError, match="its own group|own group"):
+    with pytest.raises(ConfigurationError, match="own group"):
         dead.refuse_own(Message(payload, headers=getattr(payload, "headers", {})))
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from abe.backends.message_queue import consumer as module
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.backends.message_queue.handling import counters
 from abe.errors import Retry
 from tests.support.scripted_broker import Broker
 from tests.support.virtual_loop import VirtualRun
@@ -217,7 +217,7 @@ async def test_other_keys_go_on_while_one_is_busy(broker: Broker) -> None:
 
 def test_the_rate_is_that_of_the_last_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(counters, "time", SimpleNamespace(monotonic=lambda: clock.now))
     consumer = AsyncLoopConsumer(memory())
     assert consumer.rate == 0.0
     for n in range(100):

@@ -103,7 +103,9 @@ class Verdicts:
             await self.give_up(message, error.reason)
             return False
         if message.attempt >= self._policy.max_attempts:
-            self._log_failure(message, error, "no attempts left", logging.ERROR)
+            dropped = not self._can.reject and self._dead_key is None  # which is an ERROR itself
+            level = logging.WARNING if dropped else logging.ERROR
+            self._log_failure(message, error, "no attempts left", level)
             await self.give_up(message, reason_for(error))
             return False
         delay = error.delay if isinstance(error, Retry) else None

@@ -147,15 +147,17 @@ class ReadAhead:
         self.wanted += wanted
         timer = None if timeout is None else loop.call_later(timeout, _set, waiter)
         started = loop.time()
+        cancelled = True
         try:
             await waiter
+            cancelled = False
         finally:
             self._waiters.remove(waiter)
             self.wanted -= wanted
             self.pace.waited(loop.time() - started)
             if timer is not None:
                 timer.cancel()
-            if self.buffer:  # woken, and cancelled before it could pop: the next one's turn
+            if cancelled:  # perhaps woken before that, for a message that it will not pop
                 self.wake()
 
     def wake(self) -> None:
