@@ -22,7 +22,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from abe.backends.message_queue.base.subscription.stream import MAX_HOLD
+from abe.backends.message_queue.base import MAX_HOLD
 from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.backends.message_queue.handling.handlers import check_handler

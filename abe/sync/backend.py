@@ -369,7 +369,7 @@ class SyncBackend:
             dead_letter_key=dead_letter_key,
             drain_timeout=drain_timeout,
         )
-        worker = Worker(self, consumer, handler)
+        worker = Worker(self, self._pool, consumer, handler)
         return self._pool.portal.call(worker.start(), keep=Worker.request_stop)
 
     # -- looking and cleaning up -----------------------------------------------------------

@@ -7,15 +7,12 @@ import contextvars
 import logging
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
 from abe.sync.pool import SubscriptionPool
 from abe.types import ConsumerGroup, EventHandlerFunc
-
-if TYPE_CHECKING:
-    from abe.sync.backend import SyncBackend
 
 __all__ = ["Worker"]
 
@@ -32,14 +29,18 @@ class Worker:
     What it prints goes to the notebook cell that started the worker.
 
     Attributes:
-        error: What ended the worker, if it failed for good; ``None`` while all is well.
+        error: What ended the worker, if it failed permanently; ``None`` while all is well.
     """
 
     def __init__(
-        self, owner: SyncBackend, consumer: AsyncLoopConsumer, handler: EventHandlerFunc
+        self,
+        owner: object,
+        pool: SubscriptionPool,
+        consumer: AsyncLoopConsumer,
+        handler: EventHandlerFunc,
     ) -> None:
         self._owner = owner  # keeps the connection open
-        self._pool: SubscriptionPool = owner._pool
+        self._pool = pool
         self._consumer = consumer
         self._handler = handler
         self._task: asyncio.Task[None] | None = None

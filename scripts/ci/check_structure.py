@@ -21,19 +21,6 @@ MISLEADING = re.compile(
 """Terms that mean something else in messaging, or nothing."""
 
 KNOWN: set[str] = {
-    "import circle of abe.backends.message_queue.base.capabilities",
-    "import circle of abe.sync.aio",
-    "misleading name at_rest",
-    "misleading name feed",
-    "misleading name home",
-    "misleading name leaving",
-    "misleading name outbox",
-    "misleading name pace",
-    "misleading name place",
-    "misleading name stash",
-    "misleading name stash_away",
-    "more than 450 lines in abe.backends.message_queue.base.subscription.subscription",
-    "more than 450 lines in abe.backends.message_queue.consumer",
     "more than 450 lines in abe.sync.backend",
 }
 

@@ -81,7 +81,7 @@ def test_what_is_not_declared_opens_no_stream(options: dict[str, Any], text: str
 )
 def test_how_much_is_received_ahead(attempts: Any, prefetch: int | None, most: int) -> None:
     stream = Minimal(attempts=attempts).consume(prefetch=prefetch)
-    assert stream.subscription.pace._most == most
+    assert stream.subscription.prefetch._most == most
 
 
 def test_it_belongs_to_the_event_loop_that_used_it_first() -> None:

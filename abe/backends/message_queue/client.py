@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 from abe._redact import Variables
 from abe.backends.message_queue.base import (
@@ -15,12 +14,12 @@ from abe.backends.message_queue.base import (
     Message,
     MessageStream,
     Outgoing,
+    backend_name,
     capabilities_of,
+    check_backend,
     decode_payload,
     encode_payload,
     not_published,
-    open_stream,
-    validate_group,
 )
 from abe.backends.message_queue.base.capabilities import unsupported
 from abe.backends.message_queue.base.outgoing import (
@@ -31,9 +30,9 @@ from abe.backends.message_queue.base.outgoing import (
     prepare,
 )
 from abe.backends.message_queue.base.publisher import NOT_SENT
-from abe.backends.message_queue.base.subscription.plain import backend_name, check_backend
+from abe.backends.message_queue.client_host import BackendHost, LocalHost
 from abe.backends.message_queue.loader import load_backend
-from abe.errors import BackendClosedError, ConfigurationError
+from abe.errors import ConfigurationError
 from abe.types import (
     ConsumerGroup,
     MessageQueueBackendProtocol,
@@ -42,9 +41,7 @@ from abe.types import (
     QueueStats,
 )
 
-__all__ = ["AsyncBackend", "BackendHost", "aconnect"]
-
-T = TypeVar("T")
+__all__ = ["AsyncBackend", "aconnect"]
 
 
 def aconnect(
@@ -80,78 +77,6 @@ def aconnect(
     return AsyncBackend(name_or_backend)
 
 
-class BackendHost(Protocol):
-    """Where the calls of an `AsyncBackend` run: on the caller's loop, or on another one."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether the backend was closed."""
-        ...
-
-    def check_open(self) -> None:
-        """Raise `BackendClosedError` if the backend was closed."""
-        ...
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Return an awaitable of the caller's loop that runs ``coroutine``."""
-        ...
-
-    def look(self, method: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
-        """Run a method that shows or changes the backlog."""
-        ...
-
-    def consume(
-        self, keys: Sequence[str] | str | None, group: ConsumerGroup, prefetch: int | None
-    ) -> MessageStream:
-        """Return a stream for the caller's loop."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close the backend; closing twice is fine."""
-        ...
-
-
-class _Here:
-    """Runs the calls of a client on the loop that awaits them."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._closer: asyncio.Future[Any] | None = None
-
-    @property
-    def closed(self) -> bool:
-        return self._closer is not None
-
-    def check_open(self) -> None:
-        if self._closer is not None:
-            name = backend_name(self._backend)
-            raise BackendClosedError(f"backend {name!r} is closed; open a new one")
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        return coroutine
-
-    def look(self, method: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
-        return method()
-
-    def consume(
-        self, keys: Sequence[str] | str | None, group: ConsumerGroup, prefetch: int | None
-    ) -> MessageStream:
-        group = validate_group(group)
-        return open_stream(self._backend, group=group, keys=keys, prefetch=prefetch)
-
-    async def aclose(self) -> None:
-        if self._closer is None:
-            self._closer = asyncio.ensure_future(self._close())
-        elif self._closer.done():
-            return
-        await asyncio.shield(self._closer)
-
-    async def _close(self) -> None:
-        close = getattr(self._backend, "aclose", None)
-        if close is not None:
-            await close()
-
-
 class AsyncBackend:
     """Any backend, with every extra typed and `abe.Message` objects out of ``consume``.
 
@@ -177,7 +102,7 @@ class AsyncBackend:
         """
         self.backend: Any = backend
         self.name = backend_name(backend)
-        self._host: BackendHost = host if host is not None else _Here(backend)
+        self._host: BackendHost = host if host is not None else LocalHost(backend)
 
     @classmethod
     def from_env(cls) -> Self:

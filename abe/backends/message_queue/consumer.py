@@ -10,16 +10,17 @@ from contextvars import ContextVar
 from typing import Any
 
 from abe.backends.message_queue.base import (
+    SUSPECT_ATTEMPT,
     Capabilities,
     Message,
     Outcome,
+    backend_name,
+    check_backend,
     open_stream,
     validate_group,
     validate_key,
 )
 from abe.backends.message_queue.base.log import log, message_context
-from abe.backends.message_queue.base.subscription.plain import backend_name, check_backend
-from abe.backends.message_queue.base.subscription.read_ahead import SUSPECT_ATTEMPT
 from abe.backends.message_queue.handling.counters import Counters
 from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
 from abe.backends.message_queue.handling.handlers import StillRunning, adapt_handler
@@ -404,10 +405,10 @@ class _Run:
 
 def _from_handler(error: BaseException) -> BaseException:
     """Let the traceback of ``error`` begin in the handler, if the handler was reached."""
-    place = error.__traceback__
-    while place is not None and place.tb_frame.f_globals.get("__name__") in _OWN_MODULES:
-        place = place.tb_next
-    return error if place is None else error.with_traceback(place)
+    entry = error.__traceback__
+    while entry is not None and entry.tb_frame.f_globals.get("__name__") in _OWN_MODULES:
+        entry = entry.tb_next
+    return error if entry is None else error.with_traceback(entry)
 
 
 def _forget_cancellations() -> None:

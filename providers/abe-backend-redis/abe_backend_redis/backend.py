@@ -151,7 +151,7 @@ class RedisBackend(Inspection):
         return RedisReceiver(self._link(), self._shared, group, keys)
 
     def _open_groups(self) -> list[str]:
-        return sorted({stored_group(engine.group) for engine in self._engines})
+        return sorted({stored_group(engine.group) for engine in self._subscriptions})
 
     async def _check_eviction(self) -> None:
         """Warn, once, of a server that deletes messages when its memory is full."""

@@ -34,11 +34,20 @@ from abe.backends.message_queue.base.settings import (
     naming_variables,
     read_settings,
 )
-from abe.backends.message_queue.base.subscription.plain import open_stream
-from abe.backends.message_queue.base.subscription.stream import MessageStream
+from abe.backends.message_queue.base.subscription.plain import (
+    backend_name,
+    check_backend,
+    open_stream,
+)
+from abe.backends.message_queue.base.subscription.read_ahead import SUSPECT_ATTEMPT
+from abe.backends.message_queue.base.subscription.stream import MAX_HOLD, MessageStream
 from abe.backends.message_queue.base.subscription.subscription import Subscription
 
 __all__ = [
+    "MAX_HOLD",
+    "SUSPECT_ATTEMPT",
+    "backend_name",
+    "check_backend",
     "Backoff",
     "BaseBackend",
     "BaseMessage",

@@ -66,7 +66,7 @@ class Pump:
         """The suspect that was handed over last."""
         self._ahead = ReadAhead(prefetch)
         self.buffer = self._ahead.buffer
-        self.pace = self._ahead.pace
+        self.prefetch = self._ahead.prefetch
         self._connection = ReconnectingReceiver(factory, backend, self._drop_buffer)
         self._ledger = Ledger(
             capabilities,
@@ -135,7 +135,7 @@ class Pump:
         receiver = await self._connection.open()
         if self.stopping:
             return  # a receiver opened since then has not been told to wake
-        room = self.pace.room(len(self.buffer), self._ahead.wanted)
+        room = self.prefetch.room(len(self.buffer), self._ahead.wanted)
         if room == 0 or self._ahead.suspect or self._is_isolated():
             self._demand.clear()
             if not self._must_isolate():
@@ -207,7 +207,7 @@ class Pump:
         if self.stopping:
             self._release(self._ahead.remove_after(0))
         if not self._leases.ticking:
-            self.pace.begin()
+            self.prefetch.begin()
             self._leases.begin()
         self._ahead.wake()
 
@@ -222,13 +222,13 @@ class Pump:
                 self.loop.call_soon_threadsafe(self._refill)
 
     def _adapt(self) -> None:
-        self.pace.adapt(self.clock(), self._leases.seconds)
+        self.prefetch.adapt(self.clock(), self._leases.seconds)
 
     def _shed(self) -> None:
         """Let the pump release buffered messages that no reader will ask for soon."""
         if not self.capabilities.release:
             return
-        keep = self.pace.tick(
+        keep = self.prefetch.tick(
             len(self.buffer), self.clock(), self._leases.seconds, waiting=self._ahead.waiting
         )
         if keep < len(self.buffer):
@@ -242,20 +242,20 @@ class Pump:
     def _keep_watch(self) -> None:
         """Notice a reader that was cancelled, or whose loop was closed, while it waited."""
         assert self.loop is not None
-        self._waited, self._seen = self.loop.time(), self.pace.yielded
+        self._waited, self._seen = self.loop.time(), self.prefetch.yielded
         if self._watch is None and not self.stopping:
             self._watch = self.loop.call_later(KEEP_OPEN, self._check_reader)
 
     def _check_reader(self) -> None:
         assert self.loop is not None
         self._watch = None
-        if self._ahead.waiting or self.pace.yielded != self._seen or self.stopping:
+        if self._ahead.waiting or self.prefetch.yielded != self._seen or self.stopping:
             return
         left = self._waited + KEEP_OPEN - self.loop.time()
         if left > 0:
             self._watch = self.loop.call_later(left, self._check_reader)
         elif self.capabilities.release:
-            self.pace.rest()
+            self.prefetch.rest()
             self._shrink(0)
 
     # -- settling -------------------------------------------------------------------------
@@ -276,7 +276,7 @@ class Pump:
             elsewhere = asyncio._get_running_loop() is not self.loop
             if elsewhere and self.capabilities.ordering == "key" and outcome is not Outcome.REJECT:
                 # The reader's next pop has to wait until the loop has removed the successors.
-                self.pace.careful = True
+                self.prefetch.careful = True
                 self._ahead.approved = None
         return self._ledger.record(Settlement(delivery, outcome, delay, reason))
 

@@ -27,14 +27,14 @@ class ReadAhead:
 
     Attributes:
         buffer: The messages, oldest first.
-        pace: How many to hold.
+        prefetch: How many to hold.
         wanted: How many the readers wait for.
-        approved: A message that may be handed over although `pace` is careful.
+        approved: A message that may be handed over although `prefetch` is careful.
     """
 
     def __init__(self, most: int) -> None:
         self.buffer: deque[Delivery] = deque()
-        self.pace = PrefetchController(most)
+        self.prefetch = PrefetchController(most)
         self.wanted = 0
         self.approved: Delivery | None = None
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -49,7 +49,7 @@ class ReadAhead:
         buffer = self.buffer
         try:
             head = buffer[0]
-            if head.deadline < now or (self.pace.careful and head is not self.approved):
+            if head.deadline < now or (self.prefetch.careful and head is not self.approved):
                 return False
             hand.extend(islice(iter(buffer.popleft, None), 1))
         except IndexError:  # empty, maybe since this moment
@@ -60,9 +60,9 @@ class ReadAhead:
         """Put messages back to the front, as if they had never been popped."""
         if any(delivery.message.attempt >= SUSPECT_ATTEMPT for delivery in deliveries):
             self.approved = None
-            self.pace.careful = True
+            self.prefetch.careful = True
         self.buffer.extendleft(reversed(deliveries))
-        self.pace.yielded -= len(deliveries)
+        self.prefetch.yielded -= len(deliveries)
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -76,10 +76,10 @@ class ReadAhead:
         last = None
         for last in deliveries:
             if last.message.attempt >= SUSPECT_ATTEMPT:
-                self.pace.careful = True
+                self.prefetch.careful = True
             self.buffer.append(last)
         if last is not None:
-            self.pace.measured(size_of(last.message))
+            self.prefetch.measured(size_of(last.message))
 
     def remove_after(self, keep: int) -> list[Delivery]:
         """Remove and return all but the oldest ``keep`` messages."""
@@ -116,7 +116,7 @@ class ReadAhead:
     def suspect(self) -> bool:
         """Whether the oldest message must be isolated before it is handed over."""
         return bool(
-            self.pace.careful
+            self.prefetch.careful
             and self.buffer
             and self.buffer[0] is not self.approved
             and self.buffer[0].message.attempt >= SUSPECT_ATTEMPT
@@ -126,7 +126,7 @@ class ReadAhead:
         """Whether the oldest message may be handed over; approves one that need not be isolated."""
         if not self.buffer:
             return False
-        if self.pace.careful:
+        if self.prefetch.careful:
             if self.suspect:
                 return False
             self.approved = self.buffer[0]
@@ -134,10 +134,10 @@ class ReadAhead:
 
     def calm(self) -> None:
         """Stop being careful once no message is left that asks for it."""
-        if self.pace.careful and not any(
+        if self.prefetch.careful and not any(
             delivery.message.attempt >= SUSPECT_ATTEMPT for delivery in self.buffer
         ):
-            self.pace.careful = False
+            self.prefetch.careful = False
 
     async def wait(self, wanted: int, timeout: float | None) -> None:
         """Wait until `wake` is called for this reader, at most ``timeout`` seconds."""
@@ -154,7 +154,7 @@ class ReadAhead:
         finally:
             self._waiters.remove(waiter)
             self.wanted -= wanted
-            self.pace.waited(loop.time() - started)
+            self.prefetch.waited(loop.time() - started)
             if timer is not None:
                 timer.cancel()
             if cancelled:  # perhaps woken before that, for a message that it will not pop

@@ -122,15 +122,15 @@ class MessageStream:
         self._took = False
         if here:
             assert subscription is not None
-            pace, buffer = subscription.pace, subscription.buffer
-            if len(buffer) > pace.easy:  # nearly always, while messages come fast
+            prefetch, buffer = subscription.prefetch, subscription.buffer
+            if len(buffer) > prefetch.easy:  # nearly always, while messages come fast
                 delivery = buffer[0]
                 if delivery.deadline >= subscription.clock():
                     buffer.popleft()
-                    pace.yielded += 1
+                    prefetch.yielded += 1
                     hand.append(delivery)
                     return delivery.message
-            elif pace.low and len(buffer) == pace.low:
+            elif prefetch.low and len(buffer) == prefetch.low:
                 # Once per refill: the request for it goes out now, not when the buffer is empty,
                 # and the broker works on it while the caller works on the rest.
                 await asyncio.sleep(0)

@@ -237,9 +237,9 @@ class Subscription(Pump):
         """Move the next message into ``hand``, in any thread; False if there is none: `wait`."""
         if not self._ahead.pop(hand, self.clock()):
             return False
-        if len(self.buffer) == self.pace.low:
+        if len(self.buffer) == self.prefetch.low:
             self._refill()
-        self.pace.yielded += 1
+        self.prefetch.yielded += 1
         return True
 
     async def wait(
@@ -260,7 +260,7 @@ class Subscription(Pump):
         """
         self.start()
         self._ledger.drain()
-        self.pace.asked()
+        self.prefetch.asked()
         deadline = None if timeout is None else self.clock() + timeout
         while not self._ready():
             if not self.closing:  # otherwise the error is for the one who closes
