@@ -16,6 +16,7 @@ from abe.backends.message_queue.base import (
     SyncMessage,
 )
 from abe.backends.message_queue.base.outgoing import Label, item_label
+from abe.backends.message_queue.base.process import Unshareable
 from abe.backends.message_queue.client import AsyncBackend, aconnect
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.display.results import Backlog, DeadLetters, Messages
@@ -78,7 +79,7 @@ def connect(
     return SyncBackend(SubscriptionPool(portal, backend))
 
 
-class SyncBackend:
+class SyncBackend(Unshareable):
     """A backend whose methods block; made by `connect`.
 
     Safe to use from several threads, also inside a running event loop. Ctrl-C ends a waiting call

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from abe.backends.message_queue.base import Delivery, Message, MessageStream, SyncMessage
+from abe.backends.message_queue.base.process import Unshareable
 from abe.errors import BackendClosedError
 from abe.sync.pool import Loan, Selector, SubscriptionPool
 from abe.sync.portal import Portal
@@ -16,7 +17,7 @@ from abe.sync.portal import Portal
 __all__ = ["SyncBatch", "SyncStream"]
 
 
-class SyncStream(Iterator[SyncMessage]):
+class SyncStream(Unshareable, Iterator[SyncMessage]):
     """A plain iterator over the messages of a group, settling on resume.
 
     Asking for the next message acks the previous one; so does reaching ``limit`` or waiting
@@ -127,7 +128,7 @@ class SyncStream(Iterator[SyncMessage]):
             self._loan.forget(self._hand, self)
 
 
-class SyncBatch:
+class SyncBatch(Unshareable):
     """A context manager: takes messages, acks them on a clean exit, releases them otherwise.
 
     Messages settled one by one inside the block stay as they were settled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import os
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import abe
 from abe.backends.message_queue.base import BaseBackend
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import LoopError
@@ -81,8 +83,22 @@ def test_connections_of_a_loop_are_not_used_in_a_child(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_backend_is_neither_copied_nor_pickled(copied: Callable[[Any], object]) -> None:
-    backend = MemoryBackend("not-copied")
-    with pytest.raises(TypeError, match=r"MemoryBackend cannot be copied or pickled; call abe\."):
-        copied(backend)
-    asyncio.run(backend.publish("k", {}))
+def test_what_owns_a_connection_is_neither_copied_nor_pickled(
+    copied: Callable[[Any], object],
+) -> None:
+    """A copy would share the connection, and close it once it is forgotten."""
+    with abe.connect("memory", env={"ABE_MEMORY_NAME": "not-copied"}) as queue:
+        owners = (
+            queue,
+            queue.aio,
+            queue.aio.backend,
+            queue.consume(),
+            queue.aio.consume(),
+            queue.batch(1),
+        )
+        for owner in owners:
+            with pytest.raises(TypeError, match=r"cannot be copied or pickled; call abe\."):
+                copied(owner)
+        gc.collect()
+        queue.publish("k", {})
+        assert queue.take() == [{}]

@@ -29,6 +29,7 @@ from abe.backends.message_queue.base.outgoing import (
     no_label,
     prepare,
 )
+from abe.backends.message_queue.base.process import Unshareable
 from abe.backends.message_queue.base.publisher import NOT_SENT
 from abe.backends.message_queue.client_host import BackendHost, LocalHost
 from abe.backends.message_queue.loader import load_backend
@@ -77,7 +78,7 @@ def aconnect(
     return AsyncBackend(name_or_backend)
 
 
-class AsyncBackend:
+class AsyncBackend(Unshareable):
     """Any backend, with every extra typed and `abe.Message` objects out of ``consume``.
 
     What the backend does not declare raises `abe.UnsupportedError` before anything is sent or

@@ -59,9 +59,7 @@ class BrowserPortal:
         result: T = ffi.run_sync(coroutine)
         return result
 
-    async def bridge(
-        self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
-    ) -> T:
+    async def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await ``coroutine``: every caller is on this loop."""
         return await coroutine
 

@@ -49,9 +49,7 @@ class Portal(Protocol):
         """
         ...
 
-    async def bridge(
-        self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
-    ) -> T:
+    async def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` on the loop and await it, from any event loop."""
         ...
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.process import fork_error, start_thread
 from abe.backends.message_queue.handling.threads import DaemonExecutor
 from abe.errors import BackendClosedError, LoopError
@@ -169,9 +170,7 @@ class ThreadPortal:
 
     # -- from event loops ------------------------------------------------------------------
 
-    async def bridge(
-        self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
-    ) -> T:
+    async def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` on the portal and await it, from any event loop.
 
         Cancellation cancels it and waits for its real outcome; a second one does not wait. On
@@ -179,7 +178,6 @@ class ThreadPortal:
 
         Args:
             coroutine: What to run.
-            keep: Called on the portal with a result that came although the waiter was cancelled.
 
         Raises:
             LoopError: After a fork.
@@ -190,7 +188,7 @@ class ThreadPortal:
         if here is self.loop:
             return await coroutine
         ended: asyncio.Future[None] = here.create_future()
-        operation = Operation(coroutine, keep, partial(_notify, here, ended))
+        operation = Operation(coroutine, None, partial(_notify, here, ended))
         self._begin(operation)
         alarm = _Alarm(here)
         try:
@@ -275,7 +273,7 @@ class ThreadPortal:
             await asyncio.wait(closing, timeout=grace)
         for task in closing:
             if task.done() and not task.cancelled() and (error := task.exception()):
-                logger.warning("closing a backend at exit failed: %s", error)
+                log(logger, logging.WARNING, "closing a backend at exit failed: %s", error)
         self.refuses = True
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:

@@ -47,6 +47,8 @@ class PerProcess(Generic[T]):
 class Unshareable:
     """Refuses to be copied and pickled: it owns a connection, which has one owner."""
 
+    __slots__ = ()
+
     instead: ClassVar[str] = "call abe.connect() or abe.aconnect() where it is needed"
     """What to do, for the error."""
 

@@ -25,6 +25,7 @@ from abe.backends.message_queue.base import (
     validate_group,
     validate_key,
 )
+from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.payload import freeze_payload, thaw_payload
 from abe.backends.message_queue.base.process import PerProcess
 from abe.backends.message_queue.service.memory_store.group import Group, Lease, View
@@ -163,7 +164,8 @@ class MemoryBackend(BaseBackend):
         known = set(_stores.get().by_name)
         backend = super().from_env()
         if backend.store_name not in known:
-            logger.warning("backend memory keeps messages in this process only: for development")
+            text = "backend memory keeps messages in this process only: for development"
+            log(logger, logging.WARNING, text)
         return backend
 
     def __repr__(self) -> str:

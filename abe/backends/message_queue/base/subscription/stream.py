@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.message import Message
+from abe.backends.message_queue.base.process import Unshareable
 from abe.backends.message_queue.base.receiver import Delivery, Receiver
 from abe.backends.message_queue.base.subscription.host import LocalHost, StreamHost
 from abe.backends.message_queue.base.subscription.subscription import Subscription
@@ -28,7 +29,7 @@ T = TypeVar("T")
 MAX_HOLD = 900.0
 
 
-class MessageStream:
+class MessageStream(Unshareable):
     """An async iterator over the messages of a group, settling on resume.
 
     Asking for the next message acks the previous one, if it was neither settled nor detached. A

@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
+from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.process import start_thread
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection, connect, primary_code
 from abe.errors import AbeError, LoopError
@@ -354,7 +355,8 @@ class ConnectionThread:
 
     def _connected(self) -> QueueConnection:
         if self._connection is not None and self._moved():
-            logger.warning("%s was deleted or replaced while in use; opening it anew", self._path)
+            text = "%s was deleted or replaced while in use; opening it anew"
+            log(logger, logging.WARNING, text, self._path)
             self._disconnect()
             self.generation = object()
         if self._connection is None:
