@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 import abe
 from abe.backends.message_queue.base import KeyFilter, Message, Outcome, Settlement
-from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -482,6 +482,55 @@ class TestConsuming:
                 letters = await q.dead_letters()
                 assert sorted(letter["n"] for letter in letters) == [*range(25)]
                 assert await q.replay() == 25
+
+        run(main())
+
+
+class TestConsumer:
+    @pytest.mark.parametrize("topic", [False, True])
+    def test_a_dead_letter_key_that_its_group_receives_is_refused(
+        self, server: SqsServer, queue: str, topic: bool
+    ) -> None:
+        server.create_queue(queue, dead_letters=False)
+        arn = server.create_topic(queue, [queue]) if topic else None
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue, topic=arn) as q:
+                consumer = AsyncLoopConsumer(q, dead_letter_key="orders.dead")
+                with pytest.raises(ConfigurationError, match="received by this consumer's own"):
+                    await consumer.run(print)
+
+        run(main())
+
+    def test_releases_do_not_use_up_attempts(self, server: SqsServer, queue: str) -> None:
+        server.create_queue(queue, dead_letters=False)
+        once = RetryPolicy(max_attempts=1)
+
+        async def interrupt(q: SqsBackend) -> None:
+            started = asyncio.Event()
+
+            async def handle(message: Message) -> None:
+                started.set()
+                await asyncio.Event().wait()
+
+            consumer = AsyncLoopConsumer(q, retry=once, drain_timeout=0)
+            running = asyncio.create_task(consumer.run(handle))
+            await started.wait()
+            await consumer.shutdown()
+            await running
+
+        async def main() -> None:
+            handled: asyncio.Queue[Message] = asyncio.Queue()
+            async with backend(server.endpoint, queue) as q:
+                await q.publish("k", {"n": 1})
+                for _ in range(3):
+                    await interrupt(q)
+                consumer = AsyncLoopConsumer(q, retry=once)
+                running = asyncio.create_task(consumer.run(handled.put))
+                assert await handled.get() == {"n": 1}
+                await consumer.shutdown()
+                await running
+                assert (consumer.processed, consumer.dead) == (1, 0)
 
         run(main())
 
