@@ -61,7 +61,7 @@ def fork_error(what: str, process: int) -> LoopError:
     """Return the error for ``what`` when ``process``, where it was opened, is an ancestor."""
     return LoopError(
         f"{what} was opened in process {process}, before a fork, and cannot be used in its child "
-        f"{os.getpid()}; call abe.connect() in the child"
+        f"{os.getpid()}; open a new one there"
     )
 
 
