@@ -411,6 +411,7 @@ class TestCluster:
                 await first[0].nack(delay=0.01)
                 await first[1].reject("x")
                 assert await stream.take(1, timeout=5) == [first[0]]
+                await stream.flush()
                 assert await queue.replay() == 1
                 assert await stream.take(1, timeout=5) == [first[1]]
                 await stream.flush()
