@@ -14,13 +14,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from abe.backends.message_queue.base import Message, MessageContext
-from abe.backends.message_queue.base.log import message_context
+from abe.backends.message_queue.base.log import note_message
 from abe.logging import (
     FIELDS,
     LogFormat,
@@ -432,9 +433,13 @@ def test_the_message_in_hand_is_in_every_record(capsys: pytest.CaptureFixture[st
     text = "%(backend)s %(group)s %(key)s %(id)s %(attempt)s %(message)s"
     setup_logging_from_config({"format": text, "logger_levels": {"root": "INFO"}}, MessageContext())
     message = Message({}, "7", "orders.created", attempt=2)
-    with message_context(message, backend="memory", group="billing"):
+
+    def handle() -> None:
+        note_message(message, backend="memory", group="billing")
         logging.getLogger("shop.bills").info("billed")
         logging.getLogger("shop.bills").info("of another", extra={"id": "8"})
+
+    copy_context().run(handle)
     logging.getLogger("shop.bills").info("nothing in hand")
     assert capsys.readouterr().err.splitlines() == [
         "memory billing orders.created 7 2 billed",

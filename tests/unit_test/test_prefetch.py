@@ -108,12 +108,12 @@ def test_with_a_suspect_nothing_is_received_ahead_and_nothing_is_easy() -> None:
     caller = Caller()
     for _ in range(4):
         caller.take(1, 0.001)
-    caller.pace.careful = True
+    caller.pace.be_careful(True)
     assert (caller.ahead, caller.pace.low) == (0, 0)
     assert caller.pace.easy == float("inf")
     caller.take(1, 0.001)
     assert caller.ahead == 0
-    caller.pace.careful = False
+    caller.pace.be_careful(False)
     assert caller.pace.easy == 1
     caller.take(1, 0.001)
     assert caller.ahead == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from abe.backends.message_queue.base import (
     validate_group,
     validate_key,
 )
-from abe.backends.message_queue.base.log import log, message_context
+from abe.backends.message_queue.base.log import log, note_message
 from abe.backends.message_queue.handling.counters import Counters
 from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
 from abe.backends.message_queue.handling.handlers import StillRunning, adapt_handler
@@ -339,12 +340,13 @@ class _Run:
         try:
             if message.attempt >= SUSPECT_ATTEMPT and await self._has_killed(message):
                 return
-            restore = self._verdicts.preserve(message)
+            restore = self._verdicts.preserve(message) if self._verdicts.needs_original else None
             while True:
                 error = await self._call(message)
                 if error is None:
                     if await message.ack():
-                        self._consumer.count_processed()
+                        self._consumer.processed += 1
+                        self._consumer._finished.append(time.monotonic())
                     return
                 if not await self._fail(message, error, restore):
                     return
@@ -371,8 +373,8 @@ class _Run:
         """Run the handler once and return its exception."""
         consumer = self._consumer
         try:
-            with message_context(message, backend=consumer._name, group=consumer.group):
-                await self._handle(message)
+            note_message(message, backend=consumer._name, group=consumer.group)
+            await self._handle(message)
         except asyncio.CancelledError as error:
             if self._is_interrupted():
                 raise

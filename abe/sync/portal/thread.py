@@ -10,7 +10,6 @@ import _thread
 import asyncio
 import concurrent.futures
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -19,7 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from abe.backends.message_queue.base.log import log
-from abe.backends.message_queue.base.process import fork_error, start_thread
+from abe.backends.message_queue.base.process import fork_error, identity, start_thread
 from abe.backends.message_queue.handling.threads import DaemonExecutor
 from abe.errors import BackendClosedError, LoopError
 from abe.sync.portal.interrupts import Interrupts
@@ -53,7 +52,7 @@ class ThreadPortal:
         self.loop = _new_event_loop()
         self.loop.set_default_executor(DaemonExecutor("abe-worker"))
         self.closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
-        self._process = os.getpid()
+        self._process = identity.pid()
         self.exiting = False
         self.refuses = False
         self._closed = False
@@ -75,7 +74,7 @@ class ThreadPortal:
     @property
     def forked(self) -> bool:
         """Whether this process was forked from the portal's: its thread does not run here."""
-        return self._process != os.getpid()
+        return self._process != identity.pid()
 
     @property
     def is_current(self) -> bool:
@@ -152,7 +151,8 @@ class ThreadPortal:
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
         """Call ``callback`` on the portal soon, from any thread; False if it is gone."""
-        if self._closed or self._process != os.getpid():
+        changed = self._process != identity.known or not identity.unforked[0]
+        if self._closed or (changed and self.forked):
             return False
         try:
             self.loop.call_soon_threadsafe(callback, *arguments)
@@ -218,10 +218,12 @@ class ThreadPortal:
     def _begin(self, operation: Operation[Any]) -> None:
         __tracebackhide__ = True
         try:
-            if self.refuses or self._process != os.getpid():
+            if self.refuses:
                 self._check()
             operation.posted = True
             if not self.post(self._start, operation):
+                operation.posted = False
+                self._check()
                 raise self.refusal()
         except (RuntimeError, SystemExit):
             operation.drop()

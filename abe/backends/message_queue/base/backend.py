@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -20,7 +19,7 @@ from abe.backends.message_queue.base.outgoing import (
     prepare,
 )
 from abe.backends.message_queue.base.payload import encode_payload
-from abe.backends.message_queue.base.process import Unshareable, fork_error
+from abe.backends.message_queue.base.process import Unshareable, fork_error, identity
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.backends.message_queue.base.settings import Setting, naming_variables, read_settings
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
@@ -55,7 +54,7 @@ class BaseBackend(Unshareable, ABC):
 
     def __init__(self) -> None:
         self._closed = False
-        self._process = os.getpid()
+        self._process = identity.pid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subscriptions: set[Subscription] = set()
         self._closer: asyncio.Future[None] | None = None
@@ -214,7 +213,8 @@ class BaseBackend(Unshareable, ABC):
 
         def factory() -> Receiver:
             # Also while closing: recorded settlements may need a new connection.
-            self._bind_loop()
+            if self.loop_bound:
+                self._bind_loop()
             return self._receiver(group, chosen)
 
         return MessageStream(
@@ -239,7 +239,7 @@ class BaseBackend(Unshareable, ABC):
     async def aclose(self) -> None:
         """Close every stream and connection; closing twice is fine, also at the same time."""
         self._closed = True
-        if self._process != os.getpid():
+        if self._process != identity.pid():
             return  # the open connections are the parent's
         if self._closer is None:
             self._closer = asyncio.ensure_future(self._close())
@@ -283,20 +283,20 @@ class BaseBackend(Unshareable, ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise BackendClosedError(f"backend {self.name!r} is closed; open a new one")
-        if self._process != os.getpid():
+        if self._process != identity.pid():
             if not self._survives_fork():
                 raise fork_error(f"backend {self.name!r}", self._process)
-            self._process = os.getpid()
+            self._process = identity.pid()
 
     def _bind(self) -> None:
         """Refuse a closed backend, and another loop than the one its connections belong to."""
-        if self._closed or self._process != os.getpid():
+        if self._closed:
             self._check_open()
-        self._bind_loop()
+        if self.loop_bound:
+            self._check_open()
+            self._bind_loop()
 
     def _bind_loop(self) -> None:
-        if not self.loop_bound:
-            return
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop

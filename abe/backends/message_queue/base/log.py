@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 
 from abe.backends.message_queue.base.message import BaseMessage
 from abe.types import ConsumerGroup
 
-__all__ = ["MessageContext", "log", "log_message", "message_context"]
+__all__ = ["MessageContext", "log", "log_message", "note_message"]
 
 
 def log(
@@ -67,14 +67,9 @@ def log_message(
 _handled: ContextVar[Mapping[str, object]] = ContextVar("_handled", default=MappingProxyType({}))
 
 
-@contextmanager
-def message_context(message: BaseMessage, *, backend: str, group: ConsumerGroup) -> Iterator[None]:
-    """Let `MessageContext` add ``message`` to whatever is logged meanwhile, in this context."""
-    token = _handled.set(_fields(message, backend, group))
-    try:
-        yield
-    finally:
-        _handled.reset(token)
+def note_message(message: BaseMessage, *, backend: str, group: ConsumerGroup) -> None:
+    """Let `MessageContext` add ``message`` to whatever is logged in this context from now on."""
+    _handled.set(_fields(message, backend, group))
 
 
 class MessageContext(logging.Filter):

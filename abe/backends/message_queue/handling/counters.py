@@ -45,8 +45,3 @@ class Counters:
             recent, oldest = recent + 1, moment
         full = recent == self._finished.maxlen
         return recent / max(now - oldest, 0.001) if full else recent / RATE_WINDOW
-
-    def count_processed(self) -> None:
-        """Count a message that was handled successfully."""
-        self.processed += 1
-        self._finished.append(time.monotonic())

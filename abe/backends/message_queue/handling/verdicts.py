@@ -21,7 +21,7 @@ from abe.types import ConsumerGroup
 
 __all__ = ["Verdicts", "release"]
 
-logger = logging.getLogger("abe.backends.message_queue.consumer")
+logger = logging.getLogger(__name__)
 
 
 class Verdicts:
@@ -29,6 +29,10 @@ class Verdicts:
 
     Nothing that a handler, its exception or its message does raises here: a verdict that fails is
     logged, and the message is redelivered.
+
+    Attributes:
+        needs_original: Whether a retry or a dead letter is made from the message itself: elsewhere
+            the broker has the original.
 
     Args:
         can: What the stream declares.
@@ -60,16 +64,10 @@ class Verdicts:
         self._group = group
         self._stopped_within = stopped_within
         self._redelivers = bool(can.nack_delay) and can.attempts != "none"
-        self._needs_original = not self._redelivers or (not can.reject and dead_key is not None)
+        self.needs_original = not self._redelivers or (not can.reject and dead_key is not None)
 
     def preserve(self, message: Message) -> Callable[[], None]:
-        """Return a function that undoes the changes a handler makes to ``message``.
-
-        Only where a retry or a dead letter is made from the message itself: elsewhere the broker
-        has the original.
-        """
-        if not self._needs_original:
-            return _nothing
+        """Return a function that undoes the changes a handler makes to ``message``."""
         original = _copy(message)
 
         def restore() -> None:
@@ -79,11 +77,12 @@ class Verdicts:
         return restore
 
     async def failure(
-        self, message: Message, error: BaseException, restore: Callable[[], None]
+        self, message: Message, error: BaseException, restore: Callable[[], None] | None
     ) -> bool:
         """Settle a message whose handler raised; True if it is to be tried again in process."""
         try:
-            restore()
+            if restore is not None:
+                restore()
             return await self._settle(message, error)
         except Exception as trouble:
             text = "settling a failed message failed; it is redelivered"
@@ -194,7 +193,3 @@ def _copy(payload: dict[str, object]) -> dict[str, object]:
         return copy.deepcopy(dict(payload))
     except Exception:  # a plain backend's payload may hold anything
         return dict(payload)
-
-
-def _nothing() -> None:
-    """Leave a message whose original the broker has."""

@@ -13,7 +13,7 @@ from abe.backends.message_queue.base.subscription.subscription import Subscripti
 
 __all__ = ["LocalHost", "StreamHost"]
 
-logger = logging.getLogger("abe.backends.message_queue.base.subscription.stream")
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

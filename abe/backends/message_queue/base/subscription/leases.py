@@ -123,8 +123,7 @@ class LeaseExtender:
                 due.append(delivery)
             else:
                 delivery.deadline = math.inf
-                text = f"held for {self._max_hold:g} s: its lease is no longer extended"
-                self._ledger.warn(text, delivery)
+                self._ledger.report_held(delivery, self._max_hold)
         if due:
             task = asyncio.create_task(self._send(receiver, due), name="abe-extend")
             self._extension = task

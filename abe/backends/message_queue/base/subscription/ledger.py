@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.log import log, log_message
 from abe.backends.message_queue.base.outcome import Outcome
+from abe.backends.message_queue.base.process import identity
 from abe.backends.message_queue.base.receiver import Delivery, Settlement, checked
 from abe.backends.message_queue.base.subscription.reconnect import ReconnectingReceiver, ask
 from abe.errors import ConnectionLostError, LoopError
@@ -81,12 +81,12 @@ class Ledger:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Bind to the subscription's loop."""
         self._loop = loop
-        self._process = os.getpid()
+        self._process = identity.pid()
 
     @property
     def here(self) -> bool:
         """Whether this is the process that receives."""
-        return os.getpid() == self._process
+        return identity.pid() == self._process
 
     # -- any thread ------------------------------------------------------------------------
 
@@ -116,8 +116,18 @@ class Ledger:
             if self._inbox:
                 self.drain()
             for delivery in hand:
-                if not delivery.claims and not delivery.owned:
+                if delivery.claims or delivery.owned:
+                    continue
+                if self.watched:
                     self._accept(Settlement(delivery, ACK), [ACK])
+                    continue
+                # `_accept`, spelt out, and no constructor: this runs for every message.
+                delivery.claims.append([ACK])
+                del self.held[delivery]
+                message = delivery.message
+                message._delivery = None
+                message._outcome = ACK
+                self._batcher.add(tuple.__new__(Settlement, (delivery, ACK, 0.0, "")))
         else:
             for delivery in hand:
                 if not delivery.claims and not delivery.owned:
@@ -129,11 +139,8 @@ class Ledger:
 
     def _post(self, settlement: Settlement, claim: list[Outcome]) -> bool:
         """Leave a settlement for the loop; False if the loop is gone."""
-        if not self.here:
-            raise LoopError(
-                f"this message was received in process {self._process}, before a fork; "
-                f"it cannot be settled in its child {os.getpid()}"
-            )
+        if self._process != identity.known or not identity.unforked[0]:
+            self._check_process()
         assert self._loop is not None
         if self._loop.is_closed():
             return False
@@ -145,6 +152,13 @@ class Ledger:
             except RuntimeError:  # closed just now
                 return False
         return True
+
+    def _check_process(self) -> None:
+        if not self.here:
+            raise LoopError(
+                f"this message was received in process {self._process}, before a fork; "
+                f"it cannot be settled in its child {identity.pid()}"
+            )
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -170,23 +184,22 @@ class Ledger:
         delivery.claims.append(claim)
         if delivery.claims[0] is not claim or delivery not in self.held:
             return
-        self.forget(delivery, settlement.outcome)
+        del self.held[delivery]
+        message = delivery.message
+        message._delivery = None  # also breaks the cycle with the delivery
+        message._outcome = settlement.outcome
         self._batcher.add(settlement)
         if settlement.outcome is not ACK:
             self._batcher.send()
         if settlement.outcome is not ACK or self.watched:
             self._on_settled(settlement)
 
-    def forget(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Hold a delivery no longer; also breaks its cycle with the message."""
-        delivery.message._delivery = None
-        delivery.message._outcome = outcome
-        self.held.pop(delivery, None)
-
     def lose(self, delivery: Delivery) -> None:
         """Hold a delivery no longer, whose lease has lapsed."""
         delivery.claims.append([Outcome.LOST])
-        self.forget(delivery, delivery.claims[0][0])
+        delivery.message._delivery = None
+        delivery.message._outcome = delivery.claims[0][0]
+        self.held.pop(delivery, None)
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
         """Release what is neither settled nor owned, where the backend can."""
@@ -202,6 +215,10 @@ class Ledger:
         """Say that a settlement came, or would come, too late."""
         delivery.message._outcome = Outcome.LOST
         self.warn("lease lost: the message is, or will be, redelivered", delivery)
+
+    def report_held(self, delivery: Delivery, seconds: float) -> None:
+        """Say that a lease will lapse, after ``seconds`` of being extended."""
+        self.warn(f"held for {seconds:g} s: its lease is no longer extended", delivery)
 
     def warn(self, text: str, delivery: Delivery, level: int = logging.WARNING) -> None:
         """Log about one message."""

@@ -26,11 +26,11 @@ class PrefetchController:
     Attributes:
         yielded: How many messages the reader was given.
         low: When no more than this many are left, a refill is due.
+        careful: Whether a message is buffered that must be handed over alone.
         easy: While more than this many are left, handing one over involves nothing else.
     """
 
     __slots__ = (
-        "_careful",
         "_idle",
         "_largest",
         "_limit",
@@ -38,6 +38,7 @@ class PrefetchController:
         "_most",
         "_ticks",
         "_waited",
+        "careful",
         "easy",
         "low",
         "yielded",
@@ -46,7 +47,7 @@ class PrefetchController:
     def __init__(self, most: int) -> None:
         self.yielded = 0
         self._most = most
-        self._careful = False
+        self.careful = False
         self._idle = True
         self._mark = (0, 0.0)
         self._waited = 0.0
@@ -56,18 +57,13 @@ class PrefetchController:
 
     def _set(self, limit: int) -> None:
         limit = min(limit, max(1, MAX_BYTES // self._largest))
-        self._limit = 1 if self._careful else limit
+        self._limit = 1 if self.careful else limit
         self.low = self._limit // 2
-        self.easy = math.inf if self._careful else self.low + 1
+        self.easy = math.inf if self.careful else self.low + 1
 
-    @property
-    def careful(self) -> bool:
-        """Whether a message is buffered that must be handed over alone: nothing is prefetched."""
-        return self._careful
-
-    @careful.setter
-    def careful(self, careful: bool) -> None:
-        self._careful = careful
+    def be_careful(self, careful: bool) -> None:
+        """Receive nothing ahead while a message is buffered that must be handed over alone."""
+        self.careful = careful
         self._set(self._limit)
 
     def room(self, buffered: int, wanted: int) -> int:

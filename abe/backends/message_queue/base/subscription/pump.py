@@ -136,7 +136,8 @@ class Pump:
         if self.stopping:
             return  # a receiver opened since then has not been told to wake
         room = self.prefetch.room(len(self.buffer), self._ahead.wanted)
-        if room == 0 or self._ahead.suspect or self._is_isolated():
+        careful = self.prefetch.careful or self._alone is not None
+        if room == 0 or (careful and (self._ahead.suspect or self._is_isolated())):
             self._demand.clear()
             if not self._must_isolate():
                 await self._demand.wait()
@@ -170,7 +171,7 @@ class Pump:
 
     def _must_isolate(self) -> bool:
         """Whether a reader waits for a suspect, and nothing else is in the way."""
-        if not (self._ahead.suspect and self._ahead.waiting):
+        if not (self.prefetch.careful and self._ahead.suspect and self._ahead.waiting):
             return False
         if not self.isolates:
             return True
@@ -276,7 +277,7 @@ class Pump:
             elsewhere = asyncio._get_running_loop() is not self.loop
             if elsewhere and self.capabilities.ordering == "key" and outcome is not Outcome.REJECT:
                 # The reader's next pop has to wait until the loop has removed the successors.
-                self.prefetch.careful = True
+                self.prefetch.be_careful(True)
                 self._ahead.approved = None
         return self._ledger.record(Settlement(delivery, outcome, delay, reason))
 

@@ -60,7 +60,7 @@ class ReadAhead:
         """Put messages back to the front, as if they had never been popped."""
         if any(delivery.message.attempt >= SUSPECT_ATTEMPT for delivery in deliveries):
             self.approved = None
-            self.prefetch.careful = True
+            self.prefetch.be_careful(True)
         self.buffer.extendleft(reversed(deliveries))
         self.prefetch.yielded -= len(deliveries)
 
@@ -76,7 +76,7 @@ class ReadAhead:
         last = None
         for last in deliveries:
             if last.message.attempt >= SUSPECT_ATTEMPT:
-                self.prefetch.careful = True
+                self.prefetch.be_careful(True)
             self.buffer.append(last)
         if last is not None:
             self.prefetch.measured(size_of(last.message))
@@ -137,7 +137,7 @@ class ReadAhead:
         if self.prefetch.careful and not any(
             delivery.message.attempt >= SUSPECT_ATTEMPT for delivery in self.buffer
         ):
-            self.prefetch.careful = False
+            self.prefetch.be_careful(False)
 
     async def wait(self, wanted: int, timeout: float | None) -> None:
         """Wait until `wake` is called for this reader, at most ``timeout`` seconds."""

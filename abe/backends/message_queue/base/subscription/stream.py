@@ -56,7 +56,7 @@ class MessageStream(Unshareable):
         on_closed: Called with it once the stream is closed.
     """
 
-    __slots__ = ("__weakref__", "_can", "_ended", "_hand", "_host", "_iterating", "_took")
+    __slots__ = ("__weakref__", "_can", "_ended", "_hand", "_host", "_iterating", "_local", "_took")
 
     def __init__(
         self,
@@ -91,6 +91,7 @@ class MessageStream(Unshareable):
 
     def _set_up(self, host: StreamHost, capabilities: Capabilities) -> None:
         self._host = host
+        self._local = isinstance(host, LocalHost)
         self._can = capabilities
         self._hand: list[Delivery] = []
         self._took = False
@@ -116,10 +117,13 @@ class MessageStream(Unshareable):
         """
         subscription, hand = self._host.subscription, self._hand
         here = subscription is not None and subscription.loop is get_running_loop()
-        if not here:
+        if not here and self._local:
             self._host.enter()
         if hand:
-            self._finish(hand)
+            if subscription is not None:
+                subscription.finish(hand)
+            else:  # the stream was closed
+                hand.clear()
         self._took = False
         if here:
             assert subscription is not None
@@ -217,7 +221,9 @@ class MessageStream(Unshareable):
             AbeError: What ended the stream, if the broker refused it permanently.
         """
         __tracebackhide__ = True
-        taken = await self._collect(n, timeout, quiet, self._wait_among)
+        taken: list[Delivery] = []
+        if n != 1 or not self._host.pop(taken):
+            taken = await self._collect(n, timeout, quiet, self._wait_among)
         for delivery in taken:
             delivery.owned = True
         return [delivery.message for delivery in taken]
