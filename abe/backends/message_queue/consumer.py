@@ -364,9 +364,7 @@ class _Run:
         begun = await self._stream.begin(message)
         if begun < self._consumer.retry.max_attempts:
             return False
-        reason = f"handling has begun {begun} times without a verdict; not handled again"
-        self._verdicts.log(logging.ERROR, reason, message)
-        await self._verdicts.give_up(message, reason)
+        await self._verdicts.give_up_unfinished(message, begun)
         return True
 
     async def _call(self, message: Message) -> BaseException | None:

@@ -135,6 +135,12 @@ class Verdicts:
             return
         self._counters.dead += 1
 
+    async def give_up_unfinished(self, message: Message, begun: int) -> None:
+        """Give up a message whose handling has begun ``begun`` times and never ended."""
+        reason = f"handling has begun {begun} times without a verdict; not handled again"
+        self.log(logging.ERROR, reason, message)
+        await self.give_up(message, reason)
+
     def _drop(self, message: Message, reason: str) -> None:
         self.log(logging.ERROR, "dropped: " + reason.partition("\n")[0], message)
 
