@@ -10,6 +10,7 @@ from pathlib import Path
 
 import abe
 from abe import errors
+from abe.backends.message_queue.base import BaseBackend, Subscription
 from abe.backends.message_queue.base.subscription import (
     ledger,
     prefetch,
@@ -96,6 +97,14 @@ def figures() -> Iterator[str]:
     policy = abe.RetryPolicy(jitter=False)
     waits = ", ".join(f"{policy.delay(n):g}" for n in range(1, policy.max_attempts))
     expected = {
+        "architecture.md": (
+            f"which the loop looks at every {ledger.INTERVAL * 1000:g} ms",
+            f"{ledger.MAX_BATCH} settlements or {ledger.MAX_WAIT * 1000:g} ms",
+            f"`{Subscription.wait.__qualname__}`",
+            f"`{Subscription.pop.__qualname__}`",
+            f"`{ledger.Ledger.record.__qualname__}`",
+            f"`{BaseBackend.send.__qualname__}`",
+        ),
         "delivery-semantics.md": (
             f"{ledger.MAX_WAIT * 1000:g} ms for company, or until {ledger.MAX_BATCH} have",
             f"{prefetch.MAX_PREFETCH} messages ({MemoryBackend.max_prefetch} on `memory`)",
