@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
-import os
 import pickle
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 import abe
 from abe.backends.message_queue.base import BaseBackend
+from abe.backends.message_queue.base.process import identity
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import LoopError
 
@@ -71,7 +71,7 @@ def test_connections_of_a_loop_are_not_used_in_a_child(monkeypatch: pytest.Monke
     async def main() -> None:
         used, unused = Bound("used"), Bound("unused")
         await used.publish("k", {})
-        monkeypatch.setattr(os, "getpid", lambda: -1)
+        monkeypatch.setattr(identity, "known", -1)
         for call in (used.publish("k", {}), used.peek(), used.ping()):
             with pytest.raises(LoopError, match="before a fork"):
                 await call

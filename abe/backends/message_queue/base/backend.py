@@ -290,10 +290,10 @@ class BaseBackend(Unshareable, ABC):
 
     def _bind(self) -> None:
         """Refuse a closed backend, and another loop than the one its connections belong to."""
-        if self._closed:
+        # Without a call where nothing has changed: this runs for every message.
+        if self._closed or not identity.unforked[0] or self._process != identity.known:
             self._check_open()
         if self.loop_bound:
-            self._check_open()
             self._bind_loop()
 
     def _bind_loop(self) -> None:
