@@ -135,8 +135,10 @@ def test_the_stop_button_ends_a_waiting_cell(kernel: Kernel, code: str) -> None:
     (output,) = kernel.finish(request)
     assert time.monotonic() - started < SOON
     assert output["error"] in ("KeyboardInterrupt", "CancelledError")
-    assert kernel.run("q.publish('orders', {'n': 1}); print(q.take(timeout=30))").count("'n': 1")
-    assert kernel.run("await q.aio.publish('orders', {'n': 2}); print(q.take(timeout=30))")
+    assert kernel.run("q.publish('orders', {'n': 1}); print(*q.take(timeout=30))").count("'n': 1")
+    assert kernel.run("await q.aio.publish('orders', {'n': 2}); print(*q.take(timeout=30))").count(
+        "'n': 2"
+    )
     assert kernel.run("import signal; print(signal.getsignal(signal.SIGINT).__name__)")
 
 

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from abe.backends.message_queue.base import Message, SyncMessage
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
-from abe.errors import Reject, Retry
+from abe.errors import ConfigurationError, Reject, Retry
 from abe.testing.base import ContractBase
 from abe.testing.case import case
 from abe.testing.context import CaseContext
-from abe.testing.expect import check, exactly, only, same
+from abe.testing.expect import check, exactly, only, refused, same
 from abe.types import ConsumerGroup
 
 __all__ = ["HandlingCases", "Worker"]
@@ -301,7 +301,7 @@ class HandlingCases(ContractBase):
             attempts = dead.headers.get("abe-dead-attempts")
             check(attempts == "4", f"its attempts are {attempts!r}, not '4'")
 
-    @case("!reject", "groups")
+    @case("!reject", "groups", "keys")
     async def test_consumer_publishes_what_it_gives_up(self, context: CaseContext) -> None:
         """Without the capability reject, what is given up goes to the dead_letter_key."""
         async with context.stream("b") as watcher:
@@ -310,7 +310,9 @@ class HandlingCases(ContractBase):
             async def fail(message: Message) -> None:
                 raise ZeroDivisionError("by nothing")
 
-            async with Worker(context, fail, "a", dead_letter_key="failed") as worker:
+            async with Worker(
+                context, fail, "a", keys="orders", dead_letter_key="failed"
+            ) as worker:
                 await worker.until(lambda: worker.consumer.dead == 1, "one message given up")
                 both = [*sent, *sent]
                 arrived = await context.expect(
@@ -319,3 +321,16 @@ class HandlingCases(ContractBase):
             keys = [message.key for message in arrived]
             check(sorted(map(str, keys)) == ["failed", "orders"], f"their keys are {keys}")
             check({m.key for m in worker.seen} == {"orders"}, "its own dead letter was handled")
+
+    @case("!reject", "!keys", "declared")
+    async def test_consumer_refuses_its_own_dead_letter_key(self, context: CaseContext) -> None:
+        """A dead_letter_key that the consumer's own group receives is refused by run()."""
+        consumer = AsyncLoopConsumer(context.backend, "a", dead_letter_key="failed")
+
+        async def handle(message: Message) -> None:
+            raise AssertionError("nothing was published")
+
+        with refused(
+            "run() with a dead_letter_key of its own", ConfigurationError, naming="failed"
+        ):
+            await context.within(consumer.run(handle), "run() to refuse")

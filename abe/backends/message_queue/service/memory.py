@@ -161,9 +161,10 @@ class MemoryBackend(BaseBackend):
         Raises:
             ConfigurationError: If a variable is malformed.
         """
-        known = set(_stores.get().by_name)
+        stores = _stores.get()
+        known = len(stores.by_name)
         backend = super().from_env()
-        if backend.store_name not in known:
+        if len(stores.by_name) > known:
             text = "backend memory keeps messages in this process only: for development"
             log(logger, logging.WARNING, text)
         return backend
