@@ -2,6 +2,7 @@
 
 python benchmarks [--quick] [--rounds N]
 python benchmarks calls          counts the calls inside abe that a message costs
+python benchmarks alternate DIR  CPU time of every path beside that of the checkout in DIR
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ of the ratios in each round, which can differ a little. Repeat them with `make b
 
 def main() -> int:
     """Run all; the page is written only if all of them ran."""
-    if sys.argv[1:] == ["calls"]:
-        return subprocess.run([sys.executable, str(HERE / "calls.py")], check=False).returncode
+    if sys.argv[1:2] in (["calls"], ["alternate"]):
+        name, *rest = sys.argv[1:]
+        command = [sys.executable, str(HERE / f"{name}.py"), *rest]
+        return subprocess.run(command, check=False).returncode
     page = [HEAD]
     for name in BENCHMARKS:
         command = [sys.executable, str(HERE / f"{name}.py"), *sys.argv[1:]]
