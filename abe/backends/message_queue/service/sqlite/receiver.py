@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -109,14 +111,21 @@ class SQLiteReceiver:
 
     async def _claim(self, limit: int) -> list[tuple[store.Claim, store.Row]] | store.Nothing:
         gid, token = self._gid, secrets.randbits(62)
+        began = math.inf
+
+        def claim(c: QueueConnection) -> list[tuple[store.Claim, store.Row]] | store.Nothing:
+            nonlocal began
+            began = time.monotonic()
+            return store.claim(c, gid, self._keys, limit, self._now(c), self._seconds, token)
+
         try:
-            return await self._worker.transact(
-                lambda c: store.claim(
-                    c, gid, self._keys, limit, self._now(c), self._seconds, token
-                ),
+            found = await self._worker.transact(
+                claim,
                 mode=Mode.WRITE,
                 glance=lambda c: store.glance(c, gid, self._keys, self._now(c)),
             )
+            # While the event loop stood still, these leases may have lapsed.
+            return [] if time.monotonic() - began > self._seconds else found
         except asyncio.CancelledError:
             self._worker.post(lambda c: store.give_back(c, gid, token), news=True)
             raise
