@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from abe.backends.message_queue.base import Message, MessageContext
-from abe.backends.message_queue.base.log import note_message
+from abe.backends.message_queue.base.log import Handling, handling
 from abe.logging import (
     FIELDS,
     LogFormat,
@@ -435,7 +435,7 @@ def test_the_message_in_hand_is_in_every_record(capsys: pytest.CaptureFixture[st
     message = Message({}, "7", "orders.created", attempt=2)
 
     def handle() -> None:
-        note_message(message, backend="memory", group="billing")
+        handling.set(Handling(message, "memory", "billing"))
         logging.getLogger("shop.bills").info("billed")
         logging.getLogger("shop.bills").info("of another", extra={"id": "8"})
 

@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from abe.backends.message_queue.base import (
@@ -21,7 +20,7 @@ from abe.backends.message_queue.base import (
     validate_group,
     validate_key,
 )
-from abe.backends.message_queue.base.log import log, note_message
+from abe.backends.message_queue.base.log import Handling, handling, log
 from abe.backends.message_queue.handling.counters import Counters
 from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
 from abe.backends.message_queue.handling.handlers import StillRunning, adapt_handler
@@ -40,9 +39,6 @@ __all__ = ["AsyncLoopConsumer", "RetryPolicy"]
 logger = logging.getLogger(__name__)
 
 _OWN_MODULES = {__name__, adapt_handler.__module__, DaemonThreads.__module__}
-
-_handling: ContextVar[object] = ContextVar("_handling", default=None)
-"""Identifies one call of a handler to whatever runs in its context: tasks, threads."""
 
 
 class AsyncLoopConsumer(Counters):
@@ -182,9 +178,9 @@ class _Run:
         self._done = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
         self._interrupted: set[asyncio.Task[None]] = set()
-        self._calls: dict[asyncio.Task[Any] | None, object] = {}
+        self._calls: dict[asyncio.Task[Any] | None, Handling] = {}
         """What each worker is handling, as found in the context of the handler."""
-        self._draining: set[object] = set()
+        self._draining: set[Handling | None] = set()
         """Calls of the handler that wait for `drain`, which must not wait for them."""
         self._drains: set[asyncio.Future[None]] = set()
         self._busy: dict[str | None, deque[Message]] = {}
@@ -246,7 +242,7 @@ class _Run:
             )
         self._stopping.set()
         self._stream.stop()
-        call = _handling.get()
+        call = handling.get()
         inside = call in self._calls.values()
         if inside:
             self._draining.add(call)
@@ -333,9 +329,9 @@ class _Run:
 
     async def _attempt(self, message: Message) -> None:
         """Run the handler until there is a verdict, and settle accordingly."""
-        task = asyncio.current_task()
-        self._calls[task] = call = object()
-        _handling.set(call)
+        task, consumer = asyncio.current_task(), self._consumer
+        self._calls[task] = call = Handling(message, consumer._name, consumer.group)
+        handling.set(call)
         self._consumer.in_flight += 1
         try:
             if message.attempt >= SUSPECT_ATTEMPT and await self._has_killed(message):
@@ -369,9 +365,7 @@ class _Run:
 
     async def _call(self, message: Message) -> BaseException | None:
         """Run the handler once and return its exception."""
-        consumer = self._consumer
         try:
-            note_message(message, backend=consumer._name, group=consumer.group)
             await self._handle(message)
         except asyncio.CancelledError as error:
             if self._is_interrupted():

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from types import MappingProxyType
 
 from abe.backends.message_queue.base.message import BaseMessage
 from abe.types import ConsumerGroup
 
-__all__ = ["MessageContext", "log", "log_message", "note_message"]
+__all__ = ["Handling", "MessageContext", "handling", "log", "log_message"]
 
 
 def log(
@@ -64,12 +63,18 @@ def log_message(
     )
 
 
-_handled: ContextVar[Mapping[str, object]] = ContextVar("_handled", default=MappingProxyType({}))
+class Handling:
+    """One handling of a message, found in its context by log records, tasks and threads."""
+
+    __slots__ = ("backend", "group", "message")
+
+    def __init__(self, message: BaseMessage, backend: str, group: ConsumerGroup) -> None:
+        self.message = message
+        self.backend = backend
+        self.group = group
 
 
-def note_message(message: BaseMessage, *, backend: str, group: ConsumerGroup) -> None:
-    """Let `MessageContext` add ``message`` to whatever is logged in this context from now on."""
-    _handled.set(_fields(message, backend, group))
+handling: ContextVar[Handling | None] = ContextVar("handling", default=None)
 
 
 class MessageContext(logging.Filter):
@@ -81,8 +86,9 @@ class MessageContext(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Complete the record; it is never dropped."""
-        for name, value in _handled.get().items():
-            record.__dict__.setdefault(name, value)
+        if (this := handling.get()) is not None:
+            for name, value in _fields(this.message, this.backend, this.group).items():
+                record.__dict__.setdefault(name, value)
         return True
 
 
