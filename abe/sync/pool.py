@@ -415,8 +415,7 @@ class Loan:
         if stream is None or subscription is None:
             return
         if self._pool.retains:
-            unfinished = [delivery for delivery in hand if not delivery.claims]
-            subscription.give_back(unfinished)
+            subscription.give_back(hand)
             self._pool.give_back(self._selector, stream, idle=not self._asking)
         else:
             await stream.aclose()

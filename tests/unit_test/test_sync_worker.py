@@ -168,27 +168,54 @@ class Abort(BaseException):
     """No `Exception`."""
 
 
+def failing_first(error: BaseException, kind: str, seen: Seen) -> Any:
+    """Return a handler that raises ``error`` for the message with n = 1."""
+
+    def handler(message: Any) -> None:
+        seen.add(message["n"])
+        if message["n"] == 1:
+            raise error
+
+    async def async_handler(message: Any) -> None:
+        handler(message)
+
+    return handler if kind == "sync" else async_handler
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), Abort("why")], ids=repr)
-def test_a_handler_that_means_to_end_the_program_ends_its_worker_and_says_so(
-    queue: SyncBackend, caplog: pytest.LogCaptureFixture, error: BaseException, kind: str
+@pytest.mark.parametrize("error", [SystemExit(3), Abort("why")], ids=repr)
+def test_a_handler_that_means_to_end_the_program_has_failed(
+    queue: SyncBackend, error: BaseException, kind: str
 ) -> None:
-    """As if it had failed for good: its message is given back, and the connection goes on."""
+    """Its message goes to the dead letters in the end, and the worker goes on."""
+    seen = Seen()
+    policy = abe.RetryPolicy(max_attempts=2, base=0.0)
+    worker = queue.worker(failing_first(error, kind, seen), retry=policy)
+    queue.publish("orders", {"n": 1})
+    seen.wait(2)
+    queue.publish("orders", {"n": 2})
+    seen.wait(3)
+    worker.stop()
+    assert (worker.failed, worker.dead, worker.processed) == (2, 1, 1)
+    assert worker.last_error is error
+    assert worker.error is None
+    assert queue.dead_letters() == [{"n": 1}]
 
-    def handler(message: SyncMessage) -> None:
-        raise error
 
-    async def async_handler(message: abe.Message) -> None:
-        raise error
-
-    worker = queue.worker(handler if kind == "sync" else async_handler)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_interrupt_in_a_handler_ends_its_worker_once_the_failure_is_recorded(
+    queue: SyncBackend, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """The connection goes on."""
+    error = KeyboardInterrupt()
+    worker = queue.worker(failing_first(error, kind, Seen()))
     queue.publish("orders", {"n": 1})
     assert worker.wait(LONG)
     assert worker.error is error
     assert "failed" in repr(worker)
     assert "worker on backend memory failed" in caplog.text
     (message,) = queue.take(1, timeout=LONG)
-    assert message.attempt == 1
+    assert message.attempt == 2
 
 
 def test_stop_waits_for_the_message_in_flight(queue: SyncBackend) -> None:

@@ -43,8 +43,8 @@ class Ledger:
         backend: The backend's name, for the log.
         group: The consumer group, for the log.
         connection: Where to send settlements.
-        on_settled: Called on the loop with each settlement that counts and is no ack; with acks,
-            too, while `watched`.
+        on_settled: Called on the loop with each settlement recorded by a reader that counts and
+            is no ack; with acks, too, while `watched`.
         on_failure: Called with the error when the broker refuses a settlement permanently.
 
     Attributes:
@@ -178,7 +178,7 @@ class Ledger:
         while self._inbox:
             self._accept(*self._inbox.popleft())
 
-    def _accept(self, settlement: Settlement, claim: list[Outcome]) -> None:
+    def _accept(self, settlement: Settlement, claim: list[Outcome], *, tell: bool = True) -> None:
         """Claim the delivery for ``settlement``, and pass it on if it was the first."""
         delivery = settlement.delivery
         delivery.claims.append(claim)
@@ -191,7 +191,7 @@ class Ledger:
         self._batcher.add(settlement)
         if settlement.outcome is not ACK:
             self._batcher.send()
-        if settlement.outcome is not ACK or self.watched:
+        if tell and (settlement.outcome is not ACK or self.watched):
             self._on_settled(settlement)
 
     def lose(self, delivery: Delivery) -> None:
@@ -202,12 +202,16 @@ class Ledger:
         self.held.pop(delivery, None)
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Release what is neither settled nor owned, where the backend can."""
+        """Release what is neither settled nor owned, where the backend can.
+
+        Earlier messages of the same key may stay, so that this is not told to `on_settled`.
+        """
         for delivery in deliveries:
             if delivery.claims or delivery.owned:
                 continue
             if self._can_release:
-                self._accept(Settlement(delivery, Outcome.RELEASE), [Outcome.RELEASE])
+                release = Settlement(delivery, Outcome.RELEASE)
+                self._accept(release, [Outcome.RELEASE], tell=False)
             else:
                 self.lose(delivery)
 

@@ -135,7 +135,8 @@ class ReadAhead:
     def calm(self) -> None:
         """Stop being careful once no message is left that asks for it."""
         if self.prefetch.careful and not any(
-            delivery.message.attempt >= SUSPECT_ATTEMPT for delivery in self.buffer
+            delivery.message.attempt >= SUSPECT_ATTEMPT
+            for delivery in tuple(self.buffer)  # a reader's thread may pop meanwhile
         ):
             self.prefetch.be_careful(False)
 

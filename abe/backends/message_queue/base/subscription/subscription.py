@@ -292,14 +292,18 @@ class Subscription(Pump):
         return self._ahead.ready()
 
     def give_back(self, deliveries: list[Delivery]) -> None:
-        """Put what was popped and not handed over back to the front, in any thread."""
-        if not deliveries:
-            return
-        for delivery in deliveries:
-            delivery.owned = False
-        self._ahead.put_back(deliveries)
+        """Put what was popped and is not settled back to the front, in any thread."""
+        here = asyncio._get_running_loop() is self.loop
+        if here:  # an interrupted reader may have recorded one and not have come to claim it
+            self._ledger.drain()
+        unsettled = [delivery for delivery in deliveries if not delivery.claims]
         deliveries.clear()
-        if asyncio._get_running_loop() is self.loop:
+        if not unsettled:
+            return
+        for delivery in unsettled:
+            delivery.owned = False
+        self._ahead.put_back(unsettled)
+        if here:
             self._look_again()
         elif self.loop is not None:
             with suppress(RuntimeError):  # the loop is closed
