@@ -91,7 +91,7 @@ class Plain:
                 await self.changed.wait()
             payload = self.waiting.popleft()
             try:
-                yield dict(payload)
+                yield payload
             except BaseException:
                 self.waiting.appendleft(payload)
                 raise
