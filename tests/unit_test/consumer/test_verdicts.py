@@ -131,7 +131,7 @@ async def test_what_the_handler_settled_stays_settled(
     assert sum(text in r.getMessage() for r in caplog.records) == (5 if fails else 0)
 
 
-async def test_an_exception_that_is_no_exception_ends_the_run_and_releases(
+async def test_an_exception_that_is_no_exception_is_a_failure_like_any_other(
     broker: Broker,
 ) -> None:
     class Abort(BaseException):
@@ -139,8 +139,8 @@ async def test_an_exception_that_is_no_exception_ends_the_run_and_releases(
 
     broker.publish(3)
     consumer = AsyncLoopConsumer(Scripted(broker), concurrency=2)
-    with pytest.raises(Abort):
-        await consumer.run(Recorder(Abort(), 1000.0))
-    assert broker.leased() == []
-    assert {o for r in broker.records for o in r.outcomes} <= {"release"}
+    await settled(consumer, Recorder(Abort()), lambda: consumer.processed == 3)
+    assert [r.outcomes for r in broker.records] == [["nack", "ack"], ["ack"], ["ack"]]
+    assert consumer.failed == consumer.retried == 1
+    assert isinstance(consumer.last_error, Abort)
     assert consumer.in_flight == 0

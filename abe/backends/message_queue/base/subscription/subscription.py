@@ -297,12 +297,12 @@ class Subscription(Pump):
         if here:  # an interrupted reader may have recorded one and not have come to claim it
             self._ledger.drain()
         unsettled = [delivery for delivery in deliveries if not delivery.claims]
-        deliveries.clear()
-        if not unsettled:
-            return
         for delivery in unsettled:
             delivery.owned = False
         self._ahead.put_back(unsettled)
+        deliveries.clear()  # last: an interrupt must not lose them
+        if not unsettled:
+            return
         if here:
             self._look_again()
         elif self.loop is not None:
