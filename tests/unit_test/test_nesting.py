@@ -124,8 +124,8 @@ def test_it_nests_and_the_facade_goes_on_working() -> None:
             after = abe.connect("memory", env={"ABE_MEMORY_NAME": "nested"})
             before.publish("orders", {"n": 1})
             await after.aio.publish("orders", {"n": 2})
-            print(after.take(2))
-            print(asyncio.run(take(before)), before.take(timeout=0))
+            print(list(after.take(2)))
+            print(asyncio.run(take(before)), list(before.take(timeout=0)))
 
         async def take(queue):
             await queue.aio.publish("orders", {"n": 3})

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from abe.backends.message_queue.base import Message, SyncMessage
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
-from abe.errors import ConfigurationError, Reject, Retry
+from abe.errors import Reject, Retry
 from abe.testing.base import ContractBase
 from abe.testing.case import case
 from abe.testing.context import CaseContext
-from abe.testing.expect import check, exactly, only, refused, same
+from abe.testing.expect import check, exactly, only, same
 from abe.types import ConsumerGroup
 
 __all__ = ["HandlingCases", "Worker"]
@@ -321,16 +321,3 @@ class HandlingCases(ContractBase):
             keys = [message.key for message in arrived]
             check(sorted(map(str, keys)) == ["failed", "orders"], f"their keys are {keys}")
             check({m.key for m in worker.seen} == {"orders"}, "its own dead letter was handled")
-
-    @case("!reject", "!keys", "declared")
-    async def test_consumer_refuses_its_own_dead_letter_key(self, context: CaseContext) -> None:
-        """A dead_letter_key that the consumer's own group receives is refused by run()."""
-        consumer = AsyncLoopConsumer(context.backend, "a", dead_letter_key="failed")
-
-        async def handle(message: Message) -> None:
-            raise AssertionError("nothing was published")
-
-        with refused(
-            "run() with a dead_letter_key of its own", ConfigurationError, naming="failed"
-        ):
-            await context.within(consumer.run(handle), "run() to refuse")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from abe.backends.message_queue import consumer as module
 from abe.backends.message_queue.base import EventConsumer
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.backends.message_queue.handling import verdicts as module
 from abe.errors import ConfigurationError, InvalidKeyError, Retry
 from tests.unit_test.consumer.support import STEADY, Recorder, Scripted, memory, settled
 

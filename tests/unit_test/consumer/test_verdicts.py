@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from abe.backends.message_queue import consumer as module
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.backends.message_queue.handling import verdicts as module
 from abe.errors import Reject
 from tests.unit_test.consumer.support import Recorder, Scripted, memory, settled
 
