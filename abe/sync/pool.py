@@ -373,7 +373,7 @@ class Loan:
         self._pool.loans.add(self)
         for message in self._pool.claim_kept(self._selector, None):
             delivery = Delivery(message, None)
-            delivery.claims.append([Outcome.ACK])
+            delivery.claims.append(Outcome.ACK.code)
             self._kept.append(delivery)
         self.pop = self._pop_kept if self._kept else self.subscription.pop
 

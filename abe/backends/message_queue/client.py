@@ -104,6 +104,8 @@ class AsyncBackend(Unshareable):
         self.backend: Any = backend
         self.name = backend_name(backend)
         self._host: BackendHost = host if host is not None else LocalHost(backend)
+        self._local = host is None
+        self._first_party = isinstance(backend, BaseBackend)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -146,9 +148,9 @@ class AsyncBackend(Unshareable):
         """
         if self._host.closed:
             self._host.check_open()
-        if isinstance(self.backend, BaseBackend):
+        if self._first_party:
             call = self.backend.publish(key, payload, headers=headers, delay=delay)
-            await self._host.run(call)
+            await (call if self._local else self._host.run(call))
         else:
             await self.send(
                 self.prepare([payload], key=key, headers=headers, delay=delay, label=no_label)
@@ -219,7 +221,7 @@ class AsyncBackend(Unshareable):
         await self._host.run(self._send(prepared))
 
     async def _send(self, prepared: Sequence[Outgoing]) -> None:
-        if isinstance(self.backend, BaseBackend):
+        if self._first_party:
             await self.backend.send(prepared)
             return
         for n, (key, body, headers, delay) in enumerate(prepared):

@@ -52,20 +52,20 @@ class BackendHost(Protocol):
 
 
 class LocalHost:
-    """Runs the calls of a client on the loop that awaits them."""
+    """Runs the calls of a client on the loop that awaits them.
+
+    Attributes:
+        closed: Whether the backend was closed.
+    """
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._closer: asyncio.Future[Any] | None = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether the backend was closed."""
-        return self._closer is not None
+        self.closed = False
 
     def check_open(self) -> None:
         """Raise `BackendClosedError` if the backend was closed."""
-        if self._closer is not None:
+        if self.closed:
             name = backend_name(self._backend)
             raise BackendClosedError(f"backend {name!r} is closed; open a new one")
 
@@ -86,6 +86,7 @@ class LocalHost:
 
     async def aclose(self) -> None:
         """Close the backend, where it can be closed; closing twice is fine."""
+        self.closed = True
         if self._closer is None:
             self._closer = asyncio.ensure_future(self._close())
         elif self._closer.done():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Protocol
 
-__all__ = ["Outcome", "Settleable", "Settler"]
+__all__ = ["OUTCOMES", "Outcome", "Settleable", "Settler"]
 
 
 class Outcome(StrEnum):
@@ -15,12 +15,20 @@ class Outcome(StrEnum):
     and a rejected one never.
     """
 
+    code: int
+    """A number that stands for it where one byte must do."""
+
     ACK = "ack"
     NACK = "nack"
     RELEASE = "release"
     REJECT = "reject"
     LOST = "lost"
     """Not by us: the lease lapsed, or the connection the delivery came on is gone."""
+
+
+OUTCOMES = tuple(Outcome)
+for _code, _outcome in enumerate(OUTCOMES):
+    _outcome.code = _code
 
 
 class Settleable(Protocol):

@@ -28,7 +28,8 @@ class Delivery:
 
     Attributes:
         owned: Whether somebody settles it explicitly, so that asking for more does not ack it.
-        claims: The settlements recorded for it; the first one wins.
+        claims: The codes of the outcomes recorded for it; the first one wins. Appending is one
+            step, in any thread, and bytes are nothing that the garbage collector looks at.
     """
 
     __slots__ = (
@@ -52,7 +53,7 @@ class Delivery:
         self.receipt = receipt
         self.begun = begun
         self.owned = False
-        self.claims: list[list[Outcome]] = []
+        self.claims = bytearray()
         self.subscription: Settler | None = None
 
     def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:

@@ -12,7 +12,7 @@ from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.log import log, log_message
-from abe.backends.message_queue.base.outcome import Outcome
+from abe.backends.message_queue.base.outcome import OUTCOMES, Outcome
 from abe.backends.message_queue.base.process import identity
 from abe.backends.message_queue.base.receiver import Delivery, Settlement, checked
 from abe.backends.message_queue.base.subscription.reconnect import ReconnectingReceiver, ask
@@ -24,6 +24,7 @@ __all__ = ["Ledger"]
 logger = logging.getLogger(__name__)
 
 ACK = Outcome.ACK
+ACK_CODE = ACK.code
 MAX_BATCH = 512
 MAX_WAIT = 0.05
 """Seconds for which an ack may wait for others to join it."""
@@ -72,7 +73,7 @@ class Ledger:
         self._batcher = Batcher(
             self._send, max_items=MAX_BATCH, max_wait=MAX_WAIT, name="abe-settle"
         )
-        self._inbox: deque[tuple[Settlement, list[Outcome]]] = deque()
+        self._inbox: deque[Settlement] = deque()
         self._awake = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,18 +98,18 @@ class Ledger:
             LoopError: In a process forked from the one that received the delivery.
         """
         delivery, outcome = settlement.delivery, settlement.outcome
-        claim = [outcome]
         if _get_running_loop() is self._loop:
             if self._inbox:
                 self.drain()
-            self._accept(settlement, claim)
-            return delivery.claims[0][0] is outcome
-        if not self._post(settlement, claim):
-            delivery.claims.append([Outcome.LOST])
-        delivery.claims.append(claim)
-        if delivery.claims[0] is claim:
+            self._accept(settlement)
+            return delivery.claims[0] == outcome.code
+        if not self._post(settlement):
+            delivery.claims.append(Outcome.LOST.code)
+        delivery.claims.append(outcome.code)
+        won = delivery.claims[0] == outcome.code
+        if won:
             delivery.message._outcome = outcome
-        return delivery.claims[0][0] is outcome
+        return won
 
     def finish(self, hand: list[Delivery]) -> None:
         """Ack what is neither settled nor owned, and empty the hand."""
@@ -119,10 +120,10 @@ class Ledger:
                 if delivery.claims or delivery.owned:
                     continue
                 if self.watched:
-                    self._accept(Settlement(delivery, ACK), [ACK])
+                    self._accept(Settlement(delivery, ACK))
                     continue
                 # `_accept`, spelt out, and no constructor: this runs for every message.
-                delivery.claims.append([ACK])
+                delivery.claims.append(ACK_CODE)
                 del self.held[delivery]
                 message = delivery.message
                 message._delivery = None
@@ -131,20 +132,19 @@ class Ledger:
         else:
             for delivery in hand:
                 if not delivery.claims and not delivery.owned:
-                    claim = [ACK]
-                    self._post(Settlement(delivery, ACK), claim)
-                    delivery.claims.append(claim)
+                    self._post(Settlement(delivery, ACK))
+                    delivery.claims.append(ACK_CODE)
                     delivery.message._outcome = ACK
         hand.clear()
 
-    def _post(self, settlement: Settlement, claim: list[Outcome]) -> bool:
+    def _post(self, settlement: Settlement) -> bool:
         """Leave a settlement for the loop; False if the loop is gone."""
         if self._process != identity.known or not identity.unforked[0]:
             self._check_process()
         assert self._loop is not None
         if self._loop.is_closed():
             return False
-        self._inbox.append((settlement, claim))
+        self._inbox.append(settlement)
         if not self._awake:
             self._awake = True
             try:
@@ -176,13 +176,13 @@ class Ledger:
     def drain(self) -> None:
         """Take up what other threads recorded, in their order."""
         while self._inbox:
-            self._accept(*self._inbox.popleft())
+            self._accept(self._inbox.popleft())
 
-    def _accept(self, settlement: Settlement, claim: list[Outcome], *, tell: bool = True) -> None:
+    def _accept(self, settlement: Settlement, *, tell: bool = True) -> None:
         """Claim the delivery for ``settlement``, and pass it on if it was the first."""
         delivery = settlement.delivery
-        delivery.claims.append(claim)
-        if delivery.claims[0] is not claim or delivery not in self.held:
+        delivery.claims.append(settlement.outcome.code)
+        if delivery.claims[0] != settlement.outcome.code or delivery not in self.held:
             return
         del self.held[delivery]
         message = delivery.message
@@ -196,9 +196,9 @@ class Ledger:
 
     def lose(self, delivery: Delivery) -> None:
         """Hold a delivery no longer, whose lease has lapsed."""
-        delivery.claims.append([Outcome.LOST])
+        delivery.claims.append(Outcome.LOST.code)
         delivery.message._delivery = None
-        delivery.message._outcome = delivery.claims[0][0]
+        delivery.message._outcome = OUTCOMES[delivery.claims[0]]
         self.held.pop(delivery, None)
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
@@ -210,8 +210,7 @@ class Ledger:
             if delivery.claims or delivery.owned:
                 continue
             if self._can_release:
-                release = Settlement(delivery, Outcome.RELEASE)
-                self._accept(release, [Outcome.RELEASE], tell=False)
+                self._accept(Settlement(delivery, Outcome.RELEASE), tell=False)
             else:
                 self.lose(delivery)
 
