@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.backends.message_queue.handling.verdicts import Verdicts
 from abe.display.plot import sparkline
 from abe.display.results import Listing
 from abe.display.table import Table
@@ -30,7 +30,7 @@ EXIT_TIMEOUT = 1.0
 MAX_REPORTS = 5
 """Failures of one handler that are printed with their traceback."""
 
-_logger = logging.getLogger(AsyncLoopConsumer.__module__)
+_logger = logging.getLogger(Verdicts.__module__)
 _current: contextvars.ContextVar[Handler | None] = contextvars.ContextVar("_current", default=None)
 
 SAMPLES = 60
