@@ -33,7 +33,6 @@ MODULES = (
     "abe.types",
     "abe.errors",
     "abe.sync",
-    "abe.display",
     "abe.ipython",
     "abe.testing",
     "abe.logging",

@@ -84,7 +84,7 @@ class MemoryBackend(BaseBackend):
             _store_name,
             "default",
             help="which store: backends of one name share its messages; it follows the rules of"
-            " [keys](../reference/vocabulary.md#key)",
+            " keys",
             sample="shop",
         ),
         Setting(

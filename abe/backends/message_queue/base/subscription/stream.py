@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_HOLD = 900.0
+"""Longest time, in seconds, for which the lease of one message is extended."""
 
 
 class MessageStream(Unshareable):
