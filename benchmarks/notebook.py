@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,55 @@ MAGICS = Case(
 )
 
 
+# -- Stop --------------------------------------------------------------------------------------
+
+STOPS = 20
+CELL = "got = %abe_consume -n 2 -t 60 -q 60"
+
+
+def stopped(code: str) -> Callable[[Path, Options], float]:
+    """Return a peer: a cell that waits, timed from SIGINT to its end."""
+
+    def peer(folder: Path, options: Options) -> float:
+        count, made = options.size(STOPS), shell()
+        main, sent = threading.main_thread().ident or 0, [0.0]
+
+        def interrupt() -> None:
+            sent[0] = time.perf_counter()
+            signal.pthread_kill(main, signal.SIGINT)
+
+        waited = 0.0
+        for _ in range(count):
+            timer = threading.Timer(0.2, interrupt)
+            timer.start()
+            with redirect_stdout(io.StringIO()), suppress(KeyboardInterrupt):
+                made.run_cell(code)
+            waited += time.perf_counter() - sent[0]
+            timer.join()
+        return count / waited
+
+    return peer
+
+
+def half_a_second(folder: Path, options: Options) -> float:
+    """Not measured: the aim."""
+    return 2.0
+
+
+STOP = Case(
+    "Stop, on a cell that waits",
+    "time.sleep(60)",
+    {
+        CELL.removeprefix("got = "): stopped(CELL),
+        "time.sleep(60)": stopped("import time\ntime.sleep(60)"),
+        "the aim: 0.5 s": half_a_second,
+    },
+    (Target(CELL.removeprefix("got = "), 1.0, ["the aim: 0.5 s"]),),
+    "From SIGINT to the end of the cell, in a shell in this process.",
+    unit="stops/s",
+)
+
+
 # -- handlers ----------------------------------------------------------------------------------
 
 
@@ -184,4 +235,4 @@ HANDLERS = [
 ]
 
 if __name__ == "__main__":
-    main("Notebook toolkit", [MAGICS, *HANDLERS])
+    main("Notebook toolkit", [MAGICS, STOP, *HANDLERS])
