@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,14 +15,11 @@ from abe._version import __version__
 from abe.cli.commands import COMMANDS
 from abe.cli.contract import contract
 from abe.cli.doctor import doctor
-from abe.cli.output import OutputClosed, emit_line
-from abe.cli.report import report
+from abe.cli.output import OutputClosed, emit_line, say
 from abe.cli.scaffold import new_provider
-from abe.cli.session import Terminated
+from abe.cli.session import Terminated, terminate
 from abe.cli.worker import run as run_worker
 from abe.errors import AbeError
-
-__all__ = ["app", "run"]
 
 INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
 
@@ -33,12 +31,12 @@ def _ended() -> Iterator[None]:
         yield
     except OutputClosed:
         raise typer.Exit(UNREAD) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
     except Terminated:
         raise typer.Exit(TERMINATED) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     except AbeError as error:
-        report(error)
+        say(f"abe: {str(error) or type(error).__name__}")
         raise typer.Exit(1) from None
 
 
@@ -99,6 +97,7 @@ for _command in _ALL:
 
 def run() -> int:
     """Run the command line of this process and return its exit status."""
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app(prog_name="abe")
     except SystemExit as end:

@@ -16,8 +16,6 @@ from abe.errors import ConfigurationError
 if TYPE_CHECKING:
     from abe.testing import ContractReport, ContractRow
 
-__all__ = ["contract"]
-
 MEMBERS = ("case", "obligation", "outcome", "reason", "seconds")
 """Members of the JSON object that represents a case; the names are stable."""
 

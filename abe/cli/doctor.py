@@ -13,18 +13,15 @@ from typing import Any
 import typer
 
 from abe import _version
-from abe.backends.message_queue.client import AsyncBackend
 from abe.backends.message_queue.loader import BackendInfo, choose_backend, list_backends
 from abe.cli import options
-from abe.cli.output import emit_line, emit_table
-from abe.cli.report import clean
-from abe.cli.session import Target, with_backend
+from abe.cli.output import clean, emit_line, emit_table
+from abe.cli.session import Target
 from abe.display.lines import json_line
 from abe.display.table import Table
 from abe.display.text import cell
-from abe.errors import AbeError
-
-__all__ = ["doctor"]
+from abe.errors import AbeError, UnsupportedError
+from abe.sync import SyncBackend, connect
 
 EXTRAS = {
     "notebook": "ipykernel",
@@ -49,7 +46,7 @@ def doctor(
 
     Exit status: 0 if the selected backend answers, 1 if it does not.
     """
-    found = examine(options.target(backend, env), options.seconds(timeout, "--timeout"))
+    found = examine(options.target(backend, env), timeout)
     show(found, as_lines=json)
     if found.problems:
         raise typer.Exit(1)
@@ -57,20 +54,7 @@ def doctor(
 
 @dataclass
 class Diagnosis:
-    """The findings of the doctor.
-
-    Attributes:
-        interpreter: The Python that runs.
-        version: abe's version.
-        location: Where abe is.
-        extras: The extras that are installed.
-        backends: The installed backends, with their errors.
-        backend: The backend that is selected, ``None`` if none can be.
-        reason: Why it was selected.
-        answer: The answer of the broker.
-        warnings: Warnings of the backend about its broker's settings.
-        problems: Reasons why the selected backend does not work.
-    """
+    """The findings, by the names that ``--json`` shows."""
 
     interpreter: str = ""
     version: str = ""
@@ -96,7 +80,9 @@ def examine(target: Target, timeout: float) -> Diagnosis:
         found.backends = list_backends(check=True)
         choice = choose_backend(target.name, env=target.env or None)
         found.backend, found.reason = choice.info.name, choice.reason
-        found.answer = with_backend(target, lambda backend: _ping(backend, timeout, found))
+        with target.open(connect) as q:
+            found.answer = _ping(q, timeout)
+            found.warnings += map(clean, getattr(q.aio.backend, "warnings", ()))
     except AbeError as error:
         found.problems.append(clean(str(error)))
     except Exception as error:  # a backend may raise anything
@@ -112,12 +98,12 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-async def _ping(backend: AsyncBackend, timeout: float, found: Diagnosis) -> str:
-    if not hasattr(backend.backend, "ping"):
-        return "unknown: the backend has no ping()"
+def _ping(q: SyncBackend, timeout: float) -> str:
     started = time.perf_counter()
-    await backend.ping(timeout)
-    found.warnings += map(clean, getattr(backend.backend, "warnings", ()))
+    try:
+        q.ping(timeout)
+    except UnsupportedError:
+        return "unknown: the backend has no ping()"
     return f"yes, in {(time.perf_counter() - started) * 1000:.0f} ms"
 
 

@@ -1,202 +1,79 @@
-"""The options of the commands and the checks of their values."""
+"""The options of the commands, as typer reads them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from abe._redact import Variables, known
+from abe.backends.message_queue.loader import list_backends, settings_of
 from abe.cli.output import writes_to_terminal
 from abe.cli.session import Target
+from abe.display import options as shared
+from abe.display.options import Option
 from abe.display.prompt import ask_secret
-
-__all__ = [
-    "Action",
-    "BackendName",
-    "Check",
-    "Concurrency",
-    "DeadAction",
-    "DeadLetterKey",
-    "DeadNumber",
-    "Delay",
-    "DrainTimeout",
-    "Env",
-    "File",
-    "Follow",
-    "Format",
-    "Group",
-    "Header",
-    "HealthFile",
-    "Ids",
-    "InputFormat",
-    "Json",
-    "JsonLogs",
-    "Key",
-    "KeyFilters",
-    "Keys",
-    "LogLevel",
-    "MaxAttempts",
-    "MessageJson",
-    "Number",
-    "Payload",
-    "PeekNumber",
-    "PingTimeout",
-    "Quiet",
-    "Select",
-    "StatsGroup",
-    "Stream",
-    "Timeout",
-    "Yes",
-    "as_lines",
-    "assignments",
-    "seconds",
-    "target",
-]
+from abe.logging import LogLevel
 
 
-def _option(
-    *names: str,
-    help: str,
-    metavar: str = "",
-    default: str | bool = True,
-    complete: Callable[..., list[str]] | None = None,
-) -> Any:
-    """Return an option.
+def _option(option: Option, complete: Callable[..., list[str]] | None = None) -> Any:
+    def parse(value: Any) -> Any:
+        try:
+            return option.convert(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
 
-    Args:
-        names: Its spellings.
-        help: The text of ``--help``.
-        metavar: Name of its value.
-        default: Text of the default value; ``False`` shows none.
-        complete: Completes its value.
-    """
     return typer.Option(
-        *names,
-        help=help,
-        metavar=metavar or None,
-        show_default=default,
+        *filter(None, (option.long, option.short)),
+        help=option.help,
+        metavar=option.metavar or None,
+        show_default=option.default or False,
+        parser=parse if option.metavar else None,
         autocompletion=complete,
     )
 
 
 def _backend_names() -> list[str]:
-    from abe.backends.message_queue.loader import list_backends
-
     return [info.name for info in list_backends()]
 
 
 def _variable_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    from abe.backends.message_queue.loader import settings_of
-
     names = (f"{setting.name}=" for setting in settings_of(ctx.params.get("backend")))
     return [name for name in names if name.startswith(incomplete)]
 
 
-# --- Which backend --------------------------------------------------------------------------------
-
-BackendName = Annotated[
-    str | None,
-    typer.Option(
-        "--backend",
-        "-b",
-        metavar="NAME",
-        help="The backend; without it QUEUE_BACKEND decides, see 'abe backends'.",
-        autocompletion=_backend_names,
-        show_default=False,
-    ),
-]
-Env = Annotated[
-    list[str] | None,
-    _option(
-        *("--env", "-e"),
-        metavar="K[=V]",
-        help="Set a variable that configures the backend; K alone asks for its value. Repeatable.",
-        default=False,
-        complete=_variable_names,
-    ),
-]
-PingTimeout = Annotated[
-    float, _option("--timeout", "-t", metavar="S", help="Seconds to wait for the broker.")
-]
-Check = Annotated[bool, _option("--check", help="Import each, to find broken and deprecated ones.")]
+_BACKEND = Option(
+    "--backend", "-b", "NAME", "The backend; without it QUEUE_BACKEND decides, see 'abe backends'."
+)
+BackendName = Annotated[str | None, _option(_BACKEND, _backend_names)]
+Env = Annotated[list[Any] | None, _option(shared.ENV, _variable_names)]
+_PING = Option("--timeout", "-t", "S", "Seconds to wait for the broker.", shared.seconds, "5")
+PingTimeout = Annotated[float, _option(_PING)]
+Check = Annotated[bool, _option(shared.CHECK)]
 
 # --- Which messages -------------------------------------------------------------------------------
 
-_FILTER = "Only these keys; * matches one segment, a final ** one or more."
-_MAXIMUM = "Maximum number of messages."
-
-Group = Annotated[
-    str | None,
-    _option("--group", "-g", metavar="GROUP", help="The consumer group.", default="default group"),
-]
-StatsGroup = Annotated[
-    str | None,
-    _option(
-        *("--group", "-g"),
-        metavar="GROUP",
-        help="Only this group; '' is the default group.",
-        default="all groups",
-    ),
-]
+Group = Annotated[str | None, _option(shared.GROUP)]
+SomeGroup = Annotated[str | None, _option(shared.SOME_GROUP)]
 Keys = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEYS", help=_FILTER, show_default="all keys"),
+    list[str] | None, typer.Argument(metavar="KEYS", help=shared.KEYS, show_default="all keys")
 ]
-KeyFilters = Annotated[
-    list[str] | None,
-    _option("--keys", "-k", metavar="KEYS", help=f"{_FILTER} Repeatable.", default="all keys"),
+_KEYS = Option("--keys", "-k", "KEYS", shared.KEYS, default="all keys", repeat=True)
+KeyFilters = Annotated[list[str] | None, _option(_KEYS)]
+Number = Annotated[int | None, _option(shared.NUMBER)]
+DeadNumber = Annotated[int | None, _option(shared.DEAD_NUMBER)]
+_FIRST = Option("--timeout", "-t", "S", "Seconds to wait for a message.", shared.seconds, "5")
+Timeout = Annotated[float | None, _option(_FIRST)]
+Quiet = Annotated[float | None, _option(shared.QUIET)]
+_FOLLOW = Option("--follow", "-f", does="Continue until interrupted, or until -n, -t or -q.")
+Follow = Annotated[bool, _option(_FOLLOW)]
+Ids = Annotated[list[str] | None, _option(shared.ID)]
+DeadAction = Annotated[
+    Literal["list", "replay"], typer.Argument(help="List them, or deliver them again.")
 ]
-Number = Annotated[
-    int | None,
-    typer.Option("--number", "-n", metavar="N", min=1, help=_MAXIMUM, show_default="10"),
-]
-PeekNumber = Annotated[int, typer.Option("--number", "-n", metavar="N", min=1, help=_MAXIMUM)]
-DeadNumber = Annotated[
-    int | None,
-    typer.Option(
-        *("--number", "-n"),
-        metavar="N",
-        min=1,
-        help=_MAXIMUM,
-        show_default="100 to list, all to replay",
-    ),
-]
-Timeout = Annotated[
-    float | None,
-    _option("--timeout", "-t", metavar="S", help="Seconds to wait for a message.", default="5"),
-]
-Quiet = Annotated[
-    float | None,
-    _option(
-        *("--quiet", "-q"),
-        metavar="S",
-        help="Seconds without a further message before it ends.",
-        default="0.5",
-    ),
-]
-Follow = Annotated[
-    bool, _option("--follow", "-f", help="Continue until interrupted, or until -n, -t or -q.")
-]
-Ids = Annotated[
-    list[str] | None,
-    _option("--id", metavar="ID", help="Replay only this message. Repeatable.", default=False),
-]
-
-
-class Action(StrEnum):
-    """What to do with dead letters."""
-
-    LIST = "list"
-    REPLAY = "replay"
-
-
-DeadAction = Annotated[Action, typer.Argument(help="List them, or deliver them again.")]
-Yes = Annotated[bool, _option("--yes", help="Confirm that messages are deleted.")]
+Yes = Annotated[bool, _option(shared.YES)]
 
 # --- What to publish ------------------------------------------------------------------------------
 
@@ -209,130 +86,62 @@ Payload = Annotated[
         show_default=False,
     ),
 ]
-Header = Annotated[
-    list[str] | None,
-    _option("--header", "-H", metavar="K=V", help="Text metadata. Repeatable.", default=False),
-]
-Delay = Annotated[
-    float, _option("--delay", "-d", metavar="S", help="Seconds before delivery, at least.")
-]
-
-
-class Format(StrEnum):
-    """How standard input is written."""
-
-    JSONL = "jsonl"
-    JSON = "json"
-
-
+Header = Annotated[list[Any] | None, _option(shared.HEADER)]
+Delay = Annotated[float, _option(shared.DELAY)]
 InputFormat = Annotated[
-    Format, _option("--format", "-f", help="The input: one object a line, or one document.")
+    Literal["jsonl", "json"],
+    typer.Option("--format", "-f", help="The input: one object a line, or one document."),
 ]
-File = Annotated[
-    Path | None,
-    _option("--file", "-F", metavar="PATH", help="Read this file instead.", default=False),
-]
-Stream = Annotated[
-    bool, _option("--stream", help="Publish each line as it arrives, for endless input.")
-]
+_FILE = Option("--file", "-F", "PATH", "Read this file instead.", Path)
+File = Annotated[Path | None, _option(_FILE)]
+_STREAM = Option("--stream", does="Publish each line as it arrives, for endless input.")
+Stream = Annotated[bool, _option(_STREAM)]
 
 # --- How to write ---------------------------------------------------------------------------------
 
-Json = Annotated[bool, _option("--json", help="Write JSON, one object a line.")]
+Json = Annotated[bool, _option(Option("--json", does="Write JSON, one object a line."))]
 MessageJson = Annotated[
     bool | None,
-    _option("--json/--text", help="The output format.", default="text on a terminal, else JSON"),
-]
-
-# --- The worker -----------------------------------------------------------------------------------
-
-Concurrency = Annotated[
-    int,
-    typer.Option(
-        "--concurrency", "-c", metavar="N", min=1, help="Maximum number of concurrent handlers."
-    ),
-]
-MaxAttempts = Annotated[
-    int,
-    typer.Option(
-        "--max-attempts", metavar="N", min=1, help="Failures before a message is given up."
-    ),
-]
-DeadLetterKey = Annotated[
-    str | None,
     _option(
-        "--dead-letter-key",
-        metavar="KEY",
-        help="Key for messages that are given up, if the backend keeps no dead letters.",
-        default=False,
-    ),
-]
-DrainTimeout = Annotated[
-    float,
-    _option(
-        "--drain-timeout", metavar="S", help="Seconds for running handlers after the first signal."
-    ),
-]
-LogLevel = Annotated[
-    str, _option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
-]
-JsonLogs = Annotated[bool, _option("--json-logs", help="Log one JSON object a line.")]
-HealthFile = Annotated[
-    Path | None,
-    _option(
-        "--health-file",
-        metavar="PATH",
-        help="Update this file every 5 seconds while the worker is healthy.",
-        default=False,
+        Option("--json/--text", does="The output format.", default="text on a terminal, else JSON")
     ),
 ]
 
-# --- The contract ---------------------------------------------------------------------------------
+# --- The worker and the contract ------------------------------------------------------------------
 
-Select = Annotated[
-    list[str] | None,
-    _option(
-        *("--select", "-s"),
-        metavar="PATTERN",
-        help="Only cases whose name contains or matches PATTERN. Repeatable.",
-        default=False,
-    ),
-]
+Concurrency = Annotated[int, _option(shared.CONCURRENCY)]
+MaxAttempts = Annotated[int, _option(shared.MAX_ATTEMPTS)]
+_DEAD_LETTER_KEY = Option(
+    *("--dead-letter-key", "", "KEY"),
+    "Key for messages that are given up, if the backend keeps no dead letters.",
+)
+DeadLetterKey = Annotated[str | None, _option(_DEAD_LETTER_KEY)]
+_DRAIN = Option(
+    *("--drain-timeout", "", "S"),
+    "Seconds for running handlers after the first signal.",
+    shared.seconds,
+    "30",
+)
+DrainTimeout = Annotated[float, _option(_DRAIN)]
+_LOG_LEVEL = Option(
+    "--log-level", "", "LEVEL", "DEBUG, INFO, WARNING, ERROR or CRITICAL.", LogLevel.parse, "INFO"
+)
+Level = Annotated[LogLevel, _option(_LOG_LEVEL)]
+JsonLogs = Annotated[bool, _option(Option("--json-logs", does="Log one JSON object a line."))]
+_HEALTH_FILE = Option(
+    *("--health-file", "", "PATH"),
+    "Update this file every 5 seconds while the worker is healthy.",
+    Path,
+)
+HealthFile = Annotated[Path | None, _option(_HEALTH_FILE)]
+Select = Annotated[list[str] | None, _option(shared.SELECT)]
 
 
-# --- Values ---------------------------------------------------------------------------------------
-
-
-def target(backend: str | None, env: Sequence[str] | None) -> Target:
+def target(backend: str | None, env: list[tuple[str, str | None]] | None) -> Target:
     """Return the backend that the options name; asks for values that were not given."""
-    found = Variables()
-    for text in env or ():
-        name, equals, value = text.partition("=")
-        if not (name.isascii() and name.isidentifier()):
-            problem = "must look like NAME=VALUE, or NAME to be asked for the value"
-            raise typer.BadParameter(problem, param_hint="--env")
-        found[name] = value if equals else ask_secret(name)
+    found = Variables((n, ask_secret(n) if value is None else value) for n, value in env or ())
     known.learn(found)
     return Target(backend, found)
-
-
-def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
-    """Return ``K=V`` texts as a dict."""
-    found: dict[str, str] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            # Not echoed: what stands there may be a secret.
-            raise typer.BadParameter("must look like NAME=VALUE", param_hint=option)
-        found[name] = value
-    return found
-
-
-def seconds(value: float, option: str) -> float:
-    """Return a number of seconds."""
-    if not (value >= 0 and math.isfinite(value)):
-        raise typer.BadParameter("must be a number of seconds, 0 or more", param_hint=option)
-    return value
 
 
 def as_lines(json: bool | None) -> bool:

@@ -7,22 +7,11 @@ import io
 import os
 import select
 import sys
-from collections.abc import Callable
 
+from abe._redact import known
 from abe.display.table import Table
 from abe.display.text import MAX_LINE, visible
 from abe.errors import AbeError
-
-__all__ = [
-    "OutputClosed",
-    "OutputError",
-    "emit",
-    "emit_line",
-    "emit_table",
-    "say",
-    "would_block",
-    "writes_to_terminal",
-]
 
 
 class OutputClosed(Exception):
@@ -46,7 +35,7 @@ def emit(text: str) -> None:
         OutputError: If it cannot be written, e.g. to a full disk.
     """
     try:
-        _writer()(text.encode(errors="backslashreplace"))
+        _write(text.encode(errors="backslashreplace"))
     except BrokenPipeError:
         raise OutputClosed from None
     except OSError as error:
@@ -55,41 +44,26 @@ def emit(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from None
 
 
-def _writer() -> Callable[[bytes], object]:
-    """Return a function that writes to standard output, without Python's buffer where possible.
-
-    A thread that is blocked in a write holds the buffer's lock, and an interpreter that cannot get
-    it at exit crashes.
-    """
+def _write(data: bytes) -> None:
     stream = sys.stdout
     if stream is None:
         raise OutputError("standard output is closed")
     try:
         descriptor = stream.fileno()
     except (OSError, AttributeError):  # replaced, e.g. by a test
-        return lambda data: (stream.write(data.decode()), stream.flush())
-    if os.name == "nt" and stream.isatty():  # only Python's own stream knows the console's encoding
-        return lambda data: (stream.write(data.decode()), stream.flush())
-    return lambda data: _write_all(descriptor, data)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
+        descriptor = None
+    # Only Python's own stream knows the encoding of a console of Windows. Elsewhere its buffer is
+    # avoided: after a failure it would fail once more, at exit.
+    if descriptor is None or (os.name == "nt" and stream.isatty()):
+        stream.write(data.decode())
+        stream.flush()
+        return
     rest = memoryview(data)
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
         except BlockingIOError:  # the pipe was made non-blocking elsewhere
             select.select([], [descriptor], [])
-
-
-def would_block(size: int) -> bool:
-    """Return whether writing ``size`` bytes to standard output may block now."""
-    if size > getattr(select, "PIPE_BUF", 0):
-        return True
-    try:
-        return not select.select([], [sys.stdout.fileno()], [], 0)[1]
-    except (OSError, AttributeError, ValueError):
-        return True
 
 
 def emit_line(text: str) -> None:
@@ -122,8 +96,13 @@ def emit_table(table: Table) -> None:
     emit("".join(f"{line}\n" for line in (*lines, *table.notes)))
 
 
+def clean(text: str) -> str:
+    """Return the text without secrets, those of the environment included, on one line."""
+    known.learn(os.environ)
+    return " ".join(known.hide(text).split("\n"))
+
+
 def say(text: str) -> None:
-    """Write a remark, which is not data, to standard error."""
+    """Write a remark, which is not data, to standard error: one line without secrets."""
     if sys.stderr is not None:
-        for line in text.splitlines():
-            print(visible(line, MAX_LINE), file=sys.stderr)  # noqa: T201
+        print(visible(clean(text), MAX_LINE), file=sys.stderr)  # noqa: T201

@@ -10,18 +10,14 @@ import select
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 from abe.backends.message_queue.base import Outgoing
 from abe.backends.message_queue.base.outgoing import Label, item_label, no_label
-from abe.backends.message_queue.client import AsyncBackend
-from abe.backends.message_queue.handling.threads import DaemonThreads
 from abe.display.text import cell, plural
 from abe.errors import AbeError, ConnectionLostError, PayloadError, PublishError
-
-__all__ = ["Lines", "Part", "Publication", "Source", "open_input", "read_all", "standard_input"]
+from abe.sync import SyncBackend
 
 CHUNK = 64 * 1024
 """Most bytes that are read in one go."""
@@ -35,16 +31,8 @@ SLICE = 1000
 _POSITION = re.compile(r"\Aitem (\d+): ")
 
 
-class Source(Protocol):
-    """Where lines come from: something like an unbuffered binary file."""
-
-    def read(self, size: int, /) -> bytes | None:
-        """Return what is there, at most ``size`` bytes; nothing at the end."""
-        ...
-
-    def fileno(self) -> int:
-        """Return the file's descriptor."""
-        ...
+Source = io.RawIOBase | BinaryIO
+"""Where payloads come from; what is read unbuffered is there as soon as it was written."""
 
 
 class Part(NamedTuple):
@@ -56,12 +44,6 @@ class Part(NamedTuple):
 
 class Publication:
     """What is published, and how far it has come.
-
-    Args:
-        backend: Where to.
-        key: The routing key.
-        headers: Headers of each message.
-        delay: Seconds before each is delivered.
 
     Attributes:
         unit: What numbers count: ``line`` or ``item``.
@@ -75,7 +57,7 @@ class Publication:
 
     def __init__(
         self,
-        backend: AsyncBackend,
+        backend: SyncBackend,
         key: str,
         *,
         headers: Mapping[str, str] | None = None,
@@ -116,20 +98,17 @@ class Publication:
         self.unit, self.total, self.last = "item", len(items), len(items) - 1
         return Part(range(len(items)), self._prepare(items, label))
 
-    @contextmanager
-    def checked(self, source: Source) -> Iterator[Iterator[Part]]:
-        """Prepare all lines, and give them to be sent.
+    def send_checked(self, source: Source) -> None:
+        """Publish all lines, after preparing every one.
 
         Raises:
             PayloadError: If a line is not a payload.
+            AbeError: As for `send`.
         """
-        lines = Lines()
         self.total = 0
         with tempfile.SpooledTemporaryFile(SPOOL) as kept:
-            chunk = b"."
-            while chunk:
-                chunk = _read(source)
-                part, problem = self._lines([*lines.feed(chunk)])
+            for lines in batches(source):
+                part, problem = self._lines(lines)
                 if problem is not None:
                     raise problem
                 if part.numbers:
@@ -138,13 +117,10 @@ class Publication:
                     self.last = part.numbers[-1]
             marshal.dump(None, kept)
             kept.seek(0)
-            yield self._kept(kept)
-
-    def _kept(self, file: Any) -> Iterator[Part]:
-        (template,) = self._prepare([{}], no_label)
-        while (entry := marshal.load(file)) is not None:  # noqa: S302 - it is our own
-            numbers, bodies = entry
-            yield Part(numbers, [template._replace(body=body) for body in bodies])
+            (template,) = self._prepare([{}], no_label)
+            while (entry := marshal.load(kept)) is not None:  # noqa: S302 - it is our own
+                numbers, bodies = entry
+                self.send([Part(numbers, [template._replace(body=body) for body in bodies])])
 
     def _lines(self, lines: list[tuple[int, bytes]]) -> tuple[Part, PayloadError | None]:
         """Prepare lines up to the first bad one."""
@@ -167,7 +143,7 @@ class Publication:
 
     # -- sending ---------------------------------------------------------------------------
 
-    async def send(self, parts: Iterable[Part]) -> None:
+    def send(self, parts: Iterable[Part]) -> None:
         """Publish ``parts`` in order.
 
         Raises:
@@ -175,30 +151,23 @@ class Publication:
         """
         for numbers, prepared in parts:
             for n in range(0, len(numbers), SLICE):
-                await self._send(numbers[n : n + SLICE], prepared[n : n + SLICE])
+                self._send(numbers[n : n + SLICE], prepared[n : n + SLICE])
 
-    async def follow(self, source: Source) -> None:
+    def follow(self, source: Source) -> None:
         """Publish lines as they come, in order, holding no more than one chunk of them.
 
         Raises:
             AbeError: If a line is no payload or is not accepted; the text says what was published.
         """
-        threads = DaemonThreads("abe-input")
-        lines = Lines()
-        chunk = b"."
-        try:
-            while chunk:
-                chunk = await threads.submit(_read, source)
-                part, problem = self._lines([*lines.feed(chunk)])
-                await self.send([part])
-                if problem is not None:
-                    raise PayloadError(f"{problem}; {self.progress}, all before it")
-        finally:
-            threads.close()
+        for lines in batches(source):
+            part, problem = self._lines(lines)
+            self.send([part])
+            if problem is not None:
+                raise PayloadError(f"{problem}; {self.progress}, all before it")
 
-    async def _send(self, numbers: Sequence[int], prepared: Sequence[Outgoing]) -> None:
+    def _send(self, numbers: Sequence[int], prepared: Sequence[Outgoing]) -> None:
         try:
-            await self._backend.send(prepared)
+            self._backend.send(prepared)
         except AbeError as error:
             if self.total == 1:
                 raise
@@ -259,64 +228,47 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
     return problem
 
 
-def standard_input() -> Source | None:
-    """Return standard input as bytes; ``None`` if there is none, or a person would have to type.
-
-    Unbuffered: a thread that waits in a read holds a buffer's lock, and an interpreter that cannot
-    get it at exit crashes.
-    """
-    stream = sys.stdin
-    if stream is None or stream.closed or stream.isatty():
-        return None
-    try:
-        return io.FileIO(stream.fileno(), closefd=False)
-    except (OSError, AttributeError):  # replaced, e.g. by a test
-        return stream.buffer
-
-
-@contextmanager
-def open_input(path: Path | None) -> Iterator[Source | None]:
-    """Give a file, or standard input, as bytes; None if there is neither.
+def open_input(path: Path | None) -> Source | None:
+    """Open a file, or standard input; ``None`` if a person would have to type there.
 
     Raises:
         PayloadError: If the file cannot be read.
     """
-    if path is None:
-        yield standard_input()
-        return
+    stream = sys.stdin
+    if path is None and (stream is None or stream.closed or stream.isatty()):
+        return None
     try:
-        file = io.FileIO(path)
+        return io.FileIO(path) if path else io.FileIO(stream.fileno(), closefd=False)
+    except io.UnsupportedOperation:  # replaced, e.g. by a test
+        return stream.buffer
     except OSError as error:
         raise PayloadError(f"cannot read {path}: {error.strerror}") from None
-    with file:
-        yield file
 
 
-class Lines:
-    """Splits bytes as they come into numbered lines, blank ones left out."""
+def batches(source: Source) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield the lines of the input as they come, with their numbers; blank ones are left out.
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._rest: list[bytes] = []
-        self._size = 0
-
-    def feed(self, chunk: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines that ``chunk`` completes; without any bytes, the unfinished last one.
-
-        Raises:
-            PayloadError: If a line does not end.
-        """
+    Raises:
+        PayloadError: If a line does not end.
+    """
+    parts: list[bytes] = []
+    number = size = 0
+    chunk = b"."
+    while chunk:
+        chunk = _read(source)
         *complete, rest = chunk.split(b"\n") if chunk else (b"", b"")
+        lines: list[tuple[int, bytes]] = []
         for line in complete:
-            whole = b"".join([*self._rest, line])
-            self._rest, self._size = [], 0
-            self.number += 1
+            whole = b"".join([*parts, line])
+            parts, size = [], 0
+            number += 1
             if whole.strip():
-                yield self.number, whole
-        self._rest.append(rest)
-        self._size += len(rest)
-        if self._size > MAX_LINE:
-            raise PayloadError(f"line {self.number + 1} is longer than {MAX_LINE >> 20} MiB")
+                lines.append((number, whole))
+        yield lines
+        parts.append(rest)
+        size += len(rest)
+        if size > MAX_LINE:
+            raise PayloadError(f"line {number + 1} is longer than {MAX_LINE >> 20} MiB")
 
 
 def read_all(source: Source) -> bytes:

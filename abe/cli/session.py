@@ -1,47 +1,42 @@
-"""Open the backend of one command, and run the command on an event loop of its own."""
+"""The backend that a command names, and the end of a command by SIGTERM."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
-from abe.backends.message_queue.client import AsyncBackend, aconnect
-from abe.cli.report import warn
+from abe.cli.output import say
 
-__all__ = [
-    "Target",
-    "Terminated",
-    "open_backend",
-    "run",
-    "search_working_directory",
-    "with_backend",
-]
-
-T = TypeVar("T")
+Backend = TypeVar("Backend")
 
 
-class Terminated(Exception):
-    """The command was ended by SIGTERM, after releasing its messages."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; it ends a command as Ctrl-C does, with another exit status."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The backend of a command.
+def terminate(signum: int, frame: object) -> None:
+    """Handle SIGTERM."""
+    raise Terminated
 
-    Attributes:
-        name: Its name; ``None`` chooses as `abe.load_backend` does.
-        env: Variables that configure it.
-    """
 
-    name: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+class Target(NamedTuple):
+    """A backend's name, ``None`` to choose as `abe.load_backend` does, and its variables."""
+
+    name: str | None
+    env: Mapping[str, str]
+
+    def open(self, connect: Callable[..., Backend]) -> Backend:
+        """Create the backend with `abe.connect` or `abe.aconnect`; each warning is one line."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            backend = connect(self.name, env=self.env or None)
+        for warning in caught:
+            if issubclass(warning.category, UserWarning | FutureWarning):
+                say(f"abe: warning: {warning.message}")
+        return backend
 
 
 def search_working_directory() -> str:
@@ -50,57 +45,3 @@ def search_working_directory() -> str:
     if where not in sys.path:
         sys.path.insert(0, where)
     return where
-
-
-def open_backend(target: Target) -> AsyncBackend:
-    """Create the backend; its warnings are printed in one line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        backend = aconnect(target.name, env=target.env or None)
-    for warning in caught:
-        if issubclass(warning.category, UserWarning | FutureWarning):
-            warn(str(warning.message))
-    return backend
-
-
-def with_backend(target: Target | AsyncBackend, work: Callable[[AsyncBackend], Awaitable[T]]) -> T:
-    """Open the backend, do the work and close the backend, whatever happens.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, once its messages are released.
-        Terminated: After SIGTERM, likewise.
-    """
-
-    async def main() -> T:
-        opened = open_backend(target) if isinstance(target, Target) else target
-        async with opened as backend:
-            return await work(backend)
-
-    return run(main())
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that SIGINT and SIGTERM cancel."""
-    with asyncio.Runner() as runner:
-        return runner.run(_cancelled_by_sigterm(main))
-
-
-async def _cancelled_by_sigterm(main: Coroutine[Any, Any, T]) -> T:
-    task = asyncio.current_task()
-    assert task is not None
-    terminated = False
-
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        task.cancel()
-
-    # Only a main thread gets signals, and Windows has no SIGTERM to speak of.
-    with suppress(NotImplementedError, RuntimeError, ValueError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-    try:
-        return await main
-    except asyncio.CancelledError:
-        if terminated:
-            raise Terminated from None
-        raise

@@ -13,27 +13,24 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, cast
 
 import typer
 
-from abe.backends.message_queue.base import MAX_HOLD
-from abe.backends.message_queue.client import AsyncBackend
+from abe.backends.message_queue.base import MAX_HOLD, MessageContext
+from abe.backends.message_queue.client import AsyncBackend, aconnect
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.backends.message_queue.handling.handlers import check_handler
 from abe.backends.message_queue.loader import choose_backend
 from abe.cli import options
-from abe.cli.report import report
-from abe.cli.session import Target, open_backend, search_working_directory
-from abe.errors import ConfigurationError
+from abe.cli.output import say
+from abe.cli.session import Target, search_working_directory
+from abe.errors import ConfigurationError, UnsupportedError
+from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
 from abe.types import EventHandlerFunc
-
-__all__ = ["HandlerError", "Health", "load_handler", "run", "work"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ def run(
     dead_letter_key: options.DeadLetterKey = None,
     drain_timeout: options.DrainTimeout = 30.0,
     health_file: options.HealthFile = None,
-    log_level: options.LogLevel = "INFO",
+    log_level: options.Level = LogLevel.INFO,
     json_logs: options.JsonLogs = False,
     backend: options.BackendName = None,
     env: options.Env = None,
@@ -91,29 +88,22 @@ def run(
             concurrency=concurrency,
             retry=RetryPolicy(max_attempts=max_attempts),
             dead_letter_key=dead_letter_key,
-            drain_timeout=options.seconds(drain_timeout, "--drain-timeout"),
+            drain_timeout=drain_timeout,
         )
 
     status = work(function, where, make, health_file)
     raise typer.Exit(status)
 
 
-def _set_up_logging(level: str, json_logs: bool, *modules: str) -> None:
+def _set_up_logging(level: LogLevel, json_logs: bool, *modules: str) -> None:
     """Log to standard error, whatever the application's loggers are called.
 
     An application that has set up the root logger itself keeps its handlers and their format, but
     for those of the console where JSON is asked for.
     """
-    from abe.backends.message_queue.base import MessageContext
-    from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
-
-    try:
-        known = LogLevel.parse(level)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--log-level") from None
     packages = {name.partition(":")[0].partition(".")[0] for name in modules} - {"abe"}
-    config = LoggingConfig(level=known, use_json_formatter=json_logs)
-    config.logger_levels = dict.fromkeys(packages, known)
+    config = LoggingConfig(level=level, use_json_formatter=json_logs)
+    config.logger_levels = dict.fromkeys(packages, level)
     for handler in logging.root.handlers[:]:
         handler.addFilter(MessageContext())
         if json_logs and type(handler) is logging.StreamHandler:
@@ -122,7 +112,7 @@ def _set_up_logging(level: str, json_logs: bool, *modules: str) -> None:
         config.enable_console, config.propagate = False, True
     else:
         # What drivers say in DEBUG is not for a worker's log, and may hold credentials.
-        config.logger_levels["root"] = max(known, LogLevel.INFO, key=_number)
+        config.logger_levels["root"] = max(level, LogLevel.INFO, key=_number)
     try:
         setup_logging_from_config(config, MessageContext())
     except ImportError as error:
@@ -193,47 +183,41 @@ def _attribute(module: object, path: str, name: str) -> object:
 # --- Life -----------------------------------------------------------------------------------------
 
 
-@dataclass
-class Stop:
-    """The signal handler of the worker: it counts and escalates.
+class Signals:
+    """The signal handler of the worker: the first drains, the second releases, the third exits.
+
+    It acts itself, because a handler may block the event loop.
 
     Attributes:
-        signals: Number of signals received.
-        last: The last one.
-        on_first: Called on the first: drain.
-        on_second: Called on the second: release everything.
+        received: The signals so far.
+        act: Called on the first with False and on the second with True, to hurry.
     """
 
-    signals: int = 0
-    last: int = 0
-    on_first: Callable[[], object] = lambda: None
-    on_second: Callable[[], object] = lambda: None
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.act: Callable[[bool], object] = lambda hurry: None
 
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        # Not through the event loop alone, which a handler may block.
-        self.signals += 1
-        self.last = signum
-        if self.signals == 1:
-            self.on_first()
-        elif self.signals == 2:
-            _exit_soon(128 + signum)
-            self.on_second()
-        else:
+    def __call__(self, signum: int, frame: object) -> None:  # noqa: D102
+        self.received.append(signum)
+        second, third = len(self.received) == 2, len(self.received) > 2
+        if third:
             os._exit(128 + signum)
+        if second:
+            _exit_soon(128 + signum)
+        self.act(second)
 
-
-@contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
-    before = {}
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signum = getattr(signal, name)
-            before[signum] = signal.signal(signum, stop)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals that end a process."""
+        names = ("SIGINT", "SIGTERM", "SIGBREAK")
+        before = {
+            it: signal.signal(it, self) for name in names if (it := getattr(signal, name, None))
+        }
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 def work(handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: Path | None) -> int:
@@ -245,93 +229,84 @@ def work(handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: 
     Raises:
         AbeError: If the stream failed permanently.
     """
-    stop = Stop()
-    with _signals(stop), asyncio.Runner() as runner:
+    signals = Signals()
+    with signals.handled(), asyncio.Runner() as runner:
         try:
-            return runner.run(_work(handler, target, make, health, stop))
+            return runner.run(_work(handler, target, make, health, signals))
         except asyncio.CancelledError:
-            return 128 + stop.last
+            return 128 + signals.received[-1]
 
 
 async def _work(
-    handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: Path | None, stop: Stop
+    handler: EventHandlerFunc,
+    target: Target,
+    make: MakeConsumer,
+    health: Path | None,
+    signals: Signals,
 ) -> int:
-    async with open_backend(target) as backend:
+    async with target.open(aconnect) as backend:
         consumer = make(backend)
         fields = {"backend": backend.name, "group": consumer.group}
-        drain = Drain(consumer, stop, fields)
-        watch = Health(backend, consumer, health)
-        watch.start()
-        logger.info("consuming from backend %s, group %s", *fields.values(), extra=fields)
-        try:
+        drain = Drain(consumer, signals, fields)
+        async with Health(backend, consumer).shown_in(health):
+            logger.info("consuming from backend %s, group %s", *fields.values(), extra=fields)
             await consumer.run(handler)
-            await drain.finished()
-        finally:
-            await watch.stop()
-        return drain.status()
+            if drain.task is not None:
+                await drain.task
+        counters = (consumer.processed, consumer.failed, consumer.dead)
+        logger.info("stopped: %d processed, %d failed, %d dead", *counters, extra=fields)
+    if not drain.late:
+        return 0
+    say(
+        f"abe: {drain.late} of the handlers did not finish within {consumer.drain_timeout:g} s; "
+        "their messages will be redelivered"
+    )
+    _exit_soon(1)  # threads that still run must not keep the process alive
+    return 1
 
 
 class Drain:
-    """Shuts the consumer down when the first signal comes.
+    """Shuts the consumer down when the first signal comes, and cancels it at the second.
 
-    Args:
-        consumer: The consumer.
-        stop: The signal handler.
-        fields: Fields of the log records.
+    Attributes:
+        task: The shutdown, once it has begun.
+        late: How many handlers were cut off.
     """
 
-    def __init__(self, consumer: AsyncLoopConsumer, stop: Stop, fields: dict[str, Any]) -> None:
+    def __init__(
+        self, consumer: AsyncLoopConsumer, signals: Signals, fields: dict[str, Any]
+    ) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.late = 0
         self._consumer = consumer
         self._fields = fields
-        self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
-        self._late = 0
-        main = asyncio.current_task()
-        assert main is not None
+        self._main = asyncio.current_task()
+        loop = asyncio.get_running_loop()
         # A signal arrives in the context of the running code. In that of a handler, shutdown()
         # would take the handler for its caller and not wait for it.
         here = contextvars.copy_context()
-        stop.on_first = lambda: self._loop.call_soon_threadsafe(self._begin, context=here)
-        stop.on_second = lambda: self._loop.call_soon_threadsafe(main.cancel)
-        if stop.signals:
-            self._begin()
+        signals.act = lambda hurry: loop.call_soon_threadsafe(self._act, hurry, context=here)
+        if signals.received:
+            self._act(False)
 
-    def _begin(self) -> None:
-        if self._task is None:
-            self._task = self._loop.create_task(self._drain(), name="abe-drain")
+    def _act(self, hurry: bool) -> None:
+        if hurry and self._main is not None:
+            self._main.cancel()
+        elif self.task is None:
+            self.task = asyncio.create_task(self._drain(), name="abe-drain")
 
     async def _drain(self) -> None:
         consumer = self._consumer
         logger.info("draining: %d in flight", consumer.in_flight, extra=self._fields)
-        timer = self._loop.call_later(consumer.drain_timeout, self._count_late)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(consumer.drain_timeout, self._count_late)
         try:
             await consumer.shutdown()
         finally:
             timer.cancel()
 
     def _count_late(self) -> None:
-        self._late = self._consumer.in_flight
-
-    async def finished(self) -> None:
-        """Wait for the drain, if it has begun."""
-        if self._task is not None:
-            await self._task
-
-    def status(self) -> int:
-        """Log the counters and return the exit status."""
-        consumer = self._consumer
-        counters = (consumer.processed, consumer.failed, consumer.dead)
-        text = "stopped: %d processed, %d failed, %d dead"
-        logger.info(text, *counters, extra=self._fields)
-        if not self._late:
-            return 0
-        report(
-            f"{self._late} of the handlers did not finish within {consumer.drain_timeout:g} s; "
-            "their messages will be redelivered"
-        )
-        # Threads that still run must not keep the process alive.
-        _exit_soon(1)
-        return 1
+        self.late = self._consumer.in_flight
 
 
 def _exit_soon(status: int) -> None:
@@ -342,47 +317,39 @@ def _exit_soon(status: int) -> None:
 
 
 class Health:
-    """Updates a file while the worker is healthy.
+    """Tells whether the worker is healthy.
 
     Healthy means: this event loop runs, ``ping`` answers (where the backend has one), and a
     handler has finished within the last `MAX_HOLD` seconds if all are busy; after that no lease
     is extended.
-
-    Args:
-        backend: The backend to ping.
-        consumer: The consumer of the handlers.
-        path: The file; ``None`` for no file.
     """
 
-    def __init__(
-        self, backend: AsyncBackend, consumer: AsyncLoopConsumer, path: Path | None
-    ) -> None:
+    def __init__(self, backend: AsyncBackend, consumer: AsyncLoopConsumer) -> None:
         self._backend = backend
         self._consumer = consumer
-        self._path = path
-        self._task: asyncio.Task[None] | None = None
         self._finished = -1
         self._since = 0.0
 
-    def start(self) -> None:
-        """Start the checks, after removing the file of an earlier worker.
+    @asynccontextmanager
+    async def shown_in(self, path: Path | None) -> AsyncIterator[None]:
+        """Renew a file while the worker is healthy, and remove it in the end.
 
         Raises:
             ConfigurationError: If the folder of the file does not exist.
         """
-        if self._path is None:
+        if path is None:
+            yield
             return
-        if not self._path.parent.is_dir():
-            raise ConfigurationError(f"--health-file: folder {self._path.parent} does not exist")
-        self._remove()
-        self._task = asyncio.create_task(self._watch(self._path), name="abe-health")
-
-    async def stop(self) -> None:
-        """End the checks and remove the file."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._remove()
+        if not path.parent.is_dir():
+            raise ConfigurationError(f"--health-file: folder {path.parent} does not exist")
+        _remove(path)  # of an earlier worker
+        task = asyncio.create_task(self._watch(path), name="abe-health")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            _remove(path)
 
     async def _watch(self, path: Path) -> None:
         known = ""
@@ -400,9 +367,13 @@ class Health:
         if self._stalled(time.monotonic()):
             return f"no handler has finished for {MAX_HOLD:g} s"
         try:
-            if hasattr(self._backend.backend, "ping"):
+            with suppress(UnsupportedError):
                 await self._backend.ping()
-            _touch(path, self._counters())
+            names = ("processed", "failed", "retried", "dead", "in_flight")
+            counters = {name: getattr(self._consumer, name) for name in names}
+            fresh = path.with_name(f".{path.name}.{os.getpid()}")
+            fresh.write_text(f"{json.dumps(counters)}\n", encoding="utf-8")
+            fresh.replace(path)
         except Exception as error:  # the next check may succeed
             return str(error) or type(error).__name__
         return ""
@@ -414,18 +385,7 @@ class Health:
             self._finished, self._since = finished, now
         return now - self._since > MAX_HOLD
 
-    def _counters(self) -> dict[str, int]:
-        names = ("processed", "failed", "retried", "dead", "in_flight")
-        return {name: getattr(self._consumer, name) for name in names}
 
-    def _remove(self) -> None:
-        if self._path is not None:
-            with suppress(OSError):
-                self._path.unlink()
-
-
-def _touch(path: Path, counters: dict[str, int]) -> None:
-    """Replace the file atomically."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(f"{json.dumps(counters)}\n", encoding="utf-8")
-    fresh.replace(path)
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

@@ -26,6 +26,9 @@ class SyncStream(Unshareable, Iterator[SyncMessage]):
 
     For one thread at a time. The ``with`` statement opens it at once (the group then exists) and
     closes it; without, it is closed when the loop is over or the iterator is collected.
+
+    Attributes:
+        timeout: Longest wait for the next message, in seconds; may be changed.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class SyncStream(Unshareable, Iterator[SyncMessage]):
         self._loan = loan
         self._hand: list[Delivery] = []
         self._limit = limit
-        self._timeout = timeout
+        self.timeout = timeout
         self._count = 0
         self._ended = False
         self._turn = threading.Lock()
@@ -76,7 +79,7 @@ class SyncStream(Unshareable, Iterator[SyncMessage]):
             self.close()
             raise StopIteration
         while not loan.pop(hand):
-            if not self._portal.call(loan.wait(self._timeout)):
+            if not self._portal.call(loan.wait(self.timeout)):
                 self.close()
                 raise StopIteration
         self._count += 1

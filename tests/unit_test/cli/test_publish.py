@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from abe.backends.message_queue.base import Outgoing, encode_payload
 from abe.backends.message_queue.base.outgoing import prepare
 from abe.cli import publishing
-from abe.cli.publishing import Lines, Publication
+from abe.cli.publishing import Publication, batches
 from abe.errors import ConnectionLostError, PayloadError, PublishError
 
 if TYPE_CHECKING:
@@ -114,9 +113,17 @@ class TestPublish:
             (["o", "[{}, 3]"], 1, "abe: item 1: payload must be a dict"),
             (["o", '{"id":', "1}"], 2, "PAYLOAD is one argument; quote it for the shell"),
             (["o", "{}", "-F", "x"], 2, "PAYLOAD and --file do not go together"),
-            (["o", "{}", "-H", "secret"], 2, "for --header: must look like NAME=VALUE"),
-            (["o", "{}", "-d", "-1"], 2, "for --delay: must be a number of seconds, 0 or more"),
-            (["o", "{}", "-d", "inf"], 2, "for --delay: must be a number of seconds, 0 or more"),
+            (["o", "{}", "-H", "secret"], 2, "'--header' / '-H': must look like NAME=VALUE"),
+            (
+                ["o", "{}", "-d", "-1"],
+                2,
+                "'--delay' / '-d': must be a number of seconds",
+            ),
+            (
+                ["o", "{}", "-d", "inf"],
+                2,
+                "'--delay' / '-d': must be a number of seconds",
+            ),
             (["o", "{}", "-b", "nope"], 1, "abe: no backend named 'nope' is installed"),
         ],
     )
@@ -128,7 +135,7 @@ class TestPublish:
         assert cli.payloads() == []
 
     def test_terminal_is_not_read(self, cli: Abe, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(publishing, "standard_input", lambda: None)
+        monkeypatch.setattr("abe.cli.commands.open_input", lambda path: None)
         done = cli("publish", "o")
         assert done.status == 2
         assert "PAYLOAD is missing, and nothing comes through standard input" in done.err
@@ -144,7 +151,7 @@ class Partial:
     def prepare(self, items: Any, *, label: Any, key: str, **extras: Any) -> list[Outgoing]:
         return prepare(items, key, {}, 0.0, encode=encode_payload, label=label)
 
-    async def send(self, prepared: Sequence[Outgoing]) -> None:
+    def send(self, prepared: Sequence[Outgoing]) -> None:
         self.sent.append([item.body for item in prepared])
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
@@ -157,7 +164,7 @@ def follow(backend: Partial, text: bytes, **known: Any) -> None:
     for name, value in known.items():
         setattr(publication, name, value)
     source: Any = io.BytesIO(text)
-    asyncio.run(publication.follow(source))
+    publication.follow(source)
 
 
 class TestAccount:
@@ -211,20 +218,24 @@ class TestAccount:
             follow(Partial(), b'{"n": 1}\n' + b"x" * (3 << 20))
 
 
+class Trickle(io.BytesIO):
+    """A pipe that gives a few bytes at a time."""
+
+    def __init__(self, text: bytes, sizes: list[int]) -> None:
+        super().__init__(text)
+        self.sizes = iter(sizes)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(next(self.sizes, size))
+
+
 class TestInput:
     """How bytes become lines."""
 
     @given(st.binary(max_size=60), st.lists(st.integers(1, 7), max_size=30))
     def test_chunks_do_not_matter(self, text: bytes, sizes: list[int]) -> None:
-        lines = Lines()
-        found, rest = [], text
-        for size in sizes:
-            if rest:
-                found += list(lines.feed(rest[:size]))
-                rest = rest[size:]
-        if rest:
-            found += list(lines.feed(rest))
-        found += list(lines.feed(b""))
+        source: Any = Trickle(text, sizes)
+        found = [line for lines in batches(source) for line in lines]
         expected = enumerate(text.split(b"\n"), 1)
         assert found == [(number, line) for number, line in expected if line.strip()]
 
@@ -235,10 +246,8 @@ class TestInput:
         publication = Publication(backend, "o")  # type: ignore[arg-type]
         texts = [f'{{"n":{n}}}' for n in range(20_000)]
         source: Any = io.BytesIO("\n\n".join(texts).encode())
-        with publication.checked(source) as parts:
-            assert (publication.total, publication.last) == (20_000, 39_999)
-            assert backend.sent == []
-            asyncio.run(publication.send(parts))
+        publication.send_checked(source)
+        assert (publication.total, publication.last) == (20_000, 39_999)
         assert [body for part in backend.sent for body in part] == texts
         assert publication.progress == "published 20,000 of 20,000 messages"
 

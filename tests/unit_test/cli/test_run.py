@@ -104,10 +104,10 @@ class TestHandler:
             (
                 ["--log-level", "LOUD"],
                 2,
-                "for --log-level: 'LOUD' is not a log level; there are DEBUG",
+                "'--log-level': 'LOUD' is not a log level; there are DEBUG",
             ),
             (["-c", "0"], 2, "--concurrency"),
-            (["--drain-timeout", "-1"], 2, "for --drain-timeout: must be a number of seconds"),
+            (["--drain-timeout", "-1"], 2, "'--drain-timeout': must be a number of seconds"),
             (["--health-file", "nowhere/file"], 1, "folder nowhere does not exist"),
             (["--dead-letter-key", "a b"], 1, "abe: key 'a b' contains ' '"),
             (["-k", "a b"], 1, "abe: key filter 'a b' is malformed"),
@@ -131,19 +131,20 @@ def abe_logging_reset() -> None:
     reset_logging()
 
 
-class TestStop:
+class TestSignals:
     """What signals do to a worker."""
 
     def test_escalation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[str] = []
         monkeypatch.setattr(worker, "_exit_soon", lambda status: told.append(f"soon {status}"))
         monkeypatch.setattr("os._exit", lambda status: told.append(f"exit {status}"))
-        stop = worker.Stop(
-            on_first=lambda: told.append("drain"), on_second=lambda: told.append("cancel")
-        )
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
-            stop(signum, None)
-        assert told == ["drain", "soon 130", "cancel", "exit 130"]
+        signals = worker.Signals()
+        signals.act = lambda hurry: told.append("cancel" if hurry else "drain")
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signals(signum, None)
+        assert told == ["drain", "soon 130", "cancel"]
+        signals(signal.SIGINT, None)
+        assert told[3] == "exit 130"
 
 
 class FakeConsumer:
@@ -162,7 +163,7 @@ class TestHealth:
     def test_stalled_only_if_all_are_busy_for_too_long(self) -> None:
         consumer: Any = FakeConsumer()
         backend: Any = None
-        stalled = worker.Health(backend, consumer, None)._stalled
+        stalled = worker.Health(backend, consumer)._stalled
         consumer.in_flight = 2
         assert not stalled(0.0)
         assert not stalled(MAX_HOLD)
@@ -191,16 +192,14 @@ class TestHealth:
         async def main() -> None:
             consumer: Any = FakeConsumer()
             plain: Any = Backend()
-            health = worker.Health(AsyncBackend(plain), consumer, path)
-            health.start()
-            await pinged.wait()
-            assert not path.exists()
-            answers.set()
-            pinged.clear()
-            await pinged.wait()
-            await asyncio.sleep(0)
-            assert json.loads(path.read_text())["processed"] == 0
-            await health.stop()
+            async with worker.Health(AsyncBackend(plain), consumer).shown_in(path):
+                await pinged.wait()
+                assert not path.exists()
+                answers.set()
+                pinged.clear()
+                await pinged.wait()
+                await asyncio.sleep(0)
+                assert json.loads(path.read_text())["processed"] == 0
 
         asyncio.run(main())
         assert list(tmp_path.iterdir()) == []
