@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from abe.backends.message_queue.base import MessageStream
-from abe.sync.pool import Loan, SubscriptionPool, selector_of
+from abe.backends.message_queue.base import Keys, MessageStream
+from abe.sync.pool import Loan, SubscriptionPool
 from abe.types import ConsumerGroup
 
 __all__ = ["PortalHost"]
@@ -45,14 +45,10 @@ class PortalHost:
         """Run ``method`` on the portal once pending releases have reached the broker."""
         return self.run(self._pool.look(method))
 
-    def consume(
-        self, keys: Sequence[str] | str | None, group: ConsumerGroup, prefetch: int | None
-    ) -> MessageStream:
+    def consume(self, keys: Keys, group: ConsumerGroup, prefetch: int | None) -> MessageStream:
         """Return a stream of any loop over a subscription on the portal."""
-        client = self._pool.backend
-        selector = selector_of(client, keys, group)
-        loan = Loan(self._pool, selector, prefetch, self._owner)
-        return MessageStream.hosted(loan, client.capabilities)
+        loan = Loan(self._pool, self._pool.select(keys, group), prefetch, self._owner)
+        return MessageStream.hosted(loan, self._pool.backend.capabilities)
 
     async def aclose(self) -> None:
         """Close the backend, for the synchronous side too; closing twice is fine."""

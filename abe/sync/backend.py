@@ -11,10 +11,12 @@ from abe._redact import Variables
 from abe.backends.message_queue.base import (
     BaseBackend,
     Capabilities,
+    Keys,
     Message,
     Outgoing,
     SyncMessage,
 )
+from abe.backends.message_queue.base.operations import Items, documented
 from abe.backends.message_queue.base.outgoing import Label, item_label
 from abe.backends.message_queue.base.process import Unshareable
 from abe.backends.message_queue.client import AsyncBackend, aconnect
@@ -24,7 +26,7 @@ from abe.display.text import group_name
 from abe.errors import ConfigurationError
 from abe.sync.aio import PortalHost
 from abe.sync.bulk import send_in_chunks
-from abe.sync.pool import Loan, SubscriptionPool, selector_of
+from abe.sync.pool import Loan, SubscriptionPool
 from abe.sync.portal import get_portal
 from abe.sync.stream import SyncBatch, SyncStream
 from abe.sync.worker import Worker
@@ -39,9 +41,6 @@ from abe.types import (
 __all__ = ["SyncBackend", "connect"]
 
 T = TypeVar("T")
-
-Keys = Sequence[str] | str | None
-"""Key filters: one, several, or ``None`` for every key."""
 
 
 def connect(
@@ -79,6 +78,7 @@ def connect(
     return SyncBackend(SubscriptionPool(portal, backend))
 
 
+@documented
 class SyncBackend(Unshareable):
     """A backend whose methods block; made by `connect`.
 
@@ -125,19 +125,6 @@ class SyncBackend(Unshareable):
         headers: Mapping[str, str] | None = None,
         delay: float = 0.0,
     ) -> None:
-        """Publish one message; blocks until the broker has accepted it.
-
-        Args:
-            key: Routing key, e.g. ``orders.created``.
-            payload: A JSON object; it may be changed afterwards.
-            headers: Text metadata, received as ``message.headers``.
-            delay: Seconds before it is delivered, at least.
-
-        Raises:
-            InvalidKeyError: If ``key`` is malformed.
-            PayloadError: If ``payload`` or ``headers`` would not arrive exactly as given.
-            PublishError: If the broker does not accept it.
-        """
         __tracebackhide__ = True
         pool = self._pool
         if pool.closed:
@@ -146,7 +133,7 @@ class SyncBackend(Unshareable):
 
     def publish_many(
         self,
-        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        items: Items,
         *,
         key: MessageQueueKey | None = None,
         progress: Callable[[int], object] | None = None,
@@ -174,26 +161,13 @@ class SyncBackend(Unshareable):
 
     def prepare(
         self,
-        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        items: Items,
         *,
         key: MessageQueueKey | None = None,
         headers: Mapping[str, str] | None = None,
         delay: float = 0.0,
         label: Label = item_label,
     ) -> list[Outgoing]:
-        """Check and encode messages once, for `send`; nothing is sent.
-
-        Args:
-            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
-            key: Routing key of all of them.
-            headers: Text metadata of each.
-            delay: Seconds before each is delivered, at least.
-            label: Returns how errors name the item at a position (0-based).
-
-        Raises:
-            InvalidKeyError: If a key is malformed; the text names the item.
-            PayloadError: If a payload or ``headers`` would not arrive exactly as given.
-        """
         __tracebackhide__ = True
         if self._pool.closed:
             self._pool.check_open()
@@ -249,8 +223,7 @@ class SyncBackend(Unshareable):
             ConfigurationError: If ``limit`` or ``timeout`` is negative.
         """
         __tracebackhide__ = True
-        self._pool.check_open()
-        selector = selector_of(self._pool.backend, keys, group)
+        selector = self._pool.select(keys, group)
         _check_count("limit", limit, at_least=0)
         _check_timeout(timeout)
         prefetch = None
@@ -285,8 +258,7 @@ class SyncBackend(Unshareable):
             ConfigurationError: If ``n``, ``timeout`` or ``quiet`` is out of range.
         """
         __tracebackhide__ = True
-        self._pool.check_open()
-        selector = selector_of(self._pool.backend, keys, group)
+        selector = self._pool.select(keys, group)
         _check_count("n", n, at_least=1)
         _check_timeout(timeout)
         _check_timeout(quiet, "quiet")
@@ -325,8 +297,7 @@ class SyncBackend(Unshareable):
             ConfigurationError: If ``n`` or ``timeout`` is out of range.
         """
         __tracebackhide__ = True
-        self._pool.check_open()
-        selector = selector_of(self._pool.backend, keys, group)
+        selector = self._pool.select(keys, group)
         _check_count("n", n, at_least=1)
         _check_timeout(timeout)
         return SyncBatch(self, self._pool, selector, n, timeout)
@@ -359,8 +330,7 @@ class SyncBackend(Unshareable):
             A handle with counters and ``stop()``; the worker runs on if it is dropped.
         """
         __tracebackhide__ = True
-        self._pool.check_open()
-        selector_of(self._pool.backend, keys, group)
+        self._pool.select(keys, group)
         consumer = AsyncLoopConsumer(
             self._pool.backend.backend,
             group,
@@ -378,27 +348,12 @@ class SyncBackend(Unshareable):
     def peek(
         self, keys: Keys = None, *, group: ConsumerGroup = None, limit: int = 10
     ) -> Messages[SyncMessage]:
-        """Return up to ``limit`` messages that ``group`` could take now, taking none.
-
-        Args:
-            keys: Only keys that match one of these.
-            group: The consumer group.
-            limit: Most messages.
-
-        Raises:
-            UnsupportedError: If the backend cannot.
-        """
         __tracebackhide__ = True
         found = self._look(self._pool.backend.peek, keys, group=group, limit=limit)
         where = f"waiting on {self.name} for {group_name(group)}, not taken"
         return Messages((SyncMessage(message) for message in found), where)
 
     def stats(self) -> Backlog:
-        """Return the backlog of every key and group.
-
-        Raises:
-            UnsupportedError: If the backend cannot.
-        """
         __tracebackhide__ = True
         found = self._look(self._pool.backend.stats)
         return Backlog(found.entries, found.approximate, f"of {self.name}")
@@ -406,15 +361,6 @@ class SyncBackend(Unshareable):
     def dead_letters(
         self, *, group: ConsumerGroup = None, limit: int = 100
     ) -> DeadLetters[SyncMessage]:
-        """Return up to ``limit`` dead letters of ``group``, oldest first, taking none.
-
-        Args:
-            group: The consumer group.
-            limit: Most messages.
-
-        Raises:
-            UnsupportedError: If the backend keeps none.
-        """
         __tracebackhide__ = True
         found = self._look(self._pool.backend.dead_letters, group=group, limit=limit)
         where = f"of {group_name(group)} on {self.name}"
@@ -427,60 +373,22 @@ class SyncBackend(Unshareable):
         ids: Iterable[str] | None = None,
         limit: int | None = None,
     ) -> int:
-        """Put dead letters back for ``group`` alone, counted as never delivered.
-
-        Args:
-            group: The group whose dead letters are replayed.
-            ids: Only the messages with these ids; ``None`` for all.
-            limit: At most this many, oldest first.
-
-        Returns:
-            How many were put back.
-
-        Raises:
-            UnsupportedError: If the backend keeps none.
-        """
         __tracebackhide__ = True
         return self._look(self._pool.backend.replay, group=group, ids=ids, limit=limit)
 
     def groups(self) -> list[ConsumerGroup]:
-        """Return the groups that exist; ``None`` stands for the default group.
-
-        Raises:
-            UnsupportedError: If the backend cannot list them.
-        """
         __tracebackhide__ = True
         return self._look(self._pool.backend.groups)
 
     def delete_group(self, name: ConsumerGroup) -> None:
-        """Forget a group, its backlog and its dead letters.
-
-        Raises:
-            UnsupportedError: If the backend cannot.
-            ConfigurationError: If there is no such group.
-        """
         __tracebackhide__ = True
         self._look(self._pool.backend.delete_group, name)
 
     def purge(self, keys: Keys = None, *, group: ConsumerGroup = None) -> int:
-        """Drop what waits for ``group``, not what is in flight, and return how many.
-
-        Args:
-            keys: Only keys that match one of these.
-            group: The consumer group.
-
-        Raises:
-            UnsupportedError: If the backend cannot.
-        """
         __tracebackhide__ = True
         return self._look(self._pool.backend.purge, keys, group=group)
 
     def ping(self, timeout: float = 5.0) -> None:
-        """Return once the broker has answered.
-
-        Raises:
-            ConnectionLostError: If it has not within ``timeout`` seconds.
-        """
         __tracebackhide__ = True
         self._look(self._pool.backend.ping, timeout)
 
@@ -497,7 +405,7 @@ class SyncBackend(Unshareable):
         """
         __tracebackhide__ = True
         if not self._pool.closed and not self._pool.portal.forked:
-            self._call(self._pool.aclose())
+            self._pool.portal.call(self._pool.aclose())
 
     def __enter__(self) -> Self:
         self._pool.check_open()
@@ -516,14 +424,10 @@ class SyncBackend(Unshareable):
         if not self._pool.closed:
             self._pool.portal.post_from_finalizer(self._pool.begin_close)
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        __tracebackhide__ = True
-        return self._pool.portal.call(coroutine)
-
     def _look(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         __tracebackhide__ = True
         self._pool.check_open()
-        return self._call(self._pool.look(partial(method, *args, **options)))
+        return self._pool.portal.call(self._pool.look(partial(method, *args, **options)))
 
 
 def _check_count(name: str, value: object, *, at_least: int) -> None:

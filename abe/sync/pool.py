@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from abe.backends.message_queue.base import (
     Delivery,
     KeyFilter,
+    Keys,
     Message,
     MessageStream,
     Outcome,
@@ -26,7 +27,7 @@ from abe.errors import BackendClosedError
 from abe.sync.portal.protocol import Portal
 from abe.types import ConsumerGroup
 
-__all__ = ["Loan", "Selector", "SubscriptionPool", "selector_of"]
+__all__ = ["Loan", "Selector", "SubscriptionPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,23 +42,6 @@ KEEP_OPEN = 1.0
 """Seconds for which a stream that no reader waits on stays open for the next call."""
 BARRIER = 1.0
 """Longest time, in seconds, that a call waits for streams that are being given up."""
-
-
-def selector_of(
-    backend: AsyncBackend, keys: Sequence[str] | str | None, group: ConsumerGroup
-) -> Selector:
-    """Check the arguments of ``consume`` and ``take``, before anything is opened.
-
-    Raises:
-        InvalidKeyError: If ``group`` or a filter is malformed.
-        UnsupportedError: If ``keys`` is given and the backend cannot filter.
-    """
-    validate_group(group)
-    if keys is None:
-        return group, None
-    if backend.capabilities.keys == "none":
-        raise unsupported(backend.name, "consume(keys=…)", "keys")
-    return group, KeyFilter(keys).patterns
 
 
 class Drainable(Protocol):
@@ -102,6 +86,21 @@ class SubscriptionPool:
         portal.closers.add(self.aclose)
 
     # -- streams ---------------------------------------------------------------------------
+
+    def select(self, keys: Keys, group: ConsumerGroup) -> Selector:
+        """Check the arguments of ``consume`` and ``take``, before anything is opened.
+
+        Raises:
+            InvalidKeyError: If ``group`` or a filter is malformed.
+            UnsupportedError: If ``keys`` is given and the backend cannot filter.
+        """
+        self.check_open()
+        validate_group(group)
+        if keys is None:
+            return group, None
+        if self.backend.capabilities.keys == "none":
+            raise unsupported(self.backend.name, "consume(keys=…)", "keys")
+        return group, KeyFilter(keys).patterns
 
     def borrow(self, selector: Selector, prefetch: int | None) -> MessageStream:
         """Return a stream that nobody else uses, one at rest if possible."""

@@ -225,7 +225,7 @@ class Walk:
         name, keys = self.random.choice(GROUPS), KeyFilter(self.random.choice(FILTERS))
         seen = admin.peek(self.c, name, keys, 3, self.now)
         expected = self.expected.peek(name, keys, 3)
-        assert [(row[1], attempt) for row, attempt in seen] == [
+        assert [(message.key, message.attempt) for message in seen] == [
             (stored.item.key, attempt) for stored, attempt in expected
         ]
 

@@ -777,7 +777,8 @@ MISSING = {"consume": {"prefetch"}}
 
 
 def public(cls: type) -> dict[str, Any]:
-    return {name: member for name, member in vars(cls).items() if not name.startswith("_")}
+    names = (name for name in dir(cls) if not name.startswith("_"))
+    return {name: inspect.getattr_static(cls, name) for name in names}
 
 
 def test_the_synchronous_side_has_the_async_sides_methods() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from abe.backends.message_queue.base import (
+    Keys,
     MessageStream,
     backend_name,
     open_stream,
@@ -40,9 +41,7 @@ class BackendHost(Protocol):
         """Run a method that shows or changes the backlog."""
         ...
 
-    def consume(
-        self, keys: Sequence[str] | str | None, group: ConsumerGroup, prefetch: int | None
-    ) -> MessageStream:
+    def consume(self, keys: Keys, group: ConsumerGroup, prefetch: int | None) -> MessageStream:
         """Return a stream for the caller's loop."""
         ...
 
@@ -77,9 +76,7 @@ class LocalHost:
         """Call ``method``."""
         return method()
 
-    def consume(
-        self, keys: Sequence[str] | str | None, group: ConsumerGroup, prefetch: int | None
-    ) -> MessageStream:
+    def consume(self, keys: Keys, group: ConsumerGroup, prefetch: int | None) -> MessageStream:
         """Return a stream of the running loop."""
         group = validate_group(group)
         return open_stream(self._backend, group=group, keys=keys, prefetch=prefetch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from abe.backends.message_queue.base import (
     naming_variables,
     read_settings,
 )
-from abe.errors import AbeError, ConnectionLostError
+from abe.errors import AbeError
 from abe.types import ConsumerGroup
 from abe_backend_redis import scripts
 from abe_backend_redis.codec import stored_group
@@ -176,23 +175,10 @@ class RedisBackend(Inspection):
         await self._publisher.aclose()
         await self._control.aclose(for_good=True)
 
-    async def ping(self, timeout: float = 5.0) -> None:
-        """Return once the broker has shown that it would serve this backend.
-
-        Raises:
-            ConnectionLostError: If it has not within ``timeout`` seconds.
-            ConfigurationError: If it refuses: credentials, rights, a certificate, a replica.
-        """
-        await super().ping(timeout)
-        try:
-            async with asyncio.timeout(timeout):
-                # Changes nothing, but only a server that may write runs it.
-                await self._control.run(scripts.RECALL, stored_group(None))
-                await self._check_eviction()
-        except TimeoutError as error:
-            raise ConnectionLostError(
-                f"Redis at {self._server} did not answer in {timeout:g} s"
-            ) from error
+    async def _ping(self) -> None:
+        # Changes nothing, but only a server that may write runs it.
+        await self._control.run(scripts.RECALL, stored_group(None))
+        await self._check_eviction()
 
 
 def _capabilities(lease: float) -> Capabilities:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Set
 from contextlib import suppress
 
-from abe.backends.message_queue.base import BaseBackend, KeyFilter, Message, validate_group
+from abe.backends.message_queue.base import BaseBackend, KeyFilter, Message
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_redis import scripts
@@ -25,7 +25,6 @@ from abe_backend_redis.link import Link
 __all__ = ["Inspection"]
 
 PAGE = 500
-ALL = 2**31
 
 
 class Inspection(BaseBackend):
@@ -37,19 +36,8 @@ class Inspection(BaseBackend):
     _keep: int
     """1 if settled messages are kept for later groups."""
 
-    async def peek(
-        self,
-        keys: Sequence[str] | str | None = None,
-        *,
-        group: ConsumerGroup = None,
-        limit: int = 10,
-    ) -> list[Message]:
-        """Return up to ``limit`` messages that ``group`` could take now, oldest first.
-
-        For a group that does not exist: what it would see.
-        """
-        self._bind()
-        name, patterns = stored_group(validate_group(group)), lua_patterns(KeyFilter(keys))
+    async def _peek(self, keys: KeyFilter, group: ConsumerGroup, limit: int) -> list[Message]:
+        name, patterns = stored_group(group), lua_patterns(keys)
         found: list[Message] = []
         start = b""
         while len(found) < limit:
@@ -61,9 +49,7 @@ class Inspection(BaseBackend):
                 break
         return found
 
-    async def groups(self) -> list[ConsumerGroup]:
-        """Return the groups that exist; ``None`` stands for the default group."""
-        self._bind()
+    async def _groups(self) -> list[ConsumerGroup]:
         return [group_name(name) for name in await self._stored_groups()]
 
     async def _stored_groups(self) -> list[bytes]:
@@ -73,13 +59,8 @@ class Inspection(BaseBackend):
         rows = await self._control.call("XINFO", "GROUPS", log)
         return [dict(zip(row[::2], row[1::2], strict=True))[b"name"] for row in rows]
 
-    async def stats(self) -> QueueStats:
-        """Return the backlog of every key and group; retained ones under ``None``.
-
-        Counted page by page, without holding up the broker: numbers that change meanwhile may
-        not belong to one moment.
-        """
-        self._bind()
+    async def _stats(self) -> QueueStats:
+        """Count page by page: numbers that change meanwhile may not belong to one moment."""
         names = await self._stored_groups()
         if not names:
             return QueueStats(tuple(await self._count(stored_group(None).encode(), b"log")))
@@ -117,15 +98,10 @@ class Inspection(BaseBackend):
             for key, found in sorted(numbers.items())
         ]
 
-    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
-        """Return up to ``limit`` dead letters of ``group``, oldest first.
-
-        Their headers ``abe-dead-…`` say why.
-        """
-        self._bind()
+    async def _dead_letters(self, group: ConsumerGroup, limit: int) -> list[Message]:
         found: list[Message] = []
         start = b"-"
-        dead = f"{self._base}dead:{stored_group(validate_group(group))}"
+        dead = f"{self._base}dead:{stored_group(group)}"
         while len(found) < limit:
             count = min(PAGE, limit - len(found))
             page = await self._control.call("XRANGE", dead, start, "+", "COUNT", count)
@@ -136,65 +112,33 @@ class Inspection(BaseBackend):
                 break
         return found
 
-    async def replay(
-        self,
-        *,
-        group: ConsumerGroup = None,
-        ids: Iterable[str] | None = None,
-        limit: int | None = None,
-    ) -> int:
-        """Put the dead letters that there are back for ``group`` alone, as never delivered.
-
-        Returns:
-            How many were put back.
-        """
-        self._bind()
-        name = stored_group(validate_group(group))
-        wanted = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
-        left = ALL if limit is None else limit
-        count, start, final = 0, b"-", b""
-        while left > 0 and start and wanted != []:
+    async def _replay(self, group: ConsumerGroup, ids: Set[str] | None, limit: int) -> int:
+        left, start, final = limit, b"-", b""
+        while left > 0 and start and ids != set():
             start, final, number = await self._control.run(
-                scripts.REPLAY, name, left, start, final, *(wanted or ())
+                scripts.REPLAY, stored_group(group), left, start, final, *(ids or ())
             )
-            count += number
             left -= number
-        return count
+        return limit - left
 
-    async def purge(
-        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
-    ) -> int:
-        """Drop what waits for ``group`` now, delayed messages included, not what is in flight.
-
-        While no group exists, retained messages are dropped. Dead letters stay.
-
-        Returns:
-            How many messages were dropped.
-        """
-        self._bind()
-        name = stored_group(validate_group(group))
+    async def _purge(self, keys: KeyFilter, group: ConsumerGroup) -> int:
         phase, start, final = b"later", b"0", b""
         if not await self._stored_groups():
             phase, start = b"all", b"-"
-        rest: tuple[str | int, ...] = ("purge-0", self._keep, *lua_patterns(KeyFilter(keys)))
+        rest: tuple[str | int, ...] = (self._keep, *lua_patterns(keys))
         count = 0
         with suppress(GroupMissingError):  # deleted meanwhile
             while phase != b"end":
                 phase, start, final, number = await self._control.run(
-                    scripts.PURGE, name, phase, start, final, *rest
+                    scripts.PURGE, stored_group(group), phase, start, final, "purge-0", *rest
                 )
                 count += number
         return count
 
-    async def delete_group(self, name: ConsumerGroup) -> None:
-        """Forget a group, its backlog and its dead letters; its open streams fail.
-
-        Raises:
-            ConfigurationError: If there is no such group.
-        """
-        if validate_group(name) not in await self.groups():
+    async def _delete_group(self, name: ConsumerGroup) -> None:
+        if name not in await self._groups():
             raise ConfigurationError(f"there is no group {name!r}")
-        await self.purge(group=name)
+        await self._purge(KeyFilter(), name)
         most = PAGE
         while not await self._control.run(scripts.DELETE, stored_group(name), self._keep, most):
             most = min(most * 2, 3_000)  # or busy publishers could keep it going for ever

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import ClassVar, Self
 
 from abe.backends.message_queue.base import (
@@ -19,9 +19,8 @@ from abe.backends.message_queue.base import (
     check_settings,
     naming_variables,
     read_settings,
-    validate_group,
 )
-from abe.errors import ConnectionLostError, PayloadError, UnsupportedError
+from abe.errors import PayloadError, UnsupportedError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_sqs.codec import Prepared, prepare
 from abe_backend_sqs.dead_letters import DeadLetterQueue, purge
@@ -42,7 +41,6 @@ RETRY = Backoff(first=0.05, maximum=1.0)
 PARALLEL = 8
 """Batches on their way at a time, where their order does not matter."""
 EVERY_KEY = "*"
-NOT_FIFO = "FIFO queues hide what waits behind a message in flight"
 
 
 class SqsBackend(BaseBackend):
@@ -118,9 +116,8 @@ class SqsBackend(BaseBackend):
             publish_many=True,
             stats=True,
             dead_letters=dead_letters,
-            admin=not fifo,
+            admin=not fifo,  # which hides what waits behind a message in flight
         )
-        self._dead_letters = dead_letters
         self._publish_timeout = publish_timeout
         self._clock = clock
         self._closing = asyncio.Event()
@@ -190,7 +187,7 @@ class SqsBackend(BaseBackend):
             queue = await self._resolver.queue_of(group)
             if self._resolver.topic is not None:
                 await self._resolver.check_subscription(queue)
-            dead = await self._dead_letters_of(queue) if self._dead_letters else None
+            dead = await self._dead_letters_of(queue) if self.capabilities.dead_letters else None
             poller = LongPoller(queue, self._lease, self._wait)
             return self._sources.setdefault(queue.url, (poller, dead))
 
@@ -209,113 +206,44 @@ class SqsBackend(BaseBackend):
 
     # -- looking and cleaning up -----------------------------------------------------------
 
-    async def ping(self, timeout: float = 5.0) -> None:
-        """Return once AWS has answered for the topic, or for the queue.
+    async def _ping(self) -> None:
+        if self._resolver.topic is not None:
+            await self._resolver.subscriptions()
+        else:
+            await (await self._resolver.queue_of(None)).count("")
 
-        Raises:
-            ConnectionLostError: If it has not within ``timeout`` seconds.
-            ConfigurationError: If it refuses the credentials.
-        """
-        await super().ping(timeout)
-        try:
-            async with asyncio.timeout(timeout):
-                if self._resolver.topic is not None:
-                    await self._resolver.subscriptions()
-                else:
-                    await (await self._resolver.queue_of(None)).count("")
-        except TimeoutError as error:
-            text = f"{self._link.where()} did not answer in {timeout:g} s"
-            raise ConnectionLostError(text) from error
-
-    async def stats(self) -> QueueStats:
-        """Return what SQS estimates for the queue of every group; it does not count by key.
-
-        The key of each entry is ``"*"``: all keys.
-        """
-        self._bind()
+    async def _stats(self) -> QueueStats:
+        """Return what SQS estimates for the queue of every group; it does not count by key."""
         entries = []
         for group in await self._resolver.groups():
             queue = await self._resolver.queue_of(group)
             ready, in_flight, delayed = await queue.count("", "NotVisible", "Delayed")
             dead = None
-            if self._dead_letters:
+            if self.capabilities.dead_letters:
                 (dead,) = await (await self._resolver.dead_of(queue)).count("")
             counts = {"ready": ready, "in_flight": in_flight, "delayed": delayed, "dead": dead}
             entries.append(KeyStats(EVERY_KEY, group, **counts))
         return QueueStats(tuple(entries), approximate=True)
 
-    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
-        """Return up to ``limit`` dead letters of ``group``, oldest first of those SQS hands out.
+    async def _dead_letters(self, group: ConsumerGroup, limit: int) -> list[Message]:
+        dead = await self._dead_letters_of(await self._resolver.queue_of(group))
+        return await dead.list(limit)
 
-        Their headers ``abe-dead-…`` say why, unless SQS itself has moved them there. SQS cannot
-        look without taking: while this runs, nobody else sees them.
+    async def _replay(self, group: ConsumerGroup, ids: Set[str] | None, limit: int) -> int:
+        dead = await self._dead_letters_of(await self._resolver.queue_of(group))
+        return await dead.replay(ids, limit)
 
-        Raises:
-            UnsupportedError: If the backend does not use dead-letter queues.
-        """
-        return await (await self._open_dead_letters(group, "dead_letters()")).list(limit)
-
-    async def replay(
-        self,
-        *,
-        group: ConsumerGroup = None,
-        ids: Iterable[str] | None = None,
-        limit: int | None = None,
-    ) -> int:
-        """Send dead letters to the queue of ``group`` again, as new messages with their old ids.
-
-        Returns:
-            How many were sent.
-
-        Raises:
-            UnsupportedError: If the backend does not use dead-letter queues.
-        """
-        dead = await self._open_dead_letters(group, "replay()")
-        wanted = None if ids is None else {ids} if isinstance(ids, str) else set(ids)
-        return await dead.replay(wanted, limit)
-
-    async def _open_dead_letters(self, group: ConsumerGroup, what: str) -> DeadLetterQueue:
-        advice = "set ABE_SQS_DEAD_LETTERS=1 if its queues have a redrive policy"
-        self._require("dead_letters", what, advice)
-        return await self._dead_letters_of(await self._queue_of(group))
-
-    async def _queue_of(self, group: ConsumerGroup) -> Queue:
-        if group is not None:
-            self._require("groups", "groups", "set ABE_SQS_TOPIC")
-        return await self._resolver.queue_of(validate_group(group))
-
-    def _require(self, capability: str, what: str, advice: str) -> None:
-        self._bind()
-        if not getattr(self.capabilities, capability):
-            text = f"backend 'sqs' does not support {what} (capability {capability!r}); {advice}"
-            raise UnsupportedError(text)
-
-    async def groups(self) -> list[ConsumerGroup]:
-        """Return the groups whose queues are there; ``None`` stands for the default group."""
-        self._require("admin", "groups()", NOT_FIFO)
+    async def _groups(self) -> list[ConsumerGroup]:
         return await self._resolver.groups()
 
-    async def delete_group(self, name: ConsumerGroup) -> None:
-        """Delete a group's subscription, its queue, and its dead-letter queue unless it is shared.
+    async def _delete_group(self, name: ConsumerGroup) -> None:
+        """Delete its subscription, its queue, and its dead-letter queue unless it is shared."""
+        if self._resolver.topic is None:
+            raise UnsupportedError(
+                "backend 'sqs' does not support delete_group() (capability 'groups'); without a "
+                "topic purge() empties the queue"
+            )
+        await self._resolver.delete(name)
 
-        Raises:
-            ConfigurationError: If there is no such group.
-            UnsupportedError: Without a topic: then the only group is the queue itself.
-        """
-        self._require("admin", "delete_group()", NOT_FIFO)
-        self._require("groups", "delete_group()", "without a topic purge() empties the queue")
-        await self._resolver.delete(validate_group(name))
-
-    async def purge(
-        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
-    ) -> int:
-        """Drop what is ready for ``group``, neither what is in flight nor what is delayed.
-
-        Ten at a time, by receiving and deleting, because SQS's own way drops what is in flight
-        too and tells no number. What other keys have counts one more receipt.
-
-        Returns:
-            How many messages were dropped.
-        """
-        self._require("admin", "purge()", NOT_FIFO)
-        return await purge(await self._queue_of(group), KeyFilter(keys))
+    async def _purge(self, keys: KeyFilter, group: ConsumerGroup) -> int:
+        return await purge(await self._resolver.queue_of(group), keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
@@ -166,12 +166,12 @@ class DeadLetterQueue:
         letter.attempt = int(attempts) if attempts.isdecimal() else letter.attempt
         return letter
 
-    async def replay(self, ids: Collection[str] | None, limit: int | None) -> int:
+    async def replay(self, ids: Set[str] | None, limit: int) -> int:
         """Send the dead letters of this moment to their queue again, as new messages."""
         replayed: set[str | None] = set()
         count = 0
         async with Snapshot(self._queue) as snapshot:
-            while (limit is None or count < limit) and (page := await snapshot.page()):
+            while count < limit and (page := await snapshot.page()):
                 for raw in page:
                     letter = self._read(raw)
                     if count == limit or not (ids is None or letter.id in ids):

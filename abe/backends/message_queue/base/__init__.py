@@ -12,6 +12,7 @@ from abe.backends.message_queue.base.keys import KeyFilter, validate_group, vali
 from abe.backends.message_queue.base.log import MessageContext
 from abe.backends.message_queue.base.message import BaseMessage, Message, SyncMessage
 from abe.backends.message_queue.base.mover import Mover
+from abe.backends.message_queue.base.operations import BackendOperations, Keys
 from abe.backends.message_queue.base.outcome import Outcome
 from abe.backends.message_queue.base.outgoing import Outgoing
 from abe.backends.message_queue.base.payload import (
@@ -48,6 +49,7 @@ __all__ = [
     "SUSPECT_ATTEMPT",
     "backend_name",
     "check_backend",
+    "BackendOperations",
     "Backoff",
     "BaseBackend",
     "BaseMessage",
@@ -57,6 +59,7 @@ __all__ = [
     "EndOfStream",
     "EventConsumer",
     "KeyFilter",
+    "Keys",
     "Message",
     "MessageContext",
     "MessageQueueBackend",

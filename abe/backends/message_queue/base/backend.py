@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self
 
-from abe.backends.message_queue.base.capabilities import Capabilities, unsupported
+from abe.backends.message_queue.base.capabilities import Capabilities, check_method, unsupported
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
+from abe.backends.message_queue.base.message import Message
+from abe.backends.message_queue.base.operations import BackendOperations, Items, Keys
 from abe.backends.message_queue.base.outgoing import (
     NO_HEADERS,
     Label,
@@ -19,25 +20,29 @@ from abe.backends.message_queue.base.outgoing import (
     prepare,
 )
 from abe.backends.message_queue.base.payload import encode_payload
-from abe.backends.message_queue.base.process import Unshareable, fork_error, identity
+from abe.backends.message_queue.base.process import fork_error, identity
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.backends.message_queue.base.settings import Setting, naming_variables, read_settings
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.backends.message_queue.base.subscription.stream import MessageStream
 from abe.backends.message_queue.base.subscription.subscription import Subscription
-from abe.errors import BackendClosedError, LoopError
-from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload
+from abe.errors import BackendClosedError, ConnectionLostError, LoopError
+from abe.types import ConsumerGroup, MessageQueueKey, MessageQueuePayload, QueueStats
 
 __all__ = ["BaseBackend"]
 
 
-class BaseBackend(Unshareable, ABC):
+ALL = 2**31
+"""Stands for no limit: more messages than any backend could return."""
+
+
+class BaseBackend(BackendOperations):
     """Checks what is published, opens streams and closes them; a provider adds the transport.
 
     Subclassing is a convenience: any object with the three methods of
     `abe.types.MessageQueueBackendProtocol` is a backend. A subclass sets `name` and
-    `capabilities`, declares its `settings` and implements `_send` and `_receiver`; it overrides
-    ``peek``, ``stats`` and so on where it declares them.
+    `capabilities`, declares its `settings` and implements `_send` and `_receiver`; where it
+    declares them, ``_peek``, ``_stats`` and so on, which get the arguments checked.
     """
 
     name: ClassVar[str]
@@ -89,6 +94,32 @@ class BaseBackend(Unshareable, ABC):
     async def _disconnect(self) -> None:
         """Give connections back; streams are closed by then."""
 
+    # Whoever declares the capability implements the method; see the public one of that name.
+
+    async def _peek(self, keys: KeyFilter, group: ConsumerGroup, limit: int) -> list[Message]:
+        raise NotImplementedError
+
+    async def _stats(self) -> QueueStats:
+        raise NotImplementedError
+
+    async def _dead_letters(self, group: ConsumerGroup, limit: int) -> list[Message]:
+        raise NotImplementedError
+
+    async def _replay(self, group: ConsumerGroup, ids: Set[str] | None, limit: int) -> int:
+        raise NotImplementedError
+
+    async def _groups(self) -> list[ConsumerGroup]:
+        raise NotImplementedError
+
+    async def _delete_group(self, name: ConsumerGroup) -> None:
+        raise NotImplementedError
+
+    async def _purge(self, keys: KeyFilter, group: ConsumerGroup) -> int:
+        raise NotImplementedError
+
+    async def _ping(self) -> None:
+        """Return once the broker has answered; the caller limits the time."""
+
     async def publish(
         self,
         key: MessageQueueKey,
@@ -97,112 +128,31 @@ class BaseBackend(Unshareable, ABC):
         headers: Mapping[str, str] | None = None,
         delay: float = 0.0,
     ) -> None:
-        """Publish one message; returns once the broker has accepted it.
-
-        Args:
-            key: Routing key.
-            payload: A JSON object; it may be changed afterwards.
-            headers: Text metadata, received as ``message.headers``.
-            delay: Seconds before it is delivered, at least.
-
-        Raises:
-            InvalidKeyError: If ``key`` is malformed.
-            PayloadError: If ``payload`` or ``headers`` would not arrive exactly as given.
-            UnsupportedError: If the backend cannot delay or carry headers.
-            PublishError: If the broker does not accept it.
-            BackendClosedError: If the backend is closed.
-        """
         await self.send((self._check(key, payload, headers, delay),))
-
-    async def publish_many(
-        self,
-        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
-        *,
-        key: MessageQueueKey | None = None,
-    ) -> int:
-        """Publish many messages in order; everything is checked before anything is sent.
-
-        Args:
-            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
-            key: Routing key of all of them.
-
-        Returns:
-            How many were published.
-
-        Raises:
-            InvalidKeyError: If a key is malformed; the text names the item.
-            PayloadError: If a payload is not JSON; the text names the item.
-            PublishError: If the broker does not accept all; ``published`` and ``failed`` say which.
-            BackendClosedError: If the backend is closed.
-        """
-        prepared = self.prepare(items, key=key)
-        await self.send(prepared)
-        return len(prepared)
 
     def prepare(
         self,
-        items: Iterable[tuple[MessageQueueKey, MessageQueuePayload]] | Iterable[Any],
+        items: Items,
         *,
         key: MessageQueueKey | None = None,
         headers: Mapping[str, str] | None = None,
         delay: float = 0.0,
         label: Label = item_label,
     ) -> list[Outgoing]:
-        """Check and encode messages once, for `send`; nothing is sent. Safe in any thread.
-
-        Args:
-            items: ``(key, payload)`` pairs, or payloads if ``key`` is given.
-            key: Routing key of all of them.
-            headers: Text metadata of each.
-            delay: Seconds before each is delivered, at least.
-            label: Returns how errors name the item at a position (0-based).
-
-        Raises:
-            InvalidKeyError: If a key is malformed; the text names the item.
-            PayloadError: If a payload or ``headers`` would not arrive exactly as given.
-            UnsupportedError: If the backend cannot delay or carry headers.
-        """
         can = self.capabilities
         checked = check_extras(self.name, can, headers, delay) if headers or delay else NO_HEADERS
         return prepare(items, key, checked, delay, encode=self._encode, label=label)
 
     async def send(self, prepared: Sequence[Outgoing]) -> None:
-        """Publish what `prepare` has returned, or a part of it, in order.
-
-        Raises:
-            PublishError: If the broker does not accept all; ``published`` and ``failed`` say which.
-            BackendClosedError: If the backend is closed.
-        """
         self._bind()
         if prepared:
             await self._send(prepared)
 
     def consume(
-        self,
-        *,
-        group: ConsumerGroup = None,
-        keys: Sequence[str] | str | None = None,
-        prefetch: int | None = None,
+        self, *, group: ConsumerGroup = None, keys: Keys = None, prefetch: int | None = None
     ) -> MessageStream:
-        """Return a stream over the messages of ``group``.
-
-        Args:
-            group: The consumer group; it exists once the stream is opened.
-            keys: Only keys that match one of these: ``*`` is one segment, a final ``**`` one or
-                more.
-            prefetch: Most messages to receive ahead of the caller; ``None`` leaves it to the
-                backend. Up to there it depends on how fast the caller is.
-
-        Raises:
-            InvalidKeyError: If ``group`` or a filter is malformed.
-            UnsupportedError: If ``group`` or ``keys`` is given and the backend has no groups or
-                cannot filter.
-            BackendClosedError: If the backend is closed.
-        """
         self._check_open()
-        group = validate_group(group)
-        if group is not None and not self.capabilities.groups:
-            raise unsupported(self.name, "consume(group=…)", "groups")
+        group = self._group(group, "consume")
         if keys is not None and self.capabilities.keys == "none":
             raise unsupported(self.name, "consume(keys=…)", "keys")
         chosen = KeyFilter(keys)
@@ -228,16 +178,32 @@ class BaseBackend(Unshareable, ABC):
         )
 
     async def ping(self, timeout: float = 5.0) -> None:
-        """Return once the broker has answered.
-
-        Raises:
-            ConnectionLostError: If it has not within ``timeout`` seconds.
-            BackendClosedError: If the backend is closed.
-        """
         self._bind()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ping()
+        except TimeoutError as error:
+            raise ConnectionLostError(f"{self!r} did not answer in {timeout:g} s") from error
+
+    async def _operate(self, method: str, **arguments: Any) -> Any:
+        self._bind()
+        check_method(self.capabilities, self.name, method)
+        checks: dict[str, Callable[[Any], object]] = {
+            "keys": KeyFilter,
+            "group": lambda group: self._group(group, method),
+            "name": lambda group: self._group(group, method),
+            "limit": lambda limit: ALL if limit is None else max(0, min(limit, ALL)),
+            "ids": lambda ids: ids if ids is None else {ids} if isinstance(ids, str) else set(ids),
+        }
+        checked = {name: checks[name](value) for name, value in arguments.items()}
+        return await getattr(self, f"_{method}")(**checked)
+
+    def _group(self, group: ConsumerGroup, method: str) -> ConsumerGroup:
+        if validate_group(group) is not None and not self.capabilities.groups:
+            raise unsupported(self.name, f"{method}(group=…)", "groups")
+        return group
 
     async def aclose(self) -> None:
-        """Close every stream and connection; closing twice is fine, also at the same time."""
         self._closed = True
         if self._process != identity.pid():
             return  # the open connections are the parent's
@@ -253,18 +219,6 @@ class BaseBackend(Unshareable, ABC):
             await self._close_streams()
         finally:
             await self._disconnect()
-
-    async def __aenter__(self) -> Self:
-        self._bind()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def _close_streams(self) -> None:
         here = asyncio.get_running_loop()

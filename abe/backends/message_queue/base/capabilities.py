@@ -8,7 +8,7 @@ from typing import Literal
 from abe.backends.message_queue.base.outcome import Outcome
 from abe.errors import ConfigurationError, UnsupportedError
 
-__all__ = ["Capabilities", "capabilities_of", "check_settlement", "unsupported"]
+__all__ = ["Capabilities", "capabilities_of", "check_method", "check_settlement", "unsupported"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,24 @@ def unsupported(backend: str, what: str, capability: str) -> UnsupportedError:
     return UnsupportedError(
         f"backend {backend!r} does not support {what} (capability {capability!r})"
     )
+
+
+_NEEDED = {
+    **dict.fromkeys(("replay", "dead_letters"), "dead_letters"),
+    **dict.fromkeys(("groups", "delete_group", "purge"), "admin"),
+}
+"""Which capability declares a method, where it has another name."""
+
+
+def check_method(can: Capabilities, backend: str, method: str) -> None:
+    """Check that ``backend`` has one of the methods that look or clean up.
+
+    Raises:
+        UnsupportedError: If it does not declare it.
+    """
+    capability = _NEEDED.get(method, method)
+    if not getattr(can, capability):
+        raise unsupported(backend, f"{method}()", capability)
 
 
 def check_settlement(can: Capabilities, backend: str, outcome: Outcome, delay: float) -> None:

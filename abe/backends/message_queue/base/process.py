@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NoReturn, SupportsIndex, TypeVar
+from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar
 
 from abe.errors import ConnectionLostError, LoopError
 
@@ -88,12 +88,12 @@ class Unshareable:
 
     __slots__ = ()
 
-    instead: ClassVar[str] = "call abe.connect() or abe.aconnect() where it is needed"
-    """What to do, for the error."""
-
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
         name = type(self).__name__
-        raise TypeError(f"{name} cannot be copied or pickled; {self.instead}")
+        raise TypeError(
+            f"{name} cannot be copied or pickled; call abe.connect() or abe.aconnect() where it "
+            "is needed"
+        )
 
 
 def fork_error(what: str, process: int) -> LoopError:

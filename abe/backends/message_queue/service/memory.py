@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import ClassVar, Self
 
@@ -22,13 +22,12 @@ from abe.backends.message_queue.base import (
     SettleFailure,
     Settlement,
     check_settings,
-    validate_group,
     validate_key,
 )
 from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.payload import freeze_payload, thaw_payload
 from abe.backends.message_queue.base.process import PerProcess
-from abe.backends.message_queue.service.memory_store.group import Group, Lease, View
+from abe.backends.message_queue.service.memory_store.group import Group, Lease, Record, View
 from abe.backends.message_queue.service.memory_store.store import Store
 from abe.errors import ConfigurationError, InvalidKeyError, PublishError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
@@ -221,28 +220,11 @@ class MemoryBackend(BaseBackend):
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> MemoryReceiver:
         return MemoryReceiver(self._store, group, keys, self._lease)
 
-    async def peek(
-        self,
-        keys: Sequence[str] | str | None = None,
-        *,
-        group: ConsumerGroup = None,
-        limit: int = 10,
-    ) -> list[Message]:
-        """Return up to ``limit`` messages that ``group`` could take now, oldest first.
+    async def _peek(self, keys: KeyFilter, group: ConsumerGroup, limit: int) -> list[Message]:
+        found = self._store.peek(keys, group, limit)
+        return [_shown(record, attempt, record.headers) for record, attempt in found]
 
-        Only those that match one of ``keys``, if given. For a group that does not exist: what it
-        would see.
-        """
-        self._check_open()
-        records = self._store.peek(KeyFilter(keys), validate_group(group), limit)
-        return [
-            Message(thaw_payload(r.body), r.id, r.key, r.time, attempt, {**r.headers})
-            for r, attempt in records
-        ]
-
-    async def stats(self) -> QueueStats:
-        """Return the exact backlog of every key and group; retained ones under ``None``."""
-        self._check_open()
+    async def _stats(self) -> QueueStats:
         entries: list[KeyStats] = []
         for census in self._store.census():
             while census.step():  # noqa: ASYNC110 - others take, settle and extend meanwhile
@@ -250,64 +232,21 @@ class MemoryBackend(BaseBackend):
             entries += census.entries()
         return QueueStats(tuple(entries))
 
-    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
-        """Return up to ``limit`` dead letters of ``group``, oldest first.
+    async def _dead_letters(self, group: ConsumerGroup, limit: int) -> list[Message]:
+        return [_shown(*letter) for letter in self._store.dead_letters(group, limit)]
 
-        Their headers ``abe-dead-…`` say why: see `dead_headers`.
-        """
-        self._check_open()
-        dead = self._store.dead_letters(validate_group(group), limit)
-        return [
-            Message(thaw_payload(r.body), r.id, r.key, r.time, attempts, {**headers})
-            for r, attempts, headers in dead
-        ]
+    async def _replay(self, group: ConsumerGroup, ids: Set[str] | None, limit: int) -> int:
+        return self._store.replay(group, ids, limit)
 
-    async def replay(
-        self,
-        *,
-        group: ConsumerGroup = None,
-        ids: Iterable[str] | None = None,
-        limit: int | None = None,
-    ) -> int:
-        """Put dead letters back for ``group`` alone, counted as never delivered.
-
-        Only those with one of ``ids``, if given; oldest first, ``limit`` at most.
-
-        Returns:
-            How many were put back.
-        """
-        self._check_open()
-        if isinstance(ids, str):
-            ids = [ids]
-        return self._store.replay(validate_group(group), None if ids is None else set(ids), limit)
-
-    async def groups(self) -> list[ConsumerGroup]:
-        """Return the groups that exist; ``None`` stands for the default group."""
-        self._check_open()
+    async def _groups(self) -> list[ConsumerGroup]:
         return self._store.group_names()
 
-    async def delete_group(self, name: ConsumerGroup) -> None:
-        """Forget a group, its backlog and its dead letters; its open streams fail.
+    async def _delete_group(self, name: ConsumerGroup) -> None:
+        self._store.delete_group(name)
 
-        Raises:
-            ConfigurationError: If there is no such group.
-        """
-        self._check_open()
-        self._store.delete_group(validate_group(name))
-
-    async def purge(
-        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
-    ) -> int:
-        """Drop what waits for ``group``, delayed messages included, not what is in flight.
-
-        While no group exists, retained messages are dropped. Dead letters stay.
-
-        Returns:
-            How many messages were dropped.
-        """
-        self._check_open()
+    async def _purge(self, keys: KeyFilter, group: ConsumerGroup) -> int:
         total = 0
-        for dropped in self._store.purge(KeyFilter(keys), validate_group(group)):
+        for dropped in self._store.purge(keys, group):
             total += dropped
             await asyncio.sleep(0)  # others take, settle and extend meanwhile
         return total
@@ -396,6 +335,11 @@ def _deliver(lease: Lease, begun: Mapping[int, int]) -> Delivery:
         {**record.headers} if record.headers else {},
     )
     return Delivery(message, lease, begun=begun.get(record.seq, 0))
+
+
+def _shown(record: Record, attempt: int, headers: Mapping[str, str]) -> Message:
+    payload = thaw_payload(record.body)
+    return Message(payload, record.id, record.key, record.time, attempt, {**headers})
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

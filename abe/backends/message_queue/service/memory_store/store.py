@@ -10,7 +10,7 @@ import heapq
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from itertools import islice
 
@@ -234,7 +234,7 @@ class Store:
                 records = group.in_order()
             else:
                 records = (r for r in self._records.values() if r.visible <= now)
-            seen = [*islice((r for r in records if keys.matches(r.key)), max(0, limit))]
+            seen = [*islice((r for r in records if keys.matches(r.key)), limit)]
             attempts = group.attempts if group is not None else {}
             return [(record, attempts.get(record.seq, 0) + 1) for record in seen]
 
@@ -255,15 +255,14 @@ class Store:
         with self._lock:
             group = self._groups.get(name)
             dead = group.dead.values() if group is not None else ()
-            return [*islice(dead, max(0, limit))]
+            return [*islice(dead, limit)]
 
-    def replay(self, name: ConsumerGroup, ids: set[str] | None, limit: int | None) -> int:
+    def replay(self, name: ConsumerGroup, ids: Set[str] | None, limit: int) -> int:
         with self._lock:
             group = self._groups.get(name)
             if group is None:
                 return 0
-            chosen = [r for r, _, _ in group.dead.values() if ids is None or r.id in ids]
-            chosen = chosen if limit is None else chosen[: max(0, limit)]
+            chosen = [r for r, _, _ in group.dead.values() if ids is None or r.id in ids][:limit]
             for record in chosen:
                 # What every other group is done with is no longer retained for later groups.
                 del group.dead[record.seq]

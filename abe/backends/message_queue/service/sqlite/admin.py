@@ -6,19 +6,19 @@ import heapq
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
-from abe.backends.message_queue.base import KeyFilter
+from abe.backends.message_queue.base import KeyFilter, Message
 from abe.backends.message_queue.service.sqlite.settling import forget
 from abe.backends.message_queue.service.sqlite.store import (
     COLUMNS,
-    Row,
     advance,
     gid_of,
     ready,
+    shown,
 )
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
@@ -56,8 +56,8 @@ class Position(NamedTuple):
 
 def peek(
     c: sqlite3.Connection, group: ConsumerGroup, keys: KeyFilter, limit: int, now: float
-) -> list[tuple[Row, int]]:
-    """Return (row, attempt) of what the group could take now, in publish order."""
+) -> list[Message]:
+    """Return what the group could take now, in publish order."""
     gid = gid_of(c, group)
     sources: list[Iterator[tuple[int, str, int]]] = []
     if gid is not None:
@@ -78,7 +78,7 @@ def peek(
     matching = (found for found in heapq.merge(*sources) if keys.matches(found[1]))
     select = f"SELECT {COLUMNS} FROM messages WHERE seq = ?"  # noqa: S608
     return [
-        (c.execute(select, (seq,)).fetchone(), attempts + 1)
+        shown(c.execute(select, (seq,)).fetchone(), attempts + 1)
         for seq, _, attempts in list(islice(matching, limit))
     ]
 
@@ -174,21 +174,21 @@ def _age(c: sqlite3.Connection, seq: int | None) -> float | None:
     return None if row is None else max(0.0, time.time() - row[0])
 
 
-def dead_letters(c: sqlite3.Connection, group: ConsumerGroup, limit: int) -> list[tuple[Row, int]]:
-    """Return (row, attempts) of the group's dead letters, the first that died first."""
+def dead_letters(c: sqlite3.Connection, group: ConsumerGroup, limit: int) -> list[Message]:
+    """Return the group's dead letters, the first that died first."""
     columns = COLUMNS.replace("headers", "dead_headers")
     rows = c.execute(
         f"SELECT {columns}, attempts FROM dead WHERE gid = ? ORDER BY rowid LIMIT ?",  # noqa: S608
         (gid_of(c, group), limit),
     )
-    return [(row[:-1], row[-1]) for row in rows]
+    return [shown(row[:-1], row[-1]) for row in rows]
 
 
 def replay(
     c: sqlite3.Connection,
     group: ConsumerGroup,
-    ids: set[str] | None,
-    most: int,
+    ids: Set[str] | None,
+    limit: int,
     position: Position | None = None,
 ) -> tuple[int, Position | None]:
     """Make a slice of the dead letters ready again for their group."""
@@ -201,7 +201,7 @@ def replay(
         " ORDER BY rowid LIMIT ?",
         (gid, position.after, position.last, SLICE),
     ).fetchall()
-    left = most - position.done
+    left = limit - position.done
     chosen = [(gid, seq) for _, seq, id_ in rows if ids is None or id_ in ids][:left]
     # The message may be gone; as a replayed one it is then no news to other groups.
     c.executemany(

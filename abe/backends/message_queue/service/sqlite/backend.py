@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from abe.backends.message_queue.base import (
     BaseBackend,
@@ -17,20 +16,20 @@ from abe.backends.message_queue.base import (
     Outgoing,
     Setting,
     check_settings,
-    validate_group,
 )
 from abe.backends.message_queue.service.sqlite import admin, store
 from abe.backends.message_queue.service.sqlite.receiver import SQLiteReceiver
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection
 from abe.backends.message_queue.service.sqlite.worker import Mode, Worker, may_pass, what_to_permit
-from abe.errors import ConfigurationError, ConnectionLostError, PublishError
+from abe.errors import ConfigurationError, PublishError
 from abe.types import ConsumerGroup, QueueStats
 
 __all__ = ["SQLiteBackend"]
 
 DEFAULT_PATH = ".abe/queue.sqlite3"
 YEAR = 365 * 86_400.0
-MOST = 2**62
+
+T = TypeVar("T")
 
 
 class SQLiteBackend(BaseBackend):
@@ -167,99 +166,38 @@ class SQLiteBackend(BaseBackend):
         self._clock_offset += seconds
         self._worker.tell()
 
-    async def peek(
-        self,
-        keys: Sequence[str] | str | None = None,
-        *,
-        group: ConsumerGroup = None,
-        limit: int = 10,
-    ) -> list[Message]:
-        """Return up to ``limit`` messages that ``group`` could take now, oldest first.
+    async def _peek(self, keys: KeyFilter, group: ConsumerGroup, limit: int) -> list[Message]:
+        return await self._read(lambda c: admin.peek(c, group, keys, limit, self._now(c)))
 
-        Only those that match one of ``keys``, if given. For a group that does not exist: what it
-        would see.
-        """
-        self._check_open()
-        validate_group(group)
-        chosen, most = KeyFilter(keys), max(0, min(limit, MOST))
-        found = await self._worker.transact(
-            lambda c: admin.peek(c, group, chosen, most, self._now(c)), mode=Mode.READ
-        )
-        return [store.shown(row, attempt) for row, attempt in found]
+    async def _stats(self) -> QueueStats:
+        return await self._read(lambda c: admin.stats(c, self._now(c)))
 
-    async def stats(self) -> QueueStats:
-        """Return the exact backlog of every key and group; retained ones under ``None``."""
-        self._check_open()
-        return await self._worker.transact(lambda c: admin.stats(c, self._now(c)), mode=Mode.READ)
+    async def _dead_letters(self, group: ConsumerGroup, limit: int) -> list[Message]:
+        return await self._read(lambda c: admin.dead_letters(c, group, limit))
 
-    async def dead_letters(self, *, group: ConsumerGroup = None, limit: int = 100) -> list[Message]:
-        """Return up to ``limit`` dead letters of ``group``, oldest first.
-
-        Their headers ``abe-dead-…`` say why: see `dead_headers`.
-        """
-        self._check_open()
-        validate_group(group)
-        most = max(0, min(limit, MOST))
-        found = await self._worker.transact(
-            lambda c: admin.dead_letters(c, group, most), mode=Mode.READ
-        )
-        return [store.shown(row, attempts) for row, attempts in found]
-
-    async def replay(
-        self,
-        *,
-        group: ConsumerGroup = None,
-        ids: Iterable[str] | None = None,
-        limit: int | None = None,
-    ) -> int:
-        """Put dead letters back for ``group`` alone, counted as never delivered.
-
-        Only those with one of ``ids``, if given; oldest first, ``limit`` at most.
-
-        Returns:
-            How many were put back.
-        """
-        self._check_open()
-        validate_group(group)
-        wanted = None if ids is None else {ids} if isinstance(ids, str) else set(ids)
-        most = MOST if limit is None else max(0, limit)
+    async def _replay(self, group: ConsumerGroup, ids: Set[str] | None, limit: int) -> int:
         return await self._in_slices(
-            lambda position, c: admin.replay(c, group, wanted, most, position), news=True
+            lambda position, c: admin.replay(c, group, ids, limit, position), news=True
         )
 
-    async def groups(self) -> list[ConsumerGroup]:
-        """Return the groups that exist; ``None`` stands for the default group."""
-        self._check_open()
-        return await self._worker.transact(admin.group_names, mode=Mode.READ)
+    async def _groups(self) -> list[ConsumerGroup]:
+        return await self._read(admin.group_names)
 
-    async def delete_group(self, name: ConsumerGroup) -> None:
-        """Forget a group, its backlog and its dead letters; its open streams fail.
-
-        Raises:
-            ConfigurationError: If there is no such group.
-        """
-        self._check_open()
-        validate_group(name)
+    async def _delete_group(self, name: ConsumerGroup) -> None:
         await self._in_slices(
             lambda position, c: admin.delete_group(c, name, self._now(c), position), news=True
         )
 
-    async def purge(
-        self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
-    ) -> int:
-        """Drop what waits for ``group``, delayed messages included, not what is in flight.
-
-        While no group exists, retained messages are dropped. Dead letters stay.
-
-        Returns:
-            How many messages were dropped.
-        """
-        self._check_open()
-        validate_group(group)
-        chosen = KeyFilter(keys)
+    async def _purge(self, keys: KeyFilter, group: ConsumerGroup) -> int:
         return await self._in_slices(
-            lambda position, c: admin.purge(c, group, chosen, self._now(c), position)
+            lambda position, c: admin.purge(c, group, keys, self._now(c), position)
         )
+
+    async def _ping(self) -> None:
+        await self._read(admin.group_names)
+
+    async def _read(self, query: Callable[[QueueConnection], T]) -> T:
+        return await self._worker.transact(query, mode=Mode.READ)
 
     async def _in_slices(
         self,
@@ -275,17 +213,3 @@ class SQLiteBackend(BaseBackend):
             total += number
             if position is None:
                 return total
-
-    async def ping(self, timeout: float = 5.0) -> None:
-        """Return once the file has answered.
-
-        Raises:
-            ConnectionLostError: If it cannot be read, or not within ``timeout`` seconds.
-            ConfigurationError: If it is not a queue file.
-        """
-        self._check_open()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._worker.transact(admin.group_names, mode=Mode.READ)
-        except TimeoutError:
-            raise ConnectionLostError(f"{self.path} did not answer in {timeout:g} s") from None
