@@ -92,7 +92,6 @@ class RedisBackend(Inspection):
         self.capabilities = _capabilities(lease)
         self._timeout = timeout
         self._limits = limits
-        self._keep = int(limits.keep)
         # Braces: the part of a key that decides on its slot in a Cluster.
         self._base = f"{{{prefix}}}:"
         self._control = self._link()
@@ -100,7 +99,6 @@ class RedisBackend(Inspection):
             self._control,
             self._base,
             lease,
-            self._keep,
             self._open_groups,
             self._check_eviction,
             defaultdict(dict),

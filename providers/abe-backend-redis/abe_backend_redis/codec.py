@@ -54,9 +54,9 @@ def group_name(stored: bytes) -> ConsumerGroup:
     return None if name == DEFAULT_GROUP else name
 
 
-def lua_patterns(keys: KeyFilter) -> list[str]:
-    """Return the patterns of a key filter as Lua patterns."""
-    return [f"^{_lua(pattern)}$" for pattern in keys.patterns]
+def lua_patterns(keys: KeyFilter) -> str:
+    """Return a key filter as Lua patterns, in order; empty if every key matches."""
+    return " ".join(sorted(f"^{_lua(pattern)}$" for pattern in keys.patterns))
 
 
 def _lua(pattern: str) -> str:
@@ -86,27 +86,28 @@ def deliveries(
     Args:
         consumer: Who they were handed to.
         flat: Id, key and payload of each.
-        extras: Position, attempt, begun handlings, headers and first id of those that are not
-            plain.
+        extras: Position, attempt, begun handlings, headers, first id, and time of publishing of
+            those that are not plain.
         epoch: The group's.
     """
     found: list[Delivery] = []
     broken: dict[int, str] = {}
     keys = {key: key.decode(errors="backslashreplace") for key in set(flat[1::3])}
-    odd = {position: rest for position, *rest in zip(*[iter(extras)] * 5, strict=True)}
+    odd = {position: rest for position, *rest in zip(*[iter(extras)] * 6, strict=True)}
     millisecond, when = "", 0.0
     for id_, key, body in zip(flat[::3], flat[1::3], _payloads(flat[2::3], broken), strict=True):
         entry = id_.decode()
         if entry[:13] != millisecond:  # so many digits until 2286
             millisecond, when = entry[:13], published(entry)
         if odd and len(found) in odd:
-            attempt, begun, text, first = odd[len(found)]
+            attempt, begun, text, first, since = odd[len(found)]
             try:
                 headers = _headers(text)
             except ValueError as error:
                 headers, broken[len(found)] = _NO_HEADERS, f"the headers cannot be decoded: {error}"
             own = first.decode() or entry
-            message = Message(body, own, keys[key], published(own), attempt, headers)
+            stamp = int(since) / 1000 if since else published(own)
+            message = Message(body, own, keys[key], stamp, attempt, headers)
             found.append(Delivery(message, (consumer, entry, attempt, epoch, 0), begun=begun))
         else:
             message = Message(body, entry, keys[key], when)
@@ -144,7 +145,7 @@ def read_letter(row: Mapping[bytes, bytes]) -> Message:
         _payload(0, row[b"p"], {}),
         id_,
         row[b"k"].decode(errors="backslashreplace"),
-        published(id_),
+        int(since) / 1000 if (since := row.get(b"t")) else published(id_),
         int(row[b"n"]),
         headers,
     )

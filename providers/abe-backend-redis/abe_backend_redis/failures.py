@@ -96,6 +96,11 @@ class Translator(Secrets):
 
     def _refusal(self, error: BaseException, text: str) -> str:
         """Return why trying again is of no use, and what to do; empty if it may be."""
+        if text.startswith("FORMAT "):
+            return (
+                f"holds a namespace of another format ({text[7:50]}); upgrade abe-backend-redis, "
+                "or set ABE_REDIS_PREFIX to another namespace"
+            )
         if isinstance(error, driver.NoPermissionError) or any(sign in text for sign in _RIGHTS):
             return f"denies a right that abe needs (the README lists them): {text}"
         if isinstance(

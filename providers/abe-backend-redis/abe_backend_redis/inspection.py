@@ -15,7 +15,6 @@ from abe_backend_redis.codec import (
     deliveries,
     group_name,
     lua_patterns,
-    published,
     read_letter,
     stored_group,
 )
@@ -33,57 +32,47 @@ class Inspection(BaseBackend):
     _control: Link
     _base: str
     """What every Redis key of the namespace begins with."""
-    _keep: int
-    """1 if settled messages are kept for later groups."""
 
     async def _peek(self, keys: KeyFilter, group: ConsumerGroup, limit: int) -> list[Message]:
         name, patterns = stored_group(group), lua_patterns(keys)
         found: list[Message] = []
-        start = b""
-        while len(found) < limit:
-            start, flat, extras = await self._control.run(
-                scripts.PEEK, name, limit - len(found), start, *patterns
+        phase, start = b"ready", b"0"
+        while len(found) < limit and phase != b"end":
+            phase, start, flat, extras = await self._control.run(
+                scripts.PEEK, name, limit - len(found), patterns, phase, start
             )
             found += [delivery.message for delivery in deliveries("", flat, extras)[0]]
-            if not start:
-                break
         return found
 
     async def _groups(self) -> list[ConsumerGroup]:
-        return [group_name(name) for name in await self._stored_groups()]
-
-    async def _stored_groups(self) -> list[bytes]:
-        log = f"{self._base}log"
-        if not await self._control.call("EXISTS", log):
-            return []
-        rows = await self._control.call("XINFO", "GROUPS", log)
-        return [dict(zip(row[::2], row[1::2], strict=True))[b"name"] for row in rows]
+        return [group_name(name) for name in await self._control.run(scripts.GROUPS)]
 
     async def _stats(self) -> QueueStats:
         """Count page by page: numbers that change meanwhile may not belong to one moment."""
-        names = await self._stored_groups()
+        names = await self._control.run(scripts.GROUPS)
         if not names:
-            return QueueStats(tuple(await self._count(stored_group(None).encode(), b"log")))
+            return QueueStats(
+                tuple(await self._count(stored_group(None).encode(), b"stream", b"-"))
+            )
         entries: list[KeyStats] = []
         for name in names:
             with suppress(GroupMissingError):  # deleted meanwhile
-                entries += await self._count(name, b"ready")
+                entries += await self._count(name, b"ready", b"0")
         return QueueStats(tuple(entries))
 
-    async def _count(self, group: bytes, phase: bytes) -> list[KeyStats]:
+    async def _count(self, group: bytes, phase: bytes, start: bytes) -> list[KeyStats]:
         numbers: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         oldest: dict[str, float] = {}
-        start, final = b"-", b""
+        final = b""
         while phase != b"end":
             phase, start, final, flat = await self._control.run(
                 scripts.COUNT, group, phase, start, final
             )
-            for key_, column, number, id_ in zip(*[iter(flat)] * 4, strict=True):
+            for key_, column, number, since in zip(*[iter(flat)] * 4, strict=True):
                 key = key_.decode()
                 numbers[key][column.decode()] += number
-                if id_:
-                    when = published(id_.decode())
-                    oldest[key] = min(oldest.get(key, when), when)
+                if column != b"dead":
+                    oldest[key] = min(oldest.get(key, since / 1000), since / 1000)
         now = time.time()
         return [
             KeyStats(
@@ -122,15 +111,13 @@ class Inspection(BaseBackend):
         return limit - left
 
     async def _purge(self, keys: KeyFilter, group: ConsumerGroup) -> int:
+        name, patterns = stored_group(group), lua_patterns(keys)
         phase, start, final = b"later", b"0", b""
-        if not await self._stored_groups():
-            phase, start = b"all", b"-"
-        rest: tuple[str | int, ...] = (self._keep, *lua_patterns(keys))
         count = 0
         with suppress(GroupMissingError):  # deleted meanwhile
             while phase != b"end":
                 phase, start, final, number = await self._control.run(
-                    scripts.PURGE, stored_group(group), phase, start, final, "purge-0", *rest
+                    scripts.PURGE, name, patterns, "purge-0", phase, start, final
                 )
                 count += number
         return count
@@ -140,5 +127,5 @@ class Inspection(BaseBackend):
             raise ConfigurationError(f"there is no group {name!r}")
         await self._purge(KeyFilter(), name)
         most = PAGE
-        while not await self._control.run(scripts.DELETE, stored_group(name), self._keep, most):
+        while not await self._control.run(scripts.DELETE, stored_group(name), most):
             most = min(most * 2, 3_000)  # or busy publishers could keep it going for ever

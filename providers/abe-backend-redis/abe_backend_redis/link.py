@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,22 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.failures import UnreachedError
+from abe_backend_redis.scripts import MIGRATE, Script
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-    from abe_backend_redis.scripts import Script
     from abe_backend_redis.server import Server
 
 __all__ = ["Link"]
 
+logger = logging.getLogger(__name__)
+
 # Its type hints want a tuple of one.
 pack_command: Callable[[tuple[str | bytes | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
+OLD_FORMAT = "FORMAT 1"
+"""Scripts say so of a namespace that an earlier version has written."""
 IDLE = 0.5
 """Seconds without use after which a connection is asked whether it still works before it is used: a
 firewall or load balancer may have dropped it without a word."""
@@ -41,7 +46,7 @@ class Link:
 
     Args:
         server: Where to connect.
-        log: The namespace's index key: the first key of every script.
+        log: The first key of every script, which tells the format of the namespace.
         timeout: Seconds for connecting; and seconds of silence in which an answer must begin, or
             go on: a large one over a slow connection takes longer.
     """
@@ -82,17 +87,30 @@ class Link:
         """Run a script on the namespace and return its answer, undecoded."""
         async with self._lock:
             connection = await self._ready()
-            packed = pack_command(("EVALSHA", script.sha, 1, self._log, *args))
             try:
                 try:
-                    answer = await self._exchange(connection, packed)
-                except NoScriptError:
-                    await self._exchange(connection, pack_command(("SCRIPT", "LOAD", script.text)))
-                    answer = await self._exchange(connection, packed)
+                    answer = await self._evaluate(connection, script, args)
+                except ResponseError as error:
+                    if str(error) != OLD_FORMAT:
+                        raise
+                    logger.warning("Redis: the messages under %s are converted", self._log)
+                    while not await self._evaluate(connection, MIGRATE, ("", 500)):
+                        pass
+                    answer = await self._evaluate(connection, script, args)
             except ResponseError as error:
                 raise await self._failure(error) from error
             self._server.translator.served = True
             return answer
+
+    async def _evaluate(
+        self, connection: AbstractConnection, script: Script, args: Sequence[str | bytes | int]
+    ) -> Any:
+        packed = pack_command(("EVALSHA", script.sha, 1, self._log, *args))
+        try:
+            return await self._exchange(connection, packed)
+        except NoScriptError:
+            await self._exchange(connection, pack_command(("SCRIPT", "LOAD", script.text)))
+            return await self._exchange(connection, packed)
 
     @property
     def connected(self) -> bool:

@@ -87,9 +87,12 @@ class RedisPublisher(Publisher[Outgoing]):
         head = (limits.backlog, limits.length, int(limits.age * 1000), int(limits.drop))
         args: list[str | int] = []
         for key, body, headers, delay in items:
+            if not headers and not delay:
+                args += (key, body)
+                continue
             written = json.dumps(headers, ensure_ascii=False) if headers else ""
             # Rounded up: a delay is a lower bound.
-            args += (key, body, written, int(delay * 1000 + 0.999) if delay else 0)
+            args += ("", key, body, written, int(delay * 1000 + 0.999))
         try:
             answer = await self._link.run(scripts.PUBLISH, "", *head, len(groups), *groups, *args)
         except UnreachedError:

@@ -38,8 +38,6 @@ LONGEST_WAIT = 5.0
 READ_BYTES = 8 << 20
 """As many bytes of payload are read at once, and one message more, so that large ones do not hold
 up Redis."""
-FIRST_READ = 64
-"""Most messages read at once while their size is not known."""
 
 
 class Shared(NamedTuple):
@@ -49,7 +47,6 @@ class Shared(NamedTuple):
         control: The connection for everything but taking and waiting.
         prefix: What every Redis key begins with, hash tag included.
         lease: Seconds until others may take what is neither settled nor extended.
-        keep: 1 if settled messages are kept for later groups.
         open_groups: Returns the groups that the backend has open, as Redis knows them.
         check: Called when a receiver has opened.
         unanswered: Consumer and number of answers that did not arrive, by group.
@@ -58,7 +55,6 @@ class Shared(NamedTuple):
     control: Link
     prefix: str
     lease: float
-    keep: int
     open_groups: Callable[[], Sequence[str]]
     check: Callable[[], Awaitable[None]]
     unanswered: defaultdict[str, dict[str, int]]
@@ -84,9 +80,7 @@ class RedisReceiver(Receiver):
         self._control = shared.control
         self._shown = group
         self._group = stored_group(group)
-        self._patterns = lua_patterns(keys)
-        self._keep = shared.keep
-        self._most = FIRST_READ
+        self._filter = lua_patterns(keys)
         self._longest = min(max(shared.lease / 2, 0.25), LONGEST_WAIT)
         # The scripts read the lease from the name.
         self._name = f"{secrets.token_hex(8)}-{int(shared.lease * 1000)}"
@@ -117,14 +111,10 @@ class RedisReceiver(Receiver):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._woken and loop.time() < deadline:
-            flat, extras, epoch, vanished, due, log, wake = await self._take(
-                min(max_messages, self._most)
-            )
+            flat, extras, epoch, vanished, due, last, wake = await self._take(max_messages)
             if vanished:
                 self._warn_of_vanished(vanished)
             if flat:
-                payloads = flat[2::3]
-                self._most = max(1, READ_BYTES * len(payloads) // (1 + sum(map(len, payloads))))
                 found, broken = deliveries(self._name, flat, extras, epoch)
                 if broken:
                     found = await self._set_aside(found, broken)
@@ -137,7 +127,7 @@ class RedisReceiver(Receiver):
             if pause > 0:
                 await self._identify()
                 if not self._woken:
-                    await self._wait(pause, log, wake)
+                    await self._wait(pause, last, wake)
         self._woken = False
         return ()
 
@@ -150,9 +140,8 @@ class RedisReceiver(Receiver):
                 self._name,
                 self._answers,
                 count,
-                self._keep,
                 READ_BYTES,
-                *self._patterns,
+                self._filter,
             )
         except GroupMissingError as error:
             raise await self._missing(error) from error
@@ -210,10 +199,10 @@ class RedisReceiver(Receiver):
             self._client = await self._link.call("CLIENT", "ID")
             self._opened = self._link.opened
 
-    async def _wait(self, seconds: float, log: bytes, wake: bytes) -> None:
-        """Return when there may be something to take: a new entry in log or wake."""
+    async def _wait(self, seconds: float, last: bytes, wake: bytes) -> None:
+        """Return when there may be something to take: a new entry in messages or wake."""
         prefix = self._shared.prefix
-        streams = (f"{prefix}log", f"{prefix}wake:{self._group}", log, wake)
+        streams = (f"{prefix}messages", f"{prefix}wake:{self._group}", last, wake)
         block = ("XREAD", "COUNT", 1, "BLOCK", max(1, int(seconds * 1000 + 0.999)))
         self._waits = True
         try:
@@ -266,38 +255,26 @@ class RedisReceiver(Receiver):
     async def _settle(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         """Return the receipts of what is not ours any more."""
         # After a reconnection there may be several consumers: receipts keep the name they got.
-        acks: dict[tuple[str, int, int, int], dict[str | None, list[str]]] = {}
+        acks: defaultdict[tuple[str, int, int, int], list[str]] = defaultdict(list)
         others: list[Settlement] = []
         for settlement in settlements:
             if settlement.outcome is not Outcome.ACK:
                 others.append(settlement)
                 continue
-            delivery = settlement.delivery
-            consumer, entry, attempt, epoch, again = delivery.receipt
-            holder, key = (consumer, attempt, epoch, again), delivery.message.key
-            try:
-                acks[holder][key].append(entry)
-            except KeyError:
-                acks.setdefault(holder, {})[key] = [entry]
+            consumer, entry, *rest = settlement.delivery.receipt
+            acks[(consumer, *rest)].append(entry)
         lost: set[Receipt] = set()
         try:
-            for holder, by_key in acks.items():
-                lost |= await self._ack(holder, by_key)
+            for (consumer, *rest), entries in acks.items():
+                answer = await self._control.run(
+                    scripts.ACK, self._group, consumer, *rest, *entries
+                )
+                lost |= {(consumer, entry.decode(), *rest) for entry in answer}
             if others:
                 lost |= await self._give_back(others)
         except GroupMissingError:
             return {settlement.delivery.receipt for settlement in settlements}
         return lost
-
-    async def _ack(
-        self, holder: tuple[str, int, int, int], by_key: Mapping[str | None, Sequence[str]]
-    ) -> set[Receipt]:
-        flat: list[str | int] = []
-        for key, entries in by_key.items():
-            flat += (key or "", len(entries), *entries)
-        lost = await self._control.run(scripts.ACK, self._group, *holder, self._keep, *flat)
-        consumer, *rest = holder
-        return {(consumer, id_.decode(), *rest) for id_ in lost}
 
     async def _give_back(self, settlements: Sequence[Settlement]) -> set[Receipt]:
         flat: list[str | int] = []
@@ -310,8 +287,8 @@ class RedisReceiver(Receiver):
                 )
                 headers = json.dumps(own, ensure_ascii=False)
             wait = int(delay * 1000 + 0.999)
-            flat += (consumer, entry, attempt, again, message.key or "", outcome, wait, headers)
-        lost = await self._control.run(scripts.BACK, self._group, self._keep, *flat)
+            flat += (consumer, entry, attempt, again, outcome, wait, headers)
+        lost = await self._control.run(scripts.BACK, self._group, *flat)
         return {settlements[position].delivery.receipt for position in lost}
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Final
 
 _FOLDER = Path(__file__).parent / "lua"
-_COMMON = (_FOLDER / "common.lua").read_text(encoding="utf-8")
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+
+
+_COMMON = _read("common")
+_GUARD = _read("guard")
 
 
 class Script:
@@ -16,7 +23,8 @@ class Script:
     __slots__ = ("sha", "text")
 
     def __init__(self, name: str) -> None:
-        self.text = _COMMON + (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+        guard = "" if name == "migrate" else _GUARD
+        self.text = _COMMON + guard + _read(name)
         # Redis names scripts by this digest; nothing depends on its strength.
         self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
@@ -28,6 +36,8 @@ CLOSE: Final = Script("close")
 COUNT: Final = Script("count")
 DELETE: Final = Script("delete")
 EXTEND: Final = Script("extend")
+GROUPS: Final = Script("groups")
+MIGRATE: Final = Script("migrate")
 OPEN: Final = Script("open")
 PEEK: Final = Script("peek")
 PUBLISH: Final = Script("publish")

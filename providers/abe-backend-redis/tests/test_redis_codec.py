@@ -12,7 +12,8 @@ from abe_backend_redis.codec import deliveries, lua_patterns, stored_group
 
 def test_key_filters_become_lua_patterns() -> None:
     patterns = lua_patterns(KeyFilter(["a.*.b-c", "größe_%.**", "x+y"]))
-    assert patterns == [r"^a%.[^.]+%.b%-c$", r"^größe%_%%%..+$", r"^x%+y$"]
+    assert patterns == r"^a%.[^.]+%.b%-c$ ^größe%_%%%..+$ ^x%+y$"
+    assert lua_patterns(KeyFilter()) == ""
 
 
 def test_the_default_group_has_a_name_that_no_group_can_have() -> None:
@@ -24,7 +25,7 @@ def test_what_a_script_returns_becomes_deliveries() -> None:
     rows = [(b"1700000000000-1", b"a", b'{"n":1}'), (b"1700000000000-2", "ö".encode(), b"{}")]
     rows.append((b"1700000000001-0", b"a", '{"n":["ü",{}]}'.encode()))
     flat = [field for row in rows for field in row]
-    extras = [1, 3, 2, b'{"h":"v"}', b"1600000000000-7"]
+    extras = [1, 3, 2, b'{"h":"v"}', b"1600000000000-7", b""]
     found, broken = deliveries("c", flat, extras, 5)
     assert not broken
     assert [delivery.begun for delivery in found] == [0, 2, 0]
@@ -65,6 +66,13 @@ def test_what_abe_did_not_write_is_told_from_the_rest(
 
 
 def test_headers_that_abe_did_not_write() -> None:
-    found, reasons = deliveries("c", [b"7-1", b"k", b"{}"], [0, 1, 0, b"[]", b""])
+    found, reasons = deliveries("c", [b"7-1", b"k", b"{}"], [0, 1, 0, b"[]", b"", b""])
     assert "headers" in reasons[0]
     assert found[0].message == {}
+
+
+def test_an_id_that_a_caller_gave_tells_no_time() -> None:
+    row = [b"1700000000000-1", b"k", b"{}"]
+    found, _ = deliveries("c", row, [0, 1, 0, b"", b"order-7", b"1600000000000"])
+    assert found[0].message.id == "order-7"
+    assert found[0].message.timestamp == datetime.fromtimestamp(1.6e9, UTC)

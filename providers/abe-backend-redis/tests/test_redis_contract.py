@@ -83,19 +83,17 @@ class RedisHarness(Harness):
 
 
 def _age(client: Any, base: str, milliseconds: int) -> None:
-    log = f"{base}log"
-    if not client.exists(log):
-        return
-    for id_ in client.zrange(f"{base}due", 0, -1):
-        client.zincrby(f"{base}due", -milliseconds, id_)
-    for group in client.xinfo_groups(log):
+    messages = f"{base}messages"
+    for id_ in client.zrange(f"{base}scheduled", 0, -1):
+        client.zincrby(f"{base}scheduled", -milliseconds, id_)
+    for group in client.xinfo_groups(messages) if client.exists(messages) else ():
         name = group["name"].decode()
         for id_ in client.zrange(f"{base}later:{name}", 0, -1):
             client.zincrby(f"{base}later:{name}", -milliseconds, id_)
-        for held in client.xpending_range(log, name, "-", "+", 10_000):
+        for held in client.xpending_range(messages, name, "-", "+", 10_000):
             idle = held["time_since_delivered"] + milliseconds
             client.xclaim(
-                log, name, held["consumer"], 0, [held["message_id"]], idle=idle, justid=True
+                messages, name, held["consumer"], 0, [held["message_id"]], idle=idle, justid=True
             )
         client.set(f"{base}sweep:{name}", 0)
         client.xadd(f"{base}wake:{name}", {"x": 1}, maxlen=1)

@@ -1,7 +1,7 @@
 -- ARGV: group, consumer. Forgets a consumer that holds nothing.
-if group_named(G) and #call('XPENDING', LOG, G, '-', '+', 1, ARGV[2]) == 0 then
-  call('XGROUP', 'DELCONSUMER', LOG, G, ARGV[2])
+if group_named(G) and #call('XPENDING', MESSAGES, G, '-', '+', 1, ARGV[2]) == 0 then
+  call('XGROUP', 'DELCONSUMER', MESSAGES, G, ARGV[2])
   call('DEL', ANSWER .. ARGV[2])
 end
-tidy(500)
+collect()
 return 1

@@ -1,45 +1,58 @@
--- Shared by every script. KEYS[1] is the namespace's index; all other keys are derived from it and
--- lie in its slot, because they begin with the same hash tag. '#' occurs in no key or group name.
+-- Shared by every script. KEYS[1] tells the format of the namespace; all other keys are derived from it
+-- and lie in its slot, because they begin with the same hash tag. '#' occurs in no key or group name.
 --
 -- Redis undoes nothing when a script fails half-way, as for a right that its user lacks. So what
 -- moves a message first puts it where it goes, and only then takes it from where it was.
 --
---   log                 index: one entry per message (k key, d delayed, g only for this group,
---                       o id it was first published under); the consumer groups are on it
---   stream:KEY          what was published under KEY (p payload, h headers), same id as in the log
---   dirty               keys whose stream begins with payloads of messages no longer in the log
---   due                 when delayed messages become visible, in ms
---   parked:G            messages of group G read off the log and in nobody's hands: id -> attempts
---   ready:G, ready:G#K  of those, the ones that can be taken: all, and those of key K
---   keys:G              the keys K for which ready:G#K exists
---   later:G             of those, the ones that wait: id scored by its time
+--   log                 the format, '2'. It is a string, so a version for format 1, which keeps a
+--                       stream here, is refused by Redis and harms nothing
+--   messages            one entry for each message, its first field is KEY = payload; then, where they
+--                       apply, h headers, i its id if that is not the entry's, t when it was published
+--                       (ms), g the only groups it is for. The consumer groups are on this stream
+--   scheduled, delayed  messages to come: id -> when they are due (ms), id -> fields packed as in an entry
+--   meta                largest payload there has been, keep (settled ones are kept for later groups, by
+--                       length or age),
+--                       settled (since the last collection, less what one waits for), floor and tidied
+--                       (of collections), serial of scheduled ids
+--   settled             what groups are done with and has not been collected: group and ids, scored by
+--                       the time of the last id (ms)
+--   kept:KEY            ids of KEY, where its latest are kept
+--   ready:G             messages of group G read off the stream and in nobody's hands
+--   ready:G#F           of those, the ones that consumers with filter F take
+--   filters:G           the filters F in use, scored by when they last were (ms)
+--   sorting:G#F         how far ready:G has been gone through for the new filter F
+--   later:G             messages that wait: id scored by its time
+--   tries:G             of ready and later ones: id -> deliveries so far, if there were any
+--   filter:G            the filter of the group itself: what it leaves out is nothing that G waits for
 --   sweep:G             when a lease may next lapse
 --   epoch:G             begins with the time at which the group was made, and grows whenever a lease
 --                       has lapsed: while it is the same, every message handed over still belongs
 --                       to whom it was handed to
---   dead:G              dead letters
+--   dead:G              dead letters: i id, k key, t, n attempts, p payload, h headers, d why
 --   wake:G              gets an entry when waiting consumers should look again
---   kept                settled messages have been kept, so the log's beginning may hold some
 --   gone:G              G was deleted on purpose, not lost with the data
 --   begun:G             how often handling of a message began: id -> count and attempt of the last
 --   answer:CONSUMER     which messages its latest answer handed over: number of the answer, first
---                       and last id read off the log, other ids; empty once that answer was recalled
-local LOG = KEYS[1]
-local B = string.sub(LOG, 1, -4)
-local G = ARGV[1]
-local PARKED, READY, KEYS_READY = B .. 'parked:' .. G, B .. 'ready:' .. G, B .. 'keys:' .. G
-local LATER, SWEEP, DEAD = B .. 'later:' .. G, B .. 'sweep:' .. G, B .. 'dead:' .. G
-local WAKE, GONE, DUE = B .. 'wake:' .. G, B .. 'gone:' .. G, B .. 'due'
-local KEPT, EPOCH, DIRTY = B .. 'kept', B .. 'epoch:' .. G, B .. 'dirty'
+--                       and last id read off the stream, other ids; empty once it was recalled
+--   ids                 for ids that callers give: id scored by when it was published (ms)
+local B = string.sub(KEYS[1], 1, -4)
+local G = ARGV[1] or ''
+local MESSAGES, META, SETTLED = B .. 'messages', B .. 'meta', B .. 'settled'
+local SCHEDULED, DELAYED = B .. 'scheduled', B .. 'delayed'
+local READY, LATER, TRIES = B .. 'ready:' .. G, B .. 'later:' .. G, B .. 'tries:' .. G
+local FILTERS, SWEEP, EPOCH = B .. 'filters:' .. G, B .. 'sweep:' .. G, B .. 'epoch:' .. G
+local DEAD, WAKE, GONE = B .. 'dead:' .. G, B .. 'wake:' .. G, B .. 'gone:' .. G
 local BEGUN, ANSWER = B .. 'begun:' .. G, B .. 'answer:'
-local call = redis.call
+local call, sub = redis.call, string.sub
+
+local format = redis.pcall('GET', KEYS[1])
 
 -- Messages of the group that something other than abe has deleted: trimmed, or evicted.
-local vanished, keyless = 0, {}
+local vanished = 0
 
 -- Out of memory, Redis refuses only the first write of a script. This one needs none, so consumers
 -- go on, which is what frees memory.
-local function write_first() call('HDEL', PARKED, '') end
+local function write_first() call('HDEL', TRIES, '') end
 
 local function clock()
   local t = call('TIME')
@@ -50,8 +63,6 @@ local function parse(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)
 end
-
-local sub = string.sub
 
 local function after(a, b)
   -- Milliseconds have 13 digits from 2001 to 2286.
@@ -68,35 +79,41 @@ end
 -- Ids in order as exact doubles, until the year 2089.
 local function score(id)
   local ms, seq = parse(id)
-  return string.format('%.0f', (ms - 1577836800000) * 4096 + math.min(seq, 4095))
+  return string.format('%.0f', (ms - 1577836800000) * 4096 + seq)
 end
 
-local function fields(flat)
+local function fields(flat, from)
   local found = {}
-  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  for i = from or 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
   return found
 end
 
+-- Key, payload and other fields of an entry, nil if there is none.
 local function entry_of(id)
-  local found = call('XRANGE', LOG, id, id)[1]
-  local entry = found and fields(found[2])
-  return entry and entry.k and entry
+  local found = call('XRANGE', MESSAGES, id, id)[1]
+  if found then return found[2][1], found[2][2], fields(found[2], 3) end
 end
 
-local function body_of(key, id)
-  local found = call('XRANGE', B .. 'stream:' .. key, id, id)[1]
-  local body = found and fields(found[2])
-  return body and body.p and body
+-- Publishes a message; returns the id of its entry, or an error.
+local function store(key, payload, more)
+  local flat = {key, payload}
+  for _, name in ipairs({'h', 'i', 't', 'g'}) do
+    if more[name] then
+      flat[#flat + 1] = name
+      flat[#flat + 1] = more[name]
+    end
+  end
+  local stored = redis.pcall('XADD', MESSAGES, '*', unpack(flat))
+  if type(stored) ~= 'table' and call('HGET', META, 'keep') == 'length' then
+    call('ZADD', B .. 'kept:' .. key, score(stored), stored)
+  end
+  return stored
 end
 
 local function all_groups()
   local found = {}
-  if call('EXISTS', LOG) == 1 then
-    for _, row in ipairs(call('XINFO', 'GROUPS', LOG)) do
-      local g = fields(row)
-      g.parks = call('EXISTS', B .. 'parked:' .. g.name) == 1
-      found[#found + 1] = g
-    end
+  if call('EXISTS', MESSAGES) == 1 then
+    for _, row in ipairs(call('XINFO', 'GROUPS', MESSAGES)) do found[#found + 1] = fields(row) end
   end
   return found
 end
@@ -109,8 +126,9 @@ end
 
 -- Makes a group, which sees everything that is retained.
 local function make(name)
-  call('XGROUP', 'CREATE', LOG, name, '0', 'MKSTREAM')
+  call('XGROUP', 'CREATE', MESSAGES, name, '0', 'MKSTREAM')
   call('SET', B .. 'epoch:' .. name, clock())
+  if not format then call('SET', KEYS[1], '2') end
 end
 
 -- Makes the groups at ARGV[from] to ARGV[to], which a client has open, again after all data was
@@ -120,6 +138,10 @@ local function make_again(from, to)
     local name = ARGV[i]
     if not group_named(name) and call('EXISTS', B .. 'gone:' .. name) == 0 then make(name) end
   end
+end
+
+local function notify(name)
+  call('XADD', name and B .. 'wake:' .. name or WAKE, 'MAXLEN', 1, '*', 'x', 1)
 end
 
 -- The last entry that all of these groups have read, nil if there are none: what comes after it is
@@ -133,13 +155,16 @@ local function read_by(groups)
   return least
 end
 
--- Whether one of these groups, which have all read the entry, is not done with it.
+-- Whether a group, which has read the entry, is not done with it.
+local function holds(g, id)
+  return g.pending > 0 and #call('XPENDING', MESSAGES, g.name, id, id, 1) > 0
+    or call('ZSCORE', B .. 'ready:' .. g.name, id)
+    or call('ZSCORE', B .. 'later:' .. g.name, id)
+end
+
 local function held(id, groups)
   for _, g in ipairs(groups) do
-    if g.pending > 0 and #call('XPENDING', LOG, g.name, id, id, 1) > 0
-      or g.parks and call('HEXISTS', B .. 'parked:' .. g.name, id) == 1 then
-      return true
-    end
+    if holds(g, id) then return true end
   end
   return false
 end
@@ -147,202 +172,187 @@ end
 -- Whether the group has settled a message that it was given.
 local function is_done(id)
   local group = group_named(G)
-  return group and not after(id, group['last-delivered-id']) and not held(id, {group})
+  return group and not after(id, group['last-delivered-id']) and not holds(group, id)
 end
 
--- The last entry of the log that there has been: where work on a backlog ends, if others add to it.
-local function last_entry() return fields(call('XINFO', 'STREAM', LOG))['last-generated-id'] end
-
-local function drop_empty(stream)
-  if call('XLEN', stream) == 0 then call('DEL', stream) end
+-- The last entry that there has been: where work on a backlog ends, if others add to it.
+local function last_entry()
+  return fields(call('XINFO', 'STREAM', MESSAGES))['last-generated-id']
 end
 
-local function remove(key, ids)
-  call('XDEL', LOG, unpack(ids))
-  local stream = B .. 'stream:' .. key
-  call('XDEL', stream, unpack(ids))
-  drop_empty(stream)
+-- The id before which a group is done with every entry.
+local function floor_of(g)
+  -- Those that wait are not kept in the order of their ids.
+  if call('EXISTS', B .. 'later:' .. g.name) == 1 then return '0-0' end
+  local first = call('ZRANGE', B .. 'ready:' .. g.name, 0, 0)[1]
+  local taken = g.pending > 0 and call('XPENDING', MESSAGES, g.name, '-', '+', 1)[1]
+  if taken and not (first and after(taken[1], first)) then return taken[1] end
+  if first then return first end
+  local ms, seq = string.match(g['last-delivered-id'], '^(%d+)-(%d+)$')
+  return ms .. '-' .. string.format('%.0f', seq + 1)
 end
 
--- The id before which every group is done with every entry, or nil if that is not known. Trimming
--- up to it is much cheaper than deleting ids one by one.
-local function settled_before(groups)
-  if call('EXISTS', KEPT) == 1 then return nil end
+-- Deletes entries that groups have settled out of order, if no group needs them any more. Who settles
+-- an entry last finds that, so each is looked at once. Groups that are behind are asked first.
+local function pick_out(groups, least)
+  table.sort(groups, function(a, b) return after(b.floor, a.floor) end)
+  local checks = 0
+  for _, note in ipairs(call('ZRANGEBYSCORE', SETTLED, '-inf', (parse(least)), 'LIMIT', 0, 32)) do
+    local by, free, whole = nil, {}, true
+    for word in string.gmatch(note, '%S+') do
+      if not by then
+        by = word
+      elseif after(word, least) then
+        whole = false
+      else
+        local needed = false
+        for _, g in ipairs(groups) do
+          checks = checks + 1
+          if g.name ~= by and holds(g, word) then
+            needed = true
+            break
+          end
+        end
+        if not needed then free[#free + 1] = word end
+      end
+    end
+    if #free > 0 then call('XDEL', MESSAGES, unpack(free)) end
+    if whole then call('ZREM', SETTLED, note) end
+    if checks > 4096 then return end
+  end
+end
+
+-- Frees what every group is done with. That costs something for each group, so it waits until enough
+-- is settled. Entries are trimmed in order, much cheaper than one by one; only while something at
+-- the beginning stays, as one that is to be tried again in an hour, others are picked out.
+local function collect()
+  local groups = all_groups()
+  if #groups == 0 or call('HGET', META, 'keep') then return end
+  call('HSET', META, 'settled', 8 - 8 * #groups)
   local floor
   for _, g in ipairs(groups) do
-    if g.parks then return nil end
-    local low = g.pending > 0 and call('XPENDING', LOG, g.name)[2]
-    if not low then
-      local ms, seq = string.match(g['last-delivered-id'], '^(%d+)-(%d+)$')
-      low = ms .. '-' .. string.format('%.0f', seq + 1)
-    end
-    if not floor or after(floor, low) then floor = low end
+    g.floor = floor_of(g)
+    if not floor or after(floor, g.floor) then floor = g.floor end
   end
-  return floor
+  call('XTRIM', MESSAGES, 'MINID', floor)
+  call('ZREMRANGEBYSCORE', SETTLED, '-inf', '(' .. parse(floor))
+  local notes = call('ZCARD', SETTLED)
+  if notes > 0 then
+    local least = read_by(groups)
+    if not after(floor, least) then
+      local stuck = call('HGET', META, 'floor') == floor
+      if stuck or notes > 64 * #groups then pick_out(groups, least) end
+    else
+      call('DEL', SETTLED)
+    end
+  end
+  call('HSET', META, 'floor', floor)
+  if call('XLEN', MESSAGES) == 0 then call('HDEL', META, 'largest') end
 end
 
--- Frees the payloads that a few keys have left behind. Returns how many keys that were.
-local function tidy(limit)
-  local keys = call('SPOP', DIRTY, limit)
-  if #keys == 0 then return 0 end
-  local floor = settled_before(all_groups())
-  for _, key in ipairs(keys) do
-    local stream = B .. 'stream:' .. key
-    if floor then
-      call('XTRIM', stream, 'MINID', floor)
-    else
-      local rows, gone = call('XRANGE', stream, '-', '+', 'COUNT', 100), {}
-      for _, e in ipairs(rows) do
-        if not entry_of(e[1]) then gone[#gone + 1] = e[1] end
-      end
-      if #gone > 0 then call('XDEL', stream, unpack(gone)) end
-      if #gone == 100 then call('SADD', DIRTY, key) end
-    end
-    drop_empty(stream)
+-- Group G is done with these; they go unless another group, or retention, wants them.
+local function settle(ids)
+  if #ids == 0 then return end
+  call('XACK', MESSAGES, G, unpack(ids))
+  if call('EXISTS', BEGUN) == 1 then call('HDEL', BEGUN, unpack(ids)) end
+  if call('HGET', META, 'keep') then return end
+  local last = ids[1]
+  for i = 2, #ids do
+    if ids[i] > last then last = ids[i] end
   end
-  return #keys
+  call('ZADD', SETTLED, (parse(last)), G .. ' ' .. table.concat(ids, ' '))
+  if call('HINCRBY', META, 'settled', #ids) >= 0 then collect() end
 end
 
 -- With the last message and the last group everything goes. New ids are larger than all old ones,
 -- because this millisecond has had none.
 local function tidy_up()
-  if call('EXISTS', LOG) == 0 or call('XLEN', LOG) > 0 or #all_groups() > 0 then return end
-  for _, key in ipairs(call('SMEMBERS', DIRTY)) do call('DEL', B .. 'stream:' .. key) end
-  call('DEL', DIRTY)
-  if clock() > parse(last_entry()) then call('DEL', LOG, KEPT, DUE) end
+  if call('EXISTS', MESSAGES) == 0 or call('XLEN', MESSAGES) > 0 then return end
+  if #all_groups() > 0 or call('EXISTS', SCHEDULED) == 1 then return end
+  if clock() > parse(last_entry()) then call('DEL', MESSAGES, META, SETTLED, KEYS[1]) end
 end
 
--- Of messages that had to wait, forgets how long once they are gone.
-local function forget_due(ids)
-  for _, id in ipairs(ids) do
-    if not entry_of(id) then call('ZREM', DUE, id) end
-  end
-end
-
--- Group G is done with these; they go unless another group, or retention, wants them.
-local function done(by_key, keep, total)
-  if not next(by_key) then return end
-  if call('EXISTS', BEGUN) == 1 then
-    for _, ids in pairs(by_key) do call('HDEL', BEGUN, unpack(ids)) end
-  end
-  if keep then
-    call('SET', KEPT, 1)
-    return
-  end
-  local groups, others = all_groups(), {}
-  for _, g in ipairs(groups) do
-    if g.name ~= G then others[#others + 1] = g end
-  end
-  local floor, least = settled_before(groups), read_by(others)
-  local trimmed = floor and call('XTRIM', LOG, 'MINID', floor) or 0
-  local dirty = {}
-  for key, ids in pairs(by_key) do
-    if trimmed > 0 and #ids >= 8 then
-      local stream = B .. 'stream:' .. key
-      call('XTRIM', stream, 'MINID', floor)
-      drop_empty(stream)
-    elseif trimmed > 0 then
-      dirty[#dirty + 1] = key
+-- A filter is a list of patterns; one that is empty lets every key through.
+local matchers = {}
+local function matcher(filter)
+  local found = matchers[filter]
+  if found then return found end
+  local patterns, known = {}, {}
+  for pattern in string.gmatch(filter, '%S+') do patterns[#patterns + 1] = pattern end
+  found = function(key)
+    local answer = known[key]
+    if answer == nil then
+      answer = #patterns == 0
+      for _, pattern in ipairs(patterns) do answer = answer or string.find(key, pattern) ~= nil end
+      known[key] = answer
     end
-    -- Nothing else can have been before the floor, so the numbers tell whether these all were.
-    if trimmed ~= total then
-      local free = {}
-      for _, id in ipairs(ids) do
-        local needed = least and after(id, least) or held(id, others)
-        if not needed and not (floor and after(floor, id)) then free[#free + 1] = id end
-      end
-      if #free > 0 then remove(key, free) end
-    end
+    return answer
   end
-  if #dirty > 0 then
-    -- Trimming a stream for every message or two would cost more than all the rest.
-    call('SADD', DIRTY, unpack(dirty))
-    tidy(math.floor(#dirty / 8) + 1)
-  end
+  matchers[filter] = found
+  return found
 end
 
-local function add(by_key, key, id)
-  local ids = by_key[key]
-  if ids then ids[#ids + 1] = id else by_key[key] = {id} end
+-- Whether the group may have a message: it may be for others, or left out by the group's own filter.
+local own
+local function is_ours(key, more)
+  own = own or call('GET', B .. 'filter:' .. G) or ''
+  return (own == '' or matcher(own)(key))
+    and not (more.g and not string.find(' ' .. more.g .. ' ', ' ' .. G .. ' ', 1, true))
+end
+
+local filters
+local function known_filters()
+  filters = filters or call('ZRANGE', FILTERS, 0, -1)
+  return filters
 end
 
 local function put_ready(id, key)
   local n = score(id)
   call('ZADD', READY, n, id)
-  call('ZADD', READY .. '#' .. key, n, id)
-  call('SADD', KEYS_READY, key)
+  for _, filter in ipairs(known_filters()) do
+    key = key or entry_of(id)
+    if key and matcher(filter)(key) then call('ZADD', READY .. '#' .. filter, n, id) end
+  end
 end
 
-local function park(id, key, attempts)
-  call('HSET', PARKED, id, attempts)
-  put_ready(id, key)
+local function unready(id)
+  for _, filter in ipairs(known_filters()) do call('ZREM', READY .. '#' .. filter, id) end
+  call('ZREM', READY, id)
 end
 
--- The message leaves what group g has parked and can take.
-local function unpark(g, id, key)
-  local ready = B .. 'ready:' .. g
-  local own = ready .. '#' .. key
-  call('ZREM', ready, id)
-  call('ZREM', own, id)
-  if call('EXISTS', own) == 0 then call('SREM', B .. 'keys:' .. g, key) end
-  call('HDEL', B .. 'parked:' .. g, id)
-end
-
-local function postpone(id, attempts, due)
-  call('HSET', PARKED, id, attempts)
-  call('ZADD', LATER, due, id)
-end
-
--- A delivery ends, and the message waits to be taken again: until due, if that is given.
-local function put_back(id, key, attempts, due)
-  if due then postpone(id, attempts, due) else park(id, key, attempts) end
-  call('XACK', LOG, G, id)
-end
-
-local function notify()
-  call('XADD', WAKE, 'MAXLEN', 1, '*', 'x', 1)
+-- A delivery ends, and the message waits to be taken again: until due, if that is given. Of its key,
+-- nil will do.
+local function put_back(id, key, tries, due)
+  if tries > 0 then call('HSET', TRIES, id, tries) end
+  if due then call('ZADD', LATER, due, id) else put_ready(id, key) end
+  call('XACK', MESSAGES, G, id)
 end
 
 local function lease_of(consumer)
   return tonumber(string.match(consumer, '%-(%d+)$')) or 30000
 end
 
--- The group forgets a message that has vanished. own: the ready set of its key, where that is known.
-local function forget_vanished(id, own)
-  vanished = vanished + call('HDEL', PARKED, id)
-  call('ZREM', READY, id)
-  call('ZREM', LATER, id)
-  if own then call('ZREM', own, id) else keyless[#keyless + 1] = id end
-end
-
-local function forget_keyless()
-  if #keyless == 0 then return end
-  for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
-    call('ZREM', READY .. '#' .. key, unpack(keyless))
-  end
-end
-
--- Messages that wait, but of which it was forgotten when, become ready. Returns how many.
-local function restore()
-  local restored = 0
-  if call('HLEN', PARKED) <= call('ZCARD', READY) + call('ZCARD', LATER) then return 0 end
-  for _, id in ipairs(call('HKEYS', PARKED)) do
-    if not (call('ZSCORE', READY, id) or call('ZSCORE', LATER, id)) then
-      local entry = entry_of(id)
-      if entry then put_ready(id, entry.k) else forget_vanished(id) end
-      restored = restored + 1
-    end
-  end
-  return restored
-end
-
 -- Messages whose delay is over become ready.
 local function ripen(now)
+  for _, id in ipairs(call('ZRANGEBYSCORE', SCHEDULED, '-inf', now, 'LIMIT', 0, 500)) do
+    local packed = call('HGET', DELAYED, id)
+    if packed then
+      local m = cmsgpack.unpack(packed)
+      local stored = store(m.k, m.p, m)
+      if type(stored) == 'table' then return 0 end
+    end
+    call('ZREM', SCHEDULED, id)
+    call('HDEL', DELAYED, id)
+  end
   local ripe = call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, 500)
-  if #ripe > 0 then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
   for _, id in ipairs(ripe) do
-    local entry = entry_of(id)
-    if entry then put_ready(id, entry.k) else forget_vanished(id) end
+    local key = entry_of(id)
+    if key then
+      put_ready(id, key)
+    else
+      vanished = vanished + 1
+      call('HDEL', TRIES, id)
+    end
     call('ZREM', LATER, id)
   end
   return #ripe
@@ -357,18 +367,18 @@ local function reclaim(now)
       next = math.min(next or 1000, 1000)
       break
     end
-    local pending = call('XPENDING', LOG, G, start, '+', 500)
+    local pending = call('XPENDING', MESSAGES, G, start, '+', 500)
     for _, p in ipairs(pending) do
       local left = lease_of(p[2]) - p[3]
       if left > 0 then
         next = math.min(next or left, left)
       else
         freed = freed + 1
-        local entry = entry_of(p[1])
-        if entry then
-          put_back(p[1], entry.k, p[4])
+        local key = entry_of(p[1])
+        if key then
+          put_back(p[1], key, p[4])
         else
-          vanished = vanished + call('XACK', LOG, G, p[1])
+          vanished = vanished + call('XACK', MESSAGES, G, p[1])
         end
       end
     end
@@ -393,88 +403,15 @@ local function advance(now)
   return sweep
 end
 
--- The patterns of a key filter begin at ARGV[from]; there are none where every key matches.
-local function matcher(from)
-  local known = {}
-  return function(key)
-    if not ARGV[from] then return true end
-    local answer = known[key]
-    if answer == nil then
-      answer = false
-      for i = from, #ARGV do
-        if string.find(key, ARGV[i]) then
-          answer = true
-          break
-        end
-      end
-      known[key] = answer
-    end
-    return answer
-  end
-end
-
--- Moves on to the next id of a sorted set; returns false behind the last.
-local function step(source)
-  source.at = source.at + 2
-  if not source.page[source.at] then
-    local from = source.from
-    source.page = call('ZRANGE', source.set, from, from + source.size - 1, 'WITHSCORES')
-    source.from, source.at = from + source.size, 1
-  end
-  source.id, source.score = source.page[source.at], tonumber(source.page[source.at + 1])
-  return source.id
-end
-
--- In a heap the one with the lowest score is the first; that at i may be too far in front.
-local function sink(heap, i)
-  while true do
-    local child = 2 * i
-    if child >= #heap then
-      if child > #heap then return end
-    elseif heap[child + 1].score < heap[child].score then
-      child = child + 1
-    end
-    if heap[i].score <= heap[child].score then return end
-    heap[i], heap[child] = heap[child], heap[i]
-    i = child
-  end
-end
-
--- Ids that can be taken, in order, at most limit, and if filtered the ready set of each. There may be
--- a thousand keys that match, with thousands of ids each, so no more of each is read than is needed.
-local function ready_ids(limit, filtered, matches)
-  if not filtered then return call('ZRANGE', READY, 0, limit - 1), {} end
-  local keys, heap, ids, sets = {}, {}, {}, {}
-  for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
-    if matches(key) then keys[#keys + 1] = key end
-  end
-  local size = math.floor(limit / math.max(#keys, 1)) + 1
-  for _, key in ipairs(keys) do
-    local source = {set = READY .. '#' .. key, from = 0, size = size, page = {}, at = 1}
-    if step(source) then heap[#heap + 1] = source end
-  end
-  for i = math.floor(#heap / 2), 1, -1 do sink(heap, i) end
-  while heap[1] and #ids < limit do
-    ids[#ids + 1], sets[#sets + 1] = heap[1].id, heap[1].set
-    if not step(heap[1]) then
-      heap[1] = heap[#heap]
-      heap[#heap] = nil
-    end
-    if heap[1] then sink(heap, 1) end
-  end
-  return ids, sets
-end
-
 -- What a script returns of a message: id, key, payload; and apart, because it is rare, position,
--- attempt, how often its handling began, headers, first id.
-local function append(out, extras, id, key, attempt, body, first)
-  local n = #out
-  out[n + 1], out[n + 2], out[n + 3] = id, key, body.p or ''
-  if attempt ~= 1 or body.h or first then
+-- attempt, how often its handling began, headers, first id, when it was published if that does not tell.
+local function append(out, extras, id, key, payload, attempt, more)
+  local n, m = #out, #extras
+  out[n + 1], out[n + 2], out[n + 3] = id, key, payload
+  if attempt ~= 1 or next(more) then
     local begun = attempt > 1 and call('HGET', BEGUN, id)
-    local m = #extras
     extras[m + 1], extras[m + 2] = n / 3, attempt
     extras[m + 3] = begun and tonumber(string.match(begun, '^%d+')) or 0
-    extras[m + 4], extras[m + 5] = body.h or '', first or ''
+    extras[m + 4], extras[m + 5], extras[m + 6] = more.h or '', more.i or '', more.t or ''
   end
 end

@@ -1,18 +1,18 @@
 -- ARGV: group, phase, where to begin, the last entry to count ('' = the last there is now). One page of
--- the group's numbers, or of what is retained for a group to come if the first phase is 'log':
--- returns the next phase, where it begins, the last entry to count, and key, column, number, oldest
--- id for each key and column found.
+-- the group's numbers, or of what is retained for a group to come if the first phase is 'stream':
+-- returns the next phase, where it begins, the last entry to count, and key, column, number, time of
+-- the oldest for each key and column found.
 local phase, start, final = ARGV[2], ARGV[3], ARGV[4]
-local now = clock()
-local PAGE = 1000
+local PAGE = 500
 local rows = {}
 
 local function count(key, column, id)
-  local name = column .. key
-  local row = rows[name]
-  if not row then rows[name] = {key, column, 1, id} else
-    row[3] = row[3] + 1
-    if id ~= '' and after(row[4], id) then row[4] = id end
+  local when = tonumber(string.match(id, '^%d+'))
+  local row = rows[column .. key]
+  if not row then
+    rows[column .. key] = {key, column, 1, when}
+  else
+    row[3], row[4] = row[3] + 1, math.min(row[4], when)
   end
 end
 
@@ -24,55 +24,55 @@ local function answer(next, from)
   return {next, from, final, flat}
 end
 
-if call('EXISTS', LOG) == 0 then return answer('end', '') end
-if final == '' then final = last_entry() end
-
-if phase == 'ready' then
-  local group = group_named(G)
-  if not group then return answer('end', '') end
-  advance(now)
-  for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do
-    local own = READY .. '#' .. key
-    local first = call('ZRANGE', own, 0, 0)[1]
-    if first then rows[key] = {key, 'ready', call('ZCARD', own), first} end
+-- Messages of the group that are in a sorted set.
+local function count_set(set, column, next)
+  local from = tonumber(start)
+  local page = call('ZRANGE', set, from, from + PAGE - 1)
+  for _, id in ipairs(page) do
+    local key = entry_of(id)
+    if key then count(key, column, id) end
   end
-  return answer('held', '-')
+  if #page == PAGE then return answer(phase, tostring(from + PAGE)) end
+  return answer(next, next == 'later' and '0' or '-')
 end
-if phase == 'held' then
-  local page = call('XPENDING', LOG, G, start, '+', PAGE)
+
+if final == '' then
+  advance(clock())
+  final = call('EXISTS', MESSAGES) == 1 and last_entry() or '0-0'
+end
+local group = group_named(G)
+if phase == 'ready' then
+  if not group then return answer('end', '') end
+  return count_set(READY, 'ready', 'later')
+elseif phase == 'later' then
+  return count_set(LATER, 'delayed', 'held')
+elseif phase == 'held' then
+  local page = call('XPENDING', MESSAGES, G, start, '+', PAGE)
   for _, p in ipairs(page) do
-    local entry = entry_of(p[1])
-    if entry then count(entry.k, 'in_flight', p[1]) end
+    local key = entry_of(p[1])
+    if key then count(key, 'in_flight', p[1]) end
   end
   if #page == PAGE then return answer('held', '(' .. page[#page][1]) end
-  return answer('later', '0')
-end
-if phase == 'later' then
-  local from = tonumber(start)
-  local page = call('ZRANGE', LATER, from, from + PAGE - 1)
-  for _, id in ipairs(page) do
-    local entry = entry_of(id)
-    if entry then count(entry.k, 'delayed', id) end
-  end
-  if #page == PAGE then return answer('later', tostring(from + PAGE)) end
   return answer('dead', '-')
-end
-if phase == 'dead' then
+elseif phase == 'dead' then
   local page = call('XRANGE', DEAD, start, '+', 'COUNT', PAGE)
-  for _, e in ipairs(page) do count(fields(e[2]).k, 'dead', '') end
+  for _, e in ipairs(page) do count(fields(e[2]).k, 'dead', e[1]) end
   if #page == PAGE then return answer('dead', '(' .. page[#page][1]) end
-  local group = group_named(G)
   if not group then return answer('end', '') end
-  return answer('log', '(' .. group['last-delivered-id'])
-end
-local page = call('XRANGE', LOG, start, final, 'COUNT', PAGE)
-for _, e in ipairs(page) do
-  local id, entry = e[1], fields(e[2])
-  entry.k = entry.k or ''
-  if not entry.g or entry.g == G then
-    local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
-    count(entry.k, due and due > now and 'delayed' or 'ready', id)
+  return answer('stream', '(' .. group['last-delivered-id'])
+elseif phase == 'stream' then
+  local page = call('XRANGE', MESSAGES, start, final, 'COUNT', PAGE)
+  for _, e in ipairs(page) do
+    if is_ours(e[2][1], fields(e[2], 3)) then count(e[2][1], 'ready', e[1]) end
   end
+  if #page == PAGE then return answer('stream', '(' .. page[#page][1]) end
+  return answer('scheduled', '0')
 end
-if #page == PAGE then return answer('log', '(' .. page[#page][1]) end
+local from = tonumber(start)
+local page = call('ZRANGE', SCHEDULED, from, from + PAGE - 1)
+for _, id in ipairs(page) do
+  local m = cmsgpack.unpack(call('HGET', DELAYED, id))
+  if is_ours(m.k, m) then count(m.k, 'delayed', id) end
+end
+if #page == PAGE then return answer('scheduled', tostring(from + PAGE)) end
 return answer('end', '')

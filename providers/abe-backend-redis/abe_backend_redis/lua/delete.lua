@@ -1,39 +1,26 @@
--- ARGV: group, whether to keep settled ones, most messages to drop. After a purge: drops what is in
--- flight or has come since, then the group and its keys. Returns 1 once done, 0 if there is more to
--- drop.
-local most = tonumber(ARGV[3])
+-- ARGV: group, most messages to drop. After a purge: drops what is in flight or has come since, then the
+-- group and its keys. Returns 1 once done, 0 if there is more to drop.
+local most = tonumber(ARGV[2])
 if not group_named(G) then return 1 end
-local reply = call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', most, 'STREAMS', LOG, '>')
-local more = reply and #reply[1][2] == most
-local by_key, delayed, total = {}, {}, 0
-
-local function drop(id)
-  total = total + 1
-  local entry = entry_of(id)
-  if entry then
-    add(by_key, entry.k, id)
-    if entry.d then delayed[#delayed + 1] = id end
+local ids, full = {}, false
+local reply = call('XREADGROUP', 'GROUP', G, 'delete-0', 'COUNT', most, 'STREAMS', MESSAGES, '>')
+full = reply and #reply[1][2] == most
+local pending = call('XPENDING', MESSAGES, G, '-', '+', most)
+for _, p in ipairs(pending) do ids[#ids + 1] = p[1] end
+for _, set in ipairs({READY, LATER}) do
+  local page = call('ZRANGE', set, 0, 999)
+  for _, id in ipairs(page) do
+    ids[#ids + 1] = id
+    call('ZREM', set, id)
   end
-  return entry
+  full = full or #page == 1000
 end
-
-local pending = call('XPENDING', LOG, G, '-', '+', most)
-for _, p in ipairs(pending) do
-  call('XACK', LOG, G, p[1])
-  drop(p[1])
-end
-for i, id in ipairs(call('HKEYS', PARKED)) do
-  if i > most then break end
-  local entry = drop(id)
-  call('ZREM', LATER, id)
-  if entry then unpark(G, id, entry.k) else call('HDEL', PARKED, id) end
-end
-done(by_key, ARGV[2] == '1', total)
-forget_due(delayed)
-if more or #pending == most or call('EXISTS', PARKED) == 1 then return 0 end
-for _, key in ipairs(call('SMEMBERS', KEYS_READY)) do call('DEL', READY .. '#' .. key) end
-call('DEL', PARKED, READY, KEYS_READY, LATER, SWEEP, DEAD, EPOCH, BEGUN)
-call('XGROUP', 'DESTROY', LOG, G)
+settle(ids)
+if full or #pending == most then return 0 end
+for _, filter in ipairs(known_filters()) do call('DEL', READY .. '#' .. filter) end
+call('DEL', READY, LATER, TRIES, FILTERS, SWEEP, DEAD, EPOCH, BEGUN, B .. 'filter:' .. G)
+call('XGROUP', 'DESTROY', MESSAGES, G)
+collect()
 tidy_up()
 call('SET', GONE, 1, 'EX', 3600)
 notify()

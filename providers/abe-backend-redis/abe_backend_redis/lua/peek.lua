@@ -1,36 +1,27 @@
--- ARGV: group, most messages, where to begin ('' = at the ready ones), patterns.
--- Returns where to go on ('' = nothing more), and messages.
-local limit, start = tonumber(ARGV[2]), ARGV[3]
-local filtered, matches = ARGV[4] ~= nil, matcher(4)
-local now = clock()
+-- ARGV: group, most messages, filter, phase, where to begin. Returns one page of what the group could take:
+-- the next phase, where it begins, and messages.
+local limit, matches, phase, start = tonumber(ARGV[2]), matcher(ARGV[3]), ARGV[4], ARGV[5]
 local out, extras = {}, {}
-if start == '' then
-  local group = group_named(G)
-  start = '-'
-  if group then
-    advance(now)
-    start = '(' .. group['last-delivered-id']
-    for _, id in ipairs(ready_ids(limit, filtered, matches)) do
-      local entry = entry_of(id)
-      local body = entry and body_of(entry.k, id)
-      if body and #out < limit * 3 then
-        local attempt = tonumber(call('HGET', PARKED, id) or '0') + 1
-        append(out, extras, id, entry.k, attempt, body, entry.o)
-      end
+local group = group_named(G)
+if phase == 'ready' then
+  if start == '0' then advance(clock()) end
+  local from = tonumber(start)
+  local page = call('ZRANGE', READY, from, from + 499)
+  for _, id in ipairs(page) do
+    local key, payload, more = entry_of(id)
+    if key and matches(key) and #out < limit * 3 then
+      append(out, extras, id, key, payload, tonumber(call('HGET', TRIES, id) or '0') + 1, more)
     end
   end
+  if #page == 500 then return {'ready', from + 500, out, extras} end
+  return {'stream', group and '(' .. group['last-delivered-id'] or '-', out, extras}
 end
-if #out >= limit * 3 then return {'', out, extras} end
-local page = call('XRANGE', LOG, start, '+', 'COUNT', 1000)
+local page = call('XRANGE', MESSAGES, start, '+', 'COUNT', 500)
 for _, e in ipairs(page) do
-  if #out >= limit * 3 then return {'', out, extras} end
-  local id, entry = e[1], fields(e[2])
-  entry.k = entry.k or ''
-  local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
-  if matches(entry.k) and (not entry.g or entry.g == G) and not (due and due > now) then
-    local body = body_of(entry.k, id)
-    if body then append(out, extras, id, entry.k, 1, body, entry.o) end
+  local key, more = e[2][1], fields(e[2], 3)
+  if #out < limit * 3 and matches(key) and is_ours(key, more) then
+    append(out, extras, e[1], key, e[2][2], 1, more)
   end
 end
-if #page < 1000 then return {'', out, extras} end
-return {'(' .. page[#page][1], out, extras}
+if #page < 500 then return {'end', '', out, extras} end
+return {'stream', '(' .. page[#page][1], out, extras}

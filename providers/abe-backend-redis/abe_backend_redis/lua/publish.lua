@@ -1,67 +1,90 @@
 -- ARGV: (group, unused), most messages in the namespace, most to retain of a key, most age in ms,
--- whether to drop unsettled ones, how many groups the client has open and these, then key, payload,
--- headers, delay in ms for each message.
-local limit, length, age = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+-- whether to drop unsettled ones, how many groups the client has open and these; then key and payload of
+-- each message, or an empty key, key, payload, headers, delay in ms of one that has more.
+local A, limit, length, age = ARGV, tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = clock()
-local room = math.huge
-if limit > 0 then room = limit - call('XLEN', LOG) end
-local accepted, problem = 0, ''
-local touched, delayed = {}, false
-local open = tonumber(ARGV[6])
-if open > 0 and call('EXISTS', LOG) == 0 then make_again(7, 6 + open) end
+local open = tonumber(A[6])
+if not format or call('EXISTS', MESSAGES) == 0 then
+  make_again(7, 6 + open)
+  if not format then call('SET', KEYS[1], '2') end
+end
+local meta = call('HMGET', META, 'keep', 'largest')
+local keep = length > 0 and 'length' or age > 0 and 'age'
+if keep and keep ~= meta[1] then call('HSET', META, 'keep', keep) end
+if meta[1] and not keep then call('HDEL', META, 'keep') end
 
-for i = 7 + open, #ARGV, 4 do
-  local key, payload, headers, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
-  if accepted >= room then
+local function room()
+  return limit - call('XLEN', MESSAGES) - call('ZCARD', SCHEDULED)
+end
+local free = math.huge
+if limit > 0 then
+  free = room()
+  if free < #A then
+    collect()
+    free = room()
+  end
+end
+
+local accepted, problem, largest, earliest = 0, '', tonumber(meta[2] or '0'), nil
+local before = largest
+local ids, keys = {}, {}
+
+-- Keeps a message until it is due; returns its id, or an error.
+local function schedule(key, payload, headers, delay)
+  local id = string.format('%d-s%d', now, call('HINCRBY', META, 'serial', 1))
+  local packed = {k = key, p = payload, h = headers, i = id, t = string.format('%d', now)}
+  local stored = redis.pcall('HSET', DELAYED, id, cmsgpack.pack(packed))
+  if type(stored) == 'table' then return stored end
+  stored = redis.pcall('ZADD', SCHEDULED, now + delay, id)
+  if type(stored) == 'table' then
+    call('HDEL', DELAYED, id)
+    return stored
+  end
+  earliest = earliest or call('ZRANGE', SCHEDULED, 0, 0)[1] == id
+  return id
+end
+
+local xadd, i, n = redis.pcall, 7 + open, #A
+while i <= n do
+  if accepted >= free then
     problem = 'FULL'
     break
   end
-  local id
-  if delay > 0 then
-    id = redis.pcall('XADD', LOG, '*', 'k', key, 'd', 1)
+  local key, payload, id = A[i], A[i + 1], nil
+  if key ~= '' then
+    i = i + 2
+    id = xadd('XADD', MESSAGES, '*', key, payload)
   else
-    id = redis.pcall('XADD', LOG, '*', 'k', key)
+    key, payload = A[i + 1], A[i + 2]
+    local headers, delay = A[i + 3], tonumber(A[i + 4])
+    if headers == '' then headers = nil end
+    i = i + 5
+    id = delay > 0 and schedule(key, payload, headers, delay) or store(key, payload, {h = headers})
   end
   if type(id) == 'table' then
     problem = id.err
     break
   end
-  local stored = id
-  if delay > 0 then
-    stored = redis.pcall('ZADD', DUE, now + delay, id)
-  end
-  if type(stored) ~= 'table' then
-    if headers == '' then
-      stored = redis.pcall('XADD', B .. 'stream:' .. key, id, 'p', payload)
-    else
-      stored = redis.pcall('XADD', B .. 'stream:' .. key, id, 'p', payload, 'h', headers)
-    end
-  end
-  if type(stored) == 'table' then
-    call('XDEL', LOG, id)
-    problem = stored.err
-    break
-  end
   accepted = accepted + 1
-  touched[key] = true
-  delayed = delayed or delay > 0
+  if #payload > largest then largest = #payload end
+  if length > 0 then ids[accepted], keys[accepted] = id, key end
+end
+if largest > before then call('HSET', META, 'largest', largest) end
+if earliest then
+  for _, g in ipairs(all_groups()) do notify(g.name) end
 end
 
 -- The server is no primary any more, or the slot is moving: nothing was done here.
 for _, sign in ipairs({'READONLY', 'non local key'}) do
   if accepted == 0 and string.find(problem, sign, 1, true) then return redis.error_reply(problem) end
 end
-
--- Of those that nobody read before they were due, nobody has forgotten when that was.
-if delayed then call('ZREMRANGEBYSCORE', DUE, '-inf', now) end
-
-if length == 0 and age == 0 then
+if not keep then
   if problem == '' then return accepted end
   return {accepted, problem, 0}
 end
 
 -- Retention. A message that a group has not settled stays, unless we were told to drop it.
-local drop = ARGV[5] == '1'
+local drop = A[5] == '1'
 local dropped = 0
 local groups = all_groups()
 local least = read_by(groups)
@@ -74,33 +97,43 @@ local function forget(id, key)
     if not drop then return end
     dropped = dropped + 1
     for _, g in ipairs(groups) do
-      call('XACK', LOG, g.name, id)
-      if call('HEXISTS', B .. 'parked:' .. g.name, id) == 1 then
-        call('ZREM', B .. 'later:' .. g.name, id)
-        unpark(g.name, id, key)
+      call('XACK', MESSAGES, g.name, id)
+      call('ZREM', B .. 'later:' .. g.name, id)
+      call('HDEL', B .. 'tries:' .. g.name, id)
+      local ready = B .. 'ready:' .. g.name
+      call('ZREM', ready, id)
+      for _, filter in ipairs(call('ZRANGE', B .. 'filters:' .. g.name, 0, -1)) do
+        call('ZREM', ready .. '#' .. filter, id)
       end
     end
   end
-  remove(key, {id})
-  call('ZREM', DUE, id)
+  call('XDEL', MESSAGES, id)
+  call('ZREM', B .. 'kept:' .. key, id)
 end
 
 if length > 0 then
+  local touched = {}
+  for j = 1, accepted do
+    if string.find(ids[j], '^%d+-%d+$') then -- else it is yet to come
+      call('ZADD', B .. 'kept:' .. keys[j], score(ids[j]), ids[j])
+      touched[keys[j]] = true
+    end
+  end
   for key in pairs(touched) do
-    local stream = B .. 'stream:' .. key
-    local excess = call('XLEN', stream) - length
+    local kept = B .. 'kept:' .. key
+    local excess = call('ZCARD', kept) - length
     if excess > 0 then
-      for _, e in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, most))) do
-        if unread(e[1]) and not drop then break end
-        forget(e[1], key)
+      for _, id in ipairs(call('ZRANGE', kept, 0, math.min(excess, most) - 1)) do
+        if unread(id) and not drop then break end
+        forget(id, key)
       end
     end
   end
 end
 if age > 0 then
-  for _, e in ipairs(call('XRANGE', LOG, '-', now - age, 'COUNT', most)) do
+  for _, e in ipairs(call('XRANGE', MESSAGES, '-', now - age, 'COUNT', most)) do
     if unread(e[1]) and not drop then break end
-    forget(e[1], e[2][2])
+    forget(e[1], e[2][1])
   end
 end
 return {accepted, problem, dropped}

@@ -1,92 +1,105 @@
--- ARGV: group, phase, where to begin, the last entry to drop ('' = the last there is now), consumer,
--- whether to keep settled ones, patterns. Drops one page of what waits for the group and matches;
--- returns the next phase, where it begins, the last entry to drop, and how many were dropped.
-local phase, start, final, me = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local keep, filtered, matches = ARGV[6] == '1', ARGV[7] ~= nil, matcher(7)
+-- ARGV: group, filter, consumer, phase, where to begin, the last entry to drop ('' = the last there is
+-- now). Drops one page of what waits for the group and matches; returns the next phase, where it
+-- begins, the last entry to drop, and how many were dropped.
+local matches, me, phase, start, final = matcher(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local PAGE = 500
-local by_key, delayed, total, dropped = {}, {}, 0, 0
-
-local function drop(id, entry)
-  dropped, total = dropped + 1, total + 1
-  add(by_key, entry.k, id)
-  if entry.d then delayed[#delayed + 1] = id end
-end
+local dropped = {}
 
 local function answer(next, from)
-  done(by_key, keep, total)
-  forget_due(delayed)
-  return {next, from, final, dropped}
+  settle(dropped)
+  return {next, from, final, #dropped}
 end
 
-if call('EXISTS', LOG) == 0 then return answer('end', '') end
-if final == '' then final = last_entry() end
-
-if phase == 'later' then
-  if not group_named(G) then return answer('end', '') end
-  advance(clock())
+-- Drops the messages of the group in a sorted set, as far as they match.
+local function drop_set(set, next)
   local from = tonumber(start)
-  local page = call('ZRANGE', LATER, from, from + PAGE - 1)
+  local page = call('ZRANGE', set, from, from + PAGE - 1)
   for _, id in ipairs(page) do
-    local entry = entry_of(id)
-    if entry and (after(id, final) or not matches(entry.k)) then
+    local key = entry_of(id)
+    if key and (after(id, final) or not matches(key)) then
       from = from + 1
     else
       call('ZREM', LATER, id)
-      call('HDEL', PARKED, id)
-      if entry then drop(id, entry) end
+      unready(id)
+      call('HDEL', TRIES, id)
+      dropped[#dropped + 1] = key and id
     end
   end
-  if #page == PAGE then return answer('later', tostring(from)) end
-  return answer('ready', '')
+  if #page == PAGE then return answer(phase, tostring(from)) end
+  return answer(next, '0')
 end
-if phase == 'ready' then
-  local ids, sets = ready_ids(PAGE, filtered, matches)
-  for i, id in ipairs(ids) do
-    if after(id, final) then return answer('log', '') end
-    local entry = entry_of(id)
-    if entry then
-      unpark(G, id, entry.k)
-      drop(id, entry)
+
+local groups = all_groups()
+local group = group_named(G)
+if phase == 'later' and #groups == 0 then phase, start = 'all', '-' end
+if final == '' then final = call('EXISTS', MESSAGES) == 1 and last_entry() or '0-0' end
+if phase == 'scheduled' then
+  local from, others = tonumber(start), {}
+  for _, g in ipairs(groups) do
+    if g.name ~= G then others[#others + 1] = g.name end
+  end
+  local page = call('ZRANGE', SCHEDULED, from, from + PAGE - 1)
+  local count = 0
+  for _, id in ipairs(page) do
+    local m = cmsgpack.unpack(call('HGET', DELAYED, id))
+    if not matches(m.k) or not is_ours(m.k, m) then
+      from = from + 1
     else
-      forget_vanished(id, sets[i])
+      count = count + 1
+      local left = {}
+      for _, name in ipairs(others) do
+        local wants = not m.g or string.find(' ' .. m.g .. ' ', ' ' .. name .. ' ', 1, true)
+        if wants then left[#left + 1] = name end
+      end
+      if #left > 0 then
+        m.g = table.concat(left, ' ')
+        call('HSET', DELAYED, id, cmsgpack.pack(m))
+        from = from + 1
+      else
+        call('ZREM', SCHEDULED, id)
+        call('HDEL', DELAYED, id)
+      end
     end
   end
-  return answer(#ids == PAGE and 'ready' or 'log', '')
-end
-if phase == 'log' then
-  local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', PAGE, 'STREAMS', LOG, '>')
-  local page = reply and reply[1][2] or {}
-  local aside, parked, now = {}, false, clock()
+  if #groups == 0 then tidy_up() end
+  if #page == PAGE then return {'scheduled', tostring(from), final, count} end
+  return {'end', '', final, count}
+elseif phase == 'all' then
+  -- There is no group at all, so everything retained is dropped.
+  local page = call('XRANGE', MESSAGES, start, final, 'COUNT', PAGE)
   for _, e in ipairs(page) do
-    local id, entry = e[1], fields(e[2])
-    entry.k = entry.k or ''
-    aside[#aside + 1] = id
-    if entry.g and entry.g ~= G then
-      add(by_key, entry.k, id)
-      total = total + 1
-    elseif matches(entry.k) and not after(id, final) then
-      drop(id, entry)
-    else
-      local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
-      if due and due > now then postpone(id, 0, due) else park(id, entry.k, 0) end
-      parked = true
+    if matches(e[2][1]) then
+      call('XDEL', MESSAGES, e[1])
+      dropped[#dropped + 1] = e[1]
     end
   end
-  if #aside > 0 then call('XACK', LOG, G, unpack(aside)) end
-  if parked then notify() end
-  if #page == PAGE and not after(page[#page][1], final) then return answer('log', '') end
-  call('XGROUP', 'DELCONSUMER', LOG, G, me)
-  return answer('end', '')
+  local count = #dropped
+  if #page == PAGE then return {'all', '(' .. page[#page][1], final, count} end
+  return {'scheduled', '0', final, count}
+elseif not group then
+  return {'end', '', final, 0}
+elseif phase == 'later' then
+  if start == '0' then advance(clock()) end
+  return drop_set(LATER, 'ready')
+elseif phase == 'ready' then
+  return drop_set(READY, 'stream')
 end
--- phase 'all': there is no group at all, so everything retained is dropped.
-local page = call('XRANGE', LOG, start, final, 'COUNT', PAGE)
+local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', PAGE, 'STREAMS', MESSAGES, '>')
+local page = reply and reply[1][2] or {}
+local parked = false
 for _, e in ipairs(page) do
-  if matches(e[2][2]) then
-    remove(e[2][2], {e[1]})
-    call('ZREM', DUE, e[1])
-    dropped = dropped + 1
+  local id, key = e[1], e[2][1]
+  if not is_ours(key, fields(e[2], 3)) then
+    settle({id})
+  elseif matches(key) and not after(id, final) then
+    dropped[#dropped + 1] = id
+  else
+    put_back(id, key, 0)
+    parked = true
   end
 end
-if #page == PAGE then return answer('all', '(' .. page[#page][1]) end
-tidy_up()
-return answer('end', '')
+if parked then notify() end
+if #page == PAGE and not after(page[#page][1], final) then return answer('stream', '') end
+local result = answer('scheduled', '0')
+call('XGROUP', 'DELCONSUMER', MESSAGES, G, me)
+return result

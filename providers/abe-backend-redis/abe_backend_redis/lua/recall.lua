@@ -5,9 +5,9 @@ if not group_named(G) then return 0 end
 local count = 0
 
 local function give_back(p)
-  local entry = p and entry_of(p[1])
-  if entry then
-    put_back(p[1], entry.k, p[4] - 1)
+  local key = p and entry_of(p[1])
+  if key then
+    put_back(p[1], key, p[4] - 1)
     count = count + 1
   end
 end
@@ -18,9 +18,9 @@ for i = 2, #ARGV, 2 do
   for word in string.gmatch(call('GET', answer) or '', '%S+') do ids[#ids + 1] = word end
   if ids[1] == ARGV[i + 1] then
     if ids[2] ~= '-' then
-      for _, p in ipairs(call('XPENDING', LOG, G, ids[2], ids[3], 5000, me)) do give_back(p) end
+      for _, p in ipairs(call('XPENDING', MESSAGES, G, ids[2], ids[3], 5000, me)) do give_back(p) end
     end
-    for j = 4, #ids do give_back(call('XPENDING', LOG, G, ids[j], ids[j], 1, me)[1]) end
+    for j = 4, #ids do give_back(call('XPENDING', MESSAGES, G, ids[j], ids[j], 1, me)[1]) end
   end
   call('SET', answer, '', 'PX', 60000)
 end

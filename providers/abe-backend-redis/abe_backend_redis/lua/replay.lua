@@ -17,16 +17,14 @@ for _, e in ipairs(page) do
   if count >= limit then break end
   local letter = fields(e[2])
   if not wanted or wanted[letter.i] then
-    local id = call('XADD', LOG, '*', 'k', letter.k, 'g', G, 'o', letter.i)
-    if letter.h == '' then
-      call('XADD', B .. 'stream:' .. letter.k, id, 'p', letter.p)
-    else
-      call('XADD', B .. 'stream:' .. letter.k, id, 'p', letter.p, 'h', letter.h)
-    end
+    local h = letter.h ~= '' and letter.h or nil
+    local t = letter.t ~= '' and letter.t or nil
+    local stored = store(letter.k, letter.p, {h = h, i = letter.i, t = t, g = G})
+    if type(stored) == 'table' then return stored end
     call('XDEL', DEAD, e[1])
     count = count + 1
   end
 end
-drop_empty(DEAD)
+if call('XLEN', DEAD) == 0 then call('DEL', DEAD) end
 if count >= limit or #page < PAGE then return {'', final, count} end
 return {'(' .. page[#page][1], final, count}

@@ -1,157 +1,116 @@
--- ARGV: group, consumer, number of this answer, most messages, whether to keep settled ones, most
--- bytes of payload, patterns. Returns the messages, the epoch, how many messages have vanished, how
--- long until something may be due (ms, -1 = never), and the last entries of log and wake seen, after
--- which to wait for more.
-local me, number, count, keep = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
-local most, filtered, matches = tonumber(ARGV[6]), ARGV[7] ~= nil, matcher(7)
+-- ARGV: group, consumer, number of this answer, most messages, most bytes of payload, filter. Returns
+-- the messages, the epoch, how many messages have vanished, how long until something may be due (ms,
+-- -1 = never), and the last entries of messages and wake seen, after which to wait for more.
+local me, number, count = ARGV[2], ARGV[3], tonumber(ARGV[4])
+local most, filter = tonumber(ARGV[5]), ARGV[6]
 if call('GET', ANSWER .. me) == '' then return {{}, {}, 0, 0, -1, '0-0', '0-0'} end
 local now = clock()
 local sweep = advance(now)
 local out, extras, got, bytes = {}, {}, 0, 0
 local singly = {}
+local source = filter == '' and READY or READY .. '#' .. filter
 
--- Hands over what waits; returns whether there is nothing more that comes before the log.
+-- A consumer with a filter takes from a set of its own, so that it looks at nothing else. Returns false
+-- while that is not complete: what was left out before the filter was known is sorted in page by page.
+local function sorted()
+  local sorting = B .. 'sorting:' .. G .. '#' .. filter
+  local used = tonumber(call('ZSCORE', FILTERS, filter) or '0')
+  if used == 0 then call('SET', sorting, '-inf') end
+  if now - used > 60000 then call('ZADD', FILTERS, now, filter) end
+  filters = nil
+  local from = call('GET', sorting)
+  if not from then return true end
+  local page = call('ZRANGEBYSCORE', READY, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 2000)
+  local matches = matcher(filter)
+  for i = 1, #page, 2 do
+    local key = entry_of(page[i])
+    if not key or matches(key) then call('ZADD', source, page[i + 1], page[i]) end
+  end
+  if #page < 4000 then call('DEL', sorting) else call('SET', sorting, page[#page]) end
+  return #page < 4000
+end
+
+-- Hands over what waits; returns whether there is nothing more that comes before the stream.
 local function take_ready()
   while true do
     local wanted = count - got
-    local ids, sets = ready_ids(wanted, filtered, matches)
-    for n, id in ipairs(ids) do
-      local attempt = tonumber(call('HGET', PARKED, id) or '0') + 1
+    local ids = call('ZRANGE', source, 0, wanted - 1)
+    for _, id in ipairs(ids) do
+      local attempt = tonumber(call('HGET', TRIES, id) or '0') + 1
       -- What may kill its consumers is handed over singly, and nothing before it.
       if bytes >= most or (attempt >= 3 and got > 0) then return false end
-      local entry = entry_of(id)
-      local body = entry and body_of(entry.k, id)
-      if body then
-        call('XCLAIM', LOG, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
-        unpark(G, id, entry.k)
-        append(out, extras, id, entry.k, attempt, body, entry.o)
-        got, bytes = got + 1, bytes + #body.p
+      local key, payload, more = entry_of(id)
+      if key then
+        call('XCLAIM', MESSAGES, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
+        append(out, extras, id, key, payload, attempt, more)
+        got, bytes = got + 1, bytes + #payload
         singly[got] = id
-        if attempt >= 3 then return false end
       else
-        forget_vanished(id, entry and READY .. '#' .. entry.k or sets[n])
+        vanished = vanished + 1
       end
+      unready(id)
+      if attempt > 1 then call('HDEL', TRIES, id) end
+      if attempt >= 3 and got > 0 then return false end
     end
     if #ids < wanted then return true end
     if got >= count then return false end
   end
 end
 
-local parked, more = false, false
-local aside, finished = {}, {}
-local NONE = {}
-
-local function leave(id, key)
-  park(id, key, 0)
-  parked = true
-  aside[#aside + 1] = id
-end
-
-local function hand_over(id, key, body, first)
-  local n = #out
-  if #body == 2 and not first then
-    out[n + 1], out[n + 2], out[n + 3] = id, key, body[2]
-  else
-    append(out, extras, id, key, 1, fields(body), first)
-  end
-  bytes = bytes + #out[n + 3]
-end
-
--- The usual case: nothing to sort out, and all under one key. Returns false if it is another.
-local function deliver_plain(entries, from, to)
-  if filtered then return false end
-  local key = entries[from][2][2]
-  for i = from, to do
-    local flat = entries[i][2]
-    if flat[2] ~= key or flat[3] then return false end
-  end
-  local rows = call('XRANGE', B .. 'stream:' .. key, entries[from][1], entries[to][1])
-  if #rows ~= to - from + 1 then return false end
-  for _, row in ipairs(rows) do
-    if bytes < most then hand_over(row[1], key, row[2]) else leave(row[1], key) end
-  end
-  return true
-end
-
--- The payloads of entries just read, by id; they lie side by side under each key.
-local function fetch(spans)
-  local bodies = {}
-  for key, span in pairs(spans) do
-    for _, e in ipairs(call('XRANGE', B .. 'stream:' .. key, span[1], span[2])) do
-      if e[2][1] == 'p' then bodies[e[1]] = e[2] end
-    end
-  end
-  return bodies
-end
-
--- Hands over what this consumer may have now; the rest is put aside.
-local function deliver(entries, from, to)
-  local ids, keys, firsts, spans, n = {}, {}, {}, {}, 0
-  local free = count - #out / 3
-  for i = from, to do
-    local id, flat = entries[i][1], entries[i][2]
-    local key, entry = flat[2], #flat > 2 and fields(flat) or NONE
-    local due = entry.d and tonumber(call('ZSCORE', DUE, id) or '')
-    if entry.g and entry.g ~= G then
-      add(finished, key, id)
-      aside[#aside + 1] = id
-    elseif due and due > now then
-      postpone(id, 0, due)
-      aside[#aside + 1] = id
-    elseif n >= free or bytes >= most or not matches(key) then
-      leave(id, key)
-    else
-      n = n + 1
-      ids[n], keys[n], firsts[n] = id, key, entry.o
-      local span = spans[key]
-      if span then span[2] = id else spans[key] = {id, id} end
-    end
-  end
-  local bodies = fetch(spans)
-  for i = 1, n do
-    local id, key = ids[i], keys[i]
-    if not bodies[id] then
-      vanished = vanished + 1
-      add(finished, key, id)
-      aside[#aside + 1] = id
-    elseif bytes < most then
-      hand_over(id, key, bodies[id], firsts[i])
-    else
-      leave(id, key)
-    end
-  end
-end
-
--- Reads the next entries off the log. How large their payloads are shows only when they are
--- fetched, so that is done for a few at a time.
+-- Reads the next entries off the stream and hands over those that this consumer may have now; the
+-- rest is left to others. No more are read than fit, were all of them as large as the largest.
+local matches = matcher(filter)
+local largest = math.max(tonumber(call('HGET', META, 'largest') or '0'), 1)
+local plain = filter == '' and call('EXISTS', B .. 'filter:' .. G) == 0
 local first_read, last_read = '-', '-'
 local function read(limit)
-  local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', limit, 'STREAMS', LOG, '>')
-  if not reply then return false end
-  local entries = reply[1][2]
-  if first_read == '-' then first_read = entries[1][1] end
-  last_read = entries[#entries][1]
-  for from = 1, #entries, 64 do
-    local to = math.min(from + 63, #entries)
-    if bytes >= most or not deliver_plain(entries, from, to) then deliver(entries, from, to) end
+  limit = math.min(limit, math.max(math.floor((most - bytes) / largest), 1))
+  local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', limit, 'STREAMS', MESSAGES, '>')
+  if not reply then return 0 end
+  local rows, n = reply[1][2], #out
+  if first_read == '-' then first_read = rows[1][1] end
+  last_read = rows[#rows][1]
+  local aside, parked = {}, {}
+  for i = 1, #rows do
+    local id, flat = rows[i][1], rows[i][2]
+    local key, payload = flat[1], flat[2]
+    if plain and not flat[3] then
+      out[n + 1], out[n + 2], out[n + 3] = id, key, payload
+      n, bytes = n + 3, bytes + #payload
+    else
+      local more = fields(flat, 3)
+      if not is_ours(key, more) then
+        aside[#aside + 1] = id
+      elseif n >= 3 * count or not matches(key) then
+        put_ready(id, key)
+        parked[#parked + 1] = id
+      else
+        append(out, extras, id, key, payload, 1, more)
+        n, bytes = n + 3, bytes + #payload
+      end
+    end
   end
-  got = #out / 3
-  if #aside > 0 then call('XACK', LOG, G, unpack(aside)) end
-  if next(finished) then done(finished, keep, -1) end
-  aside, finished = {}, {}
-  return true
+  got = n / 3
+  settle(aside)
+  if #parked > 0 then
+    call('XACK', MESSAGES, G, unpack(parked))
+    notify()
+  end
+  return #rows
 end
 
+if filter ~= '' and not sorted() then return {{}, {}, 0, 0, 0, '', ''} end
+local more = false
 if take_ready() then
   -- A consumer that wants few keys reads far ahead of what it gets, but not forever.
-  for round = 1, 8 do
-    if got >= count or bytes >= most then break end
-    more = read(filtered and math.max(count - got, 256) or count - got)
+  local left = plain and count or 2048
+  while left > 0 and got < count and bytes < most do
+    local number_read = read(plain and count - got or math.min(left, 256))
+    left = left - number_read
+    more = number_read > 0
     if not more then break end
   end
 end
-if parked then notify() end
-forget_keyless()
 
 if got > 0 then
   local lease = lease_of(me)
@@ -161,10 +120,16 @@ if got > 0 then
   call('SET', ANSWER .. me, handed, 'PX', math.max(lease, 1))
   return {out, extras, tonumber(call('GET', EPOCH) or '0'), vanished, 0, '', ''}
 end
-if tidy(200) == 200 or restore() > 0 then more = true end
+-- What was settled last may still be there; of several groups, not each has to look for it.
+if call('EXISTS', SETTLED) == 1 and now - (call('HGET', META, 'tidied') or 0) > 1000 then
+  call('HSET', META, 'tidied', now)
+  collect()
+end
 local wait = sweep and sweep - now or -1
-local later = call('ZRANGE', LATER, 0, 0, 'WITHSCORES')[2]
-if later and (wait < 0 or later - now < wait) then wait = math.max(later - now, 0) end
+for _, set in ipairs({LATER, SCHEDULED}) do
+  local due = call('ZRANGE', set, 0, 0, 'WITHSCORES')[2]
+  if due and (wait < 0 or due - now < wait) then wait = math.max(due - now, 0) end
+end
 if more then wait = 0 end
 local woken = call('XREVRANGE', WAKE, '+', '-', 'COUNT', 1)[1]
 return {{}, {}, 0, vanished, math.floor(wait), last_entry(), woken and woken[1] or '0-0'}
