@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -74,28 +75,43 @@ class Options:
         return max(1, number // 20) if self.quick else number
 
 
+class Rate(float):
+    """Operations per second.
+
+    Attributes:
+        cpu: Seconds of processor time for each.
+    """
+
+    cpu = math.nan
+
+
 @dataclass
 class Stopwatch:
     """Measures what runs inside `timing`, and nothing else.
 
     Attributes:
         seconds: What has been measured so far.
+        cpu: Seconds of processor time of this process, all its threads together.
     """
 
     seconds: float = field(default=0.0)
+    cpu: float = field(default=0.0)
 
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Count the time that the block takes."""
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - started
+            self.cpu += time.process_time() - busy
 
-    def rate(self, count: int) -> float:
+    def rate(self, count: int) -> Rate:
         """Return ``count`` per second measured."""
-        return count / self.seconds
+        rate = Rate(count / self.seconds)
+        rate.cpu = self.cpu / count
+        return rate
 
 
 def main(title: str, cases: Sequence[Case], argv: Sequence[str] | None = None) -> None:
@@ -143,11 +159,16 @@ def _report(case: Case, samples: Mapping[str, Sequence[float]]) -> dict[str, Any
     print(f"\n## {case.title}\n")
     if case.notes:
         print(f"{case.notes}\n")
-    print(f"| {'peer':<{width}} | {case.unit:>12} | {'min – max':>19} | ratio |")
-    print(f"|{'-' * (width + 2)}|{'-' * 13}:|{'-' * 20}:|------:|")
+    cpu = {
+        name: statistics.median(getattr(value, "cpu", math.nan) * 1e6 for value in values)
+        for name, values in samples.items()
+    }
+    print(f"| {'peer':<{width}} | {case.unit:>12} | {'min – max':>19} | ratio | CPU, µs each |")
+    print(f"|{'-' * (width + 2)}|{'-' * 13}:|{'-' * 20}:|------:|-------------:|")
     for name, median in sorted(medians.items(), key=lambda item: -item[1]):
         spread = f"{min(samples[name]):,.0f} – {max(samples[name]):,.0f}"
-        print(f"| {name:<{width}} | {median:>12,.0f} | {spread:>19} | {median / base:>5.2f} |")
+        numbers = f"{median:>12,.0f} | {spread:>19} | {median / base:>5.2f} | {cpu[name]:>12.1f}"
+        print(f"| {name:<{width}} | {numbers} |")
     verdicts = []
     for target in case.targets:
         # Of rounds, because a peer and its competitor met the same conditions in each.
@@ -170,6 +191,7 @@ def _report(case: Case, samples: Mapping[str, Sequence[float]]) -> dict[str, Any
         "unit": case.unit,
         "baseline": case.baseline,
         "medians": medians,
+        "cpu": {name: value for name, value in cpu.items() if not math.isnan(value)},
         "samples": {name: list(values) for name, values in samples.items()},
         "targets": verdicts,
     }

@@ -19,8 +19,8 @@ from abe.backends.message_queue.base import (
     Outgoing,
     Settlement,
 )
-from abe.backends.message_queue.service.sqlite import admin, settling, store
-from abe.backends.message_queue.service.sqlite.schema import _MIGRATIONS
+from abe.backends.message_queue.service.sqlite import admin, content, settling, store
+from abe.backends.message_queue.service.sqlite.schema import TABLES
 from abe.errors import ConfigurationError
 from abe.types import KeyStats, QueueStats
 from tests.selftest.reference import FULL
@@ -64,7 +64,7 @@ class Expected(Store):
 class Taken:
     """A delivery: the group, its number in the file, and both receipts."""
 
-    def __init__(self, group: Group, gid: int, claim: store.Claim, lease: Lease) -> None:
+    def __init__(self, group: Group, gid: int, claim: content.Claim, lease: Lease) -> None:
         self.group, self.gid, self.claim, self.lease = group, gid, claim, lease
 
     def __repr__(self) -> str:
@@ -87,9 +87,8 @@ class Walk:
 
     def __init__(self, seed: int) -> None:
         self.c = sqlite3.connect(":memory:", isolation_level=None)
-        for statements in _MIGRATIONS:
-            for statement in statements:
-                self.c.execute(statement)
+        for statement in TABLES:
+            self.c.execute(statement)
         self.expected = Expected(FULL)
         self.random = random.Random(seed)
         self.tokens = 0
@@ -145,17 +144,20 @@ class Walk:
             return
         self.tokens += 1
         nothing = store.glance(self.c, gid, keys, self.now)
-        claims = store.claim(self.c, gid, keys, limit, self.now, LEASE, self.tokens)
+        batch = store.claim(self.c, gid, keys, limit, self.now, LEASE, self.tokens)
+        messages, claims = batch.messages(), batch.claims
         leases = self.expected.take(group, keys, limit, LEASE)
-        assert [(claim.seq, claim.key, claim.attempt, row[1]) for claim, row in claims] == [
-            (it.place.stored.seq, it.place.stored.item.key, it.attempt, it.place.stored.item.key)
-            for it in leases
+        assert [(it.seq, it.attempt) for it in claims] == [
+            (it.place.stored.seq, it.attempt) for it in leases
+        ]
+        assert [(it.key, it.attempt) for it in messages] == [
+            (it.place.stored.item.key, it.attempt) for it in leases
         ]
         if nothing is not None:
             assert not claims
             dues = [it.due - self.now for it in group.places.values() if it.due > self.now]
             assert nothing.pause == min(dues, default=None)
-        for (claim, _), lease in zip(claims, leases, strict=True):
+        for claim, lease in zip(claims, leases, strict=True):
             self.taken.append(Taken(group, gid, claim, lease))
 
     def settle(self) -> None:
@@ -232,7 +234,7 @@ class Walk:
     # -- what is then there ----------------------------------------------------------------
 
     def compare(self) -> None:
-        kept = {seq for (seq,) in self.c.execute("SELECT seq FROM messages")}
+        kept = {seq for (seq,) in self.c.execute("SELECT seq FROM entries")}
         groups = self.expected.groups.values()
         needed = {seq for group in groups for seq in group.places}
         assert kept == needed | {stored.seq for stored in self.expected.log}

@@ -1,4 +1,4 @@
-"""What stands in a queue file: entries nobody can read, handling that has begun, older files."""
+"""What stands in a queue file: entries nobody can read, handling that has begun, times."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_an_entry_that_cannot_be_decoded_is_set_aside(path: Path, kind: str) -> 
 
     async def main(backend: SQLiteBackend) -> None:
         await backend.publish_many([{"n": 0}, {"n": 1}, {"n": 2}], key="k")
-        update = "UPDATE messages SET body = CAST(? AS TEXT) WHERE seq = 2"
+        content = """'["id-2",1.5,null,' || ? || ']'"""
+        update = f"UPDATE entries SET content = CAST({content} AS TEXT) WHERE seq = 2"
         write(path, update, parameters=(body,))
         assert [m.get("n") for m in await backend.peek()][::2] == [0, 2]
         async with backend.consume() as stream:
@@ -75,7 +76,7 @@ def test_an_entry_that_cannot_be_decoded_is_set_aside(path: Path, kind: str) -> 
 def test_a_claim_of_nothing_but_unreadable_entries_goes_on(path: Path) -> None:
     async def main(backend: SQLiteBackend) -> None:
         await backend.publish_many([{"n": n} for n in range(5)], key="k")
-        write(path, "UPDATE messages SET body = 'x' WHERE seq < 5")
+        write(path, "UPDATE entries SET content = 'x' WHERE seq < 5")
         async with backend.consume(prefetch=1) as stream:
             assert [m["n"] for m in await stream.take(1, 10)] == [4]
         assert len(await backend.dead_letters()) == 4
@@ -194,43 +195,3 @@ def test_after_a_restart_of_the_machine_the_wall_clock_goes_on(
     monkeypatch.setattr(time, "time", lambda: off() + 3600)
     run(path, look)
     assert found == [(1, 0), (0, 1)]
-
-
-# -- an older file -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def first_version(path: Path) -> Path:
-    """A file as the first version of the schema left it, a message in every place."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as c:
-        for statement in schema._MIGRATIONS[0]:
-            c.execute(statement)
-        c.execute("INSERT INTO groups VALUES (7, '', 4)")
-        for n in range(1, 6):
-            row = (n, f"id-{n}", "k", f'{{"n": {n}}}', time.time())
-            c.execute("INSERT INTO messages VALUES (?, ?, ?, ?, NULL, ?, 0)", row)
-        c.execute("INSERT INTO ready VALUES (7, 1, 'k', 0)")
-        c.execute("INSERT INTO leased VALUES (7, 2, 1, ?, 1)", (time.time() + 600,))
-        c.execute("INSERT INTO delayed VALUES (7, 3, ?, 1)", (time.time() + 600,))
-        c.execute(
-            "INSERT INTO dead SELECT 7, seq, id, key, body, headers, time, 1, '{}'"
-            " FROM messages WHERE seq = 4"
-        )
-        c.execute("DELETE FROM messages WHERE seq = 4")
-        c.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-        c.execute("PRAGMA user_version = 1")
-        c.execute("PRAGMA journal_mode = WAL")
-    return path
-
-
-def test_a_file_of_the_first_version_opens_and_keeps_everything(first_version: Path) -> None:
-    async def main(backend: SQLiteBackend) -> None:
-        (entry,) = (await backend.stats()).entries
-        assert (entry.ready, entry.in_flight, entry.delayed, entry.dead) == (2, 1, 1, 1)
-        async with backend.consume() as stream:
-            assert [m["n"] for m in await stream.take(2, 10)] == [1, 5]
-        backend.advance_time(700)
-        async with backend.consume() as stream:
-            assert [(m["n"], m.attempt) for m in await stream.take(2, 10)] == [(2, 2), (3, 2)]
-
-    run(first_version, main)

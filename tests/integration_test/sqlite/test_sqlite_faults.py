@@ -319,7 +319,7 @@ def test_damage_while_in_use_is_said_and_not_retried_for_ever(path: Path) -> Non
         async with SQLiteBackend(path) as backend:
             await backend.publish("k", {})
             with closing(sqlite3.connect(path, isolation_level=None)) as c:
-                c.execute("DROP TABLE messages")
+                c.execute("DROP TABLE entries")
             with pytest.raises(PublishError) as caught:
                 await backend.publish("k", {})
             assert not caught.value.retryable

@@ -110,7 +110,7 @@ def damaged_with_log(path: Path) -> None:
     """As a crash leaves it: with commits that are in the log only."""
     asyncio.run(publish(path, 500))
     with closing(sqlite3.connect(path, isolation_level=None)) as c:
-        c.execute("INSERT INTO groups VALUES (1, 'g', 0)")
+        c.execute("INSERT INTO groups VALUES (1, 'g', 0, NULL, 0)")
         log = path.with_name(path.name + "-wal")
         kept = log.read_bytes()
     damaged_page = bytearray(path.read_bytes())
@@ -210,32 +210,6 @@ def test_a_file_that_was_marked_and_not_filled_is_migrated(path: Path) -> None:
     edit(path, f"PRAGMA application_id = {schema.APPLICATION_ID}", "VACUUM")
     asyncio.run(publish(path))
     assert asyncio.run(take_all(path)) == [0]
-
-
-def test_an_older_file_is_migrated_with_what_is_in_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asyncio.run(publish(path, 3))
-    later = (*schema._MIGRATIONS, ("ALTER TABLE messages ADD COLUMN colour TEXT",))
-    monkeypatch.setattr(schema, "_MIGRATIONS", later)
-    monkeypatch.setattr(schema, "VERSION", len(later))
-    assert asyncio.run(take_all(path)) == [0, 1, 2]
-    with closing(sqlite3.connect(path)) as c:
-        assert c.execute("PRAGMA user_version").fetchone() == (len(later),)
-        assert "colour" in [row[1] for row in c.execute("PRAGMA table_info(messages)")]
-
-
-def test_a_migration_that_fails_changes_nothing(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asyncio.run(publish(path, 3))
-    later = (*schema._MIGRATIONS, ("DELETE FROM messages", "THIS IS NOT SQL"))
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "_MIGRATIONS", later)
-        patch.setattr(schema, "VERSION", len(later))
-        with pytest.raises(Exception, match="syntax error"):
-            asyncio.run(publish(path))
-    assert asyncio.run(take_all(path)) == [0, 1, 2]
 
 
 def test_newer_only_in_the_log_is_refused_too(path: Path, snapshot: Snapshot) -> None:

@@ -257,7 +257,7 @@ def test_work_does_not_grow_with_what_others_wait_for(path: Path) -> None:
         c.execute("SAVEPOINT s")
         assert store.glance(c, gid, keys, now) is None
         counts.append(ticks[0])
-        ((claim, _),) = store.claim(c, gid, keys, 1, now, 30, 1)
+        (claim,) = store.claim(c, gid, keys, 1, now, 30, 1).claims
         counts.append(ticks[0] - sum(counts))
         settled = [Settlement(Delivery(Message({}), claim), Outcome.ACK)]
         assert settling.settle(c, gid, settled, now) == []
@@ -270,7 +270,7 @@ def test_work_does_not_grow_with_what_others_wait_for(path: Path) -> None:
     def look_at_all(c: sqlite3.Connection) -> None:
         (gid,) = c.execute("SELECT gid FROM groups").fetchone()
         while store.glance(c, gid, KeyFilter("none"), 0) is None:
-            assert store.claim(c, gid, KeyFilter("none"), 1, 0, 30, 1) == []
+            assert not store.claim(c, gid, KeyFilter("none"), 1, 0, 30, 1).claims
 
     async def main(backend: SQLiteBackend) -> None:
         async with backend.consume():
@@ -305,7 +305,7 @@ def test_the_log_is_cut_again_after_a_long_read(
         await fill(backend, 1)
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
-            reader.execute("SELECT count(*) FROM messages").fetchone()
+            reader.execute("SELECT count(*) FROM entries").fetchone()
             for _ in range(20):
                 await backend.publish_many([{"x": "x" * 2000}] * 200, key="k")
             grown = size_of_log(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import sqlite3
 import sys
 import time
@@ -12,13 +13,15 @@ from itertools import islice
 from typing import NamedTuple
 
 from abe.backends.message_queue.base import KeyFilter, Message
+from abe.backends.message_queue.service.sqlite.content import COLUMNS, shown
 from abe.backends.message_queue.service.sqlite.settling import forget
 from abe.backends.message_queue.service.sqlite.store import (
-    COLUMNS,
+    IN_HAND,
+    Place,
     advance,
     gid_of,
+    pass_over,
     ready,
-    shown,
 )
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
@@ -59,27 +62,23 @@ def peek(
 ) -> list[Message]:
     """Return what the group could take now, in publish order."""
     gid = gid_of(c, group)
-    sources: list[Iterator[tuple[int, str, int]]] = []
+    found: list[Iterator[Place]] = []
     if gid is not None:
-        sources.append(iter(ready(c, gid, keys, limit)))
-        for table in ("leased", "delayed"):
-            query = (
-                f"SELECT seq, m.key, t.attempts FROM {table} t JOIN messages m USING (seq)"  # noqa: S608
-                " WHERE t.gid = ? AND t.due <= ? ORDER BY seq"
-            )
-            sources.append(c.execute(query, (gid, now)))
-    sources.append(
-        c.execute(
-            "SELECT seq, key, 0 FROM messages WHERE visible <= ? AND seq >"
-            " coalesce((SELECT cursor FROM groups WHERE gid = ?), 0) ORDER BY seq",
-            (now, gid),
-        )
-    )
-    matching = (found for found in heapq.merge(*sources) if keys.matches(found[1]))
-    select = f"SELECT {COLUMNS} FROM messages WHERE seq = ?"  # noqa: S608
+        found.append(iter(ready(c, gid, keys, limit)))
+    for where, values in (
+        *((f"{table} WHERE t.gid = ? AND t.due <= ?", (gid, now)) for table in IN_HAND.values()),
+        (
+            "(SELECT 0 attempts), entries m WHERE m.seq >"
+            " coalesce((SELECT cursor FROM groups WHERE gid = ?), 0) AND m.visible <= ?",
+            (gid, now),
+        ),
+    ):
+        rows = c.execute(f"SELECT m.seq, attempts, m.key FROM {where} ORDER BY m.seq", values)  # noqa: S608
+        found.append(row[:2] for row in rows if keys.matches(row[2]))
+    select = f"SELECT {COLUMNS} FROM entries WHERE seq = ?"  # noqa: S608
     return [
         shown(c.execute(select, (seq,)).fetchone(), attempts + 1)
-        for seq, _, attempts in list(islice(matching, limit))
+        for seq, attempts in list(islice(heapq.merge(*found), limit))
     ]
 
 
@@ -99,7 +98,7 @@ _COUNTS = (
     *(
         (
             name,
-            f"SELECT m.key, count(*), min(seq) FROM {table} t JOIN messages m USING (seq)"  # noqa: S608
+            f"SELECT m.key, count(*), min(m.seq) FROM {IN_HAND[table]}"  # noqa: S608
             f" WHERE t.gid = :gid AND t.due {sign} :now GROUP BY m.key",
         )
         for name, table, sign in (
@@ -134,7 +133,7 @@ def _add_new(
     new to none.
     """
     rows = c.execute(
-        "SELECT key, sum(visible <= ?), sum(visible > ?), min(seq) FROM messages"
+        "SELECT key, sum(visible <= ?), sum(visible > ?), min(seq) FROM entries"
         " WHERE seq > ? AND seq <= ? AND visible IS NOT NULL GROUP BY key",
         (now, now, after, until),
     )
@@ -170,18 +169,20 @@ def _count(
 
 
 def _age(c: sqlite3.Connection, seq: int | None) -> float | None:
-    row = c.execute("SELECT time FROM messages WHERE seq = ?", (seq,)).fetchone()
-    return None if row is None else max(0.0, time.time() - row[0])
+    row = c.execute(f"SELECT {COLUMNS} FROM entries WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
+    published = None if row is None else shown(row, 1).timestamp
+    return None if published is None else max(0.0, time.time() - published.timestamp())
 
 
 def dead_letters(c: sqlite3.Connection, group: ConsumerGroup, limit: int) -> list[Message]:
     """Return the group's dead letters, the first that died first."""
-    columns = COLUMNS.replace("headers", "dead_headers")
-    rows = c.execute(
-        f"SELECT {columns}, attempts FROM dead WHERE gid = ? ORDER BY rowid LIMIT ?",  # noqa: S608
-        (gid_of(c, group), limit),
-    )
-    return [shown(row[:-1], row[-1]) for row in rows]
+    query = f"SELECT {COLUMNS}, headers, attempts FROM dead WHERE gid = ? ORDER BY rowid LIMIT ?"  # noqa: S608
+    found = []
+    for *row, headers, attempts in c.execute(query, (gid_of(c, group), limit)):
+        dead = shown(row, attempts)
+        dead.headers = json.loads(headers)
+        found.append(dead)
+    return found
 
 
 def replay(
@@ -205,8 +206,8 @@ def replay(
     chosen = [(gid, seq) for _, seq, id_ in rows if ids is None or id_ in ids][:left]
     # The message may be gone; as a replayed one it is then no news to other groups.
     c.executemany(
-        "INSERT OR IGNORE INTO messages (seq, id, key, body, headers, time, visible)"
-        " SELECT seq, id, key, body, headers, time, NULL FROM dead WHERE gid = ? AND seq = ?",
+        "INSERT OR IGNORE INTO entries (seq, key, visible, content)"
+        " SELECT seq, key, NULL, content FROM dead WHERE gid = ? AND seq = ?",
         chosen,
     )
     c.executemany(
@@ -234,57 +235,37 @@ def purge(
     if gid is None and c.execute("SELECT 1 FROM groups").fetchone() is not None:
         return 0, None
     if position is None:
-        (last,) = c.execute("SELECT coalesce(max(seq), 0) FROM messages").fetchone()
-        position = Position("new" if gid is not None else "retained", 0, last)
+        (last,) = c.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()
+        position = Position("entries", 0, last)
         if gid is not None:
             advance(c, gid, now)
+            position = Position("new", 0, last)
     table, after, last, done = position
+    if table == "new":
+        reached = gid and pass_over(c, gid, now, SLICE)
+        return 0, position if reached and reached < last else Position("delayed", 0, last)
     rows = c.execute(_WAITING[table], (gid, after, last, SLICE)).fetchall()
-    gone = [row[0] for row in rows if keys.matches(row[1])]
+    gone = [seq for seq, key in rows if keys.matches(key)]
     if gid is None:
-        c.executemany("DELETE FROM messages WHERE seq = ?", [(seq,) for seq in gone])
-    elif table == "new":
-        _pass_over(c, gid, [row for row in rows if not keys.matches(row[1])], now)
-        reached = rows[-1][0] if len(rows) == SLICE else last
-        c.execute("UPDATE groups SET cursor = max(cursor, ?) WHERE gid = ?", (reached, gid))
+        c.executemany("DELETE FROM entries WHERE seq = ?", [(seq,) for seq in gone])
     else:
         query = f"DELETE FROM {table} WHERE gid = ? AND seq = ?"  # noqa: S608
         c.executemany(query, [(gid, seq) for seq in gone])
-    if gid is not None:
         forget(c, gid, gone)
     if len(rows) == SLICE:
         return len(gone), Position(table, rows[-1][0], last, done + len(gone))
-    following = {"new": "delayed", "delayed": "ready"}.get(table)
-    if following is None:
-        return len(gone), None
-    return len(gone), Position(following, 0, last, done + len(gone))
+    following = None if table != "delayed" else Position("ready", 0, last, done + len(gone))
+    return len(gone), following
 
 
 _WAITING = {
-    "new": "SELECT seq, key, visible FROM messages WHERE visible IS NOT NULL"
-    " AND seq > max(?2, (SELECT cursor FROM groups WHERE gid = ?1)) AND seq <= ?3"
-    " ORDER BY seq LIMIT ?4",
-    "delayed": "SELECT seq, m.key FROM delayed JOIN messages m USING (seq)"
+    "delayed": "SELECT m.seq, m.key FROM delayed t JOIN entries m USING (seq)"
     " WHERE gid = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
     "ready": "SELECT seq, key FROM ready"
     " WHERE gid = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
-    "retained": "SELECT seq, key, ?1 FROM messages"
-    " WHERE seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+    "entries": "SELECT seq, key FROM entries"
+    " WHERE ?1 IS NULL AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
 }
-
-
-def _pass_over(
-    c: sqlite3.Connection, gid: int, rows: list[tuple[int, str, float]], now: float
-) -> None:
-    """Keep new messages for the group, as looked at."""
-    c.executemany(
-        "INSERT INTO ready VALUES (?, ?, ?, 0)",
-        [(gid, seq, key) for seq, key, visible in rows if visible <= now],
-    )
-    c.executemany(
-        "INSERT INTO delayed VALUES (?, ?, ?, 0)",
-        [(gid, seq, visible) for seq, _, visible in rows if visible > now],
-    )
 
 
 def delete_group(
@@ -306,14 +287,13 @@ def delete_group(
     some = "SELECT rowid FROM dead WHERE gid = ? LIMIT ?"
     if c.execute(f"DELETE FROM dead WHERE rowid IN ({some})", (gid, SLICE)).rowcount == SLICE:  # noqa: S608
         return 0, position
-    held = " UNION ".join(f"SELECT seq FROM {t} WHERE gid = ?1" for t in _HELD)  # noqa: S608
-    new = "SELECT seq FROM messages WHERE seq > (SELECT cursor FROM groups WHERE gid = ?1)"
-    seqs = [seq for (seq,) in c.execute(f"{held} UNION {new} AND visible IS NOT NULL", (gid,))]
-    for table in (*_HELD, "begun", "groups"):
+    held = [
+        "SELECT seq FROM entries WHERE seq > (SELECT cursor FROM groups WHERE gid = ?1)",
+        "SELECT seq FROM ready WHERE gid = ?1",
+        *(f"SELECT m.seq FROM {table} WHERE t.gid = ?1" for table in IN_HAND.values()),  # noqa: S608
+    ]
+    seqs = [seq for (seq,) in c.execute(" UNION ".join(held), (gid,))]
+    for table in ("ready", *IN_HAND, "begun", "groups"):
         c.execute(f"DELETE FROM {table} WHERE gid = ?", (gid,))  # noqa: S608
     forget(c, gid, seqs)
     return 0, None
-
-
-_HELD = ("ready", "leased", "delayed")
-"""What a group has looked at and not settled."""

@@ -19,6 +19,7 @@ from abe.backends.message_queue.base import (
 )
 from abe.backends.message_queue.base.log import log_message
 from abe.backends.message_queue.service.sqlite import settling, store
+from abe.backends.message_queue.service.sqlite.content import Batch, message_of, shown
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection
 from abe.backends.message_queue.service.sqlite.worker import Mode, Worker
 from abe.errors import ConfigurationError, ConnectionLostError, PayloadError
@@ -68,7 +69,7 @@ class SQLiteReceiver:
         self._worker.listen(self)
         self._gid = await self._worker.transact(
             lambda c: store.open_group(c, self._group),
-            glance=lambda c: store.gid_of(c, self._group),
+            glance=lambda c: store.opened(c, self._group),
         )
         self._generation = self._worker.generation
 
@@ -78,9 +79,9 @@ class SQLiteReceiver:
         while not self._woken:
             self._news.clear()
             found = await self._claim(max_messages)
-            if isinstance(found, list):
-                if deliveries := self._decoded(found):
-                    return deliveries
+            if not isinstance(found, store.Nothing):
+                if found:
+                    return found
             elif loop.time() >= deadline:
                 break
             else:
@@ -88,16 +89,27 @@ class SQLiteReceiver:
         self._woken = False
         return ()
 
-    def _decoded(self, found: Sequence[tuple[store.Claim, store.Row]]) -> list[Delivery]:
+    async def _decoded(self, batch: Batch) -> list[Delivery]:
         """Return deliveries of what can be decoded, and put the rest with the dead letters."""
+        begun = batch.begun
+        try:
+            messages = batch.messages()
+        except PayloadError:
+            return await self._decoded_singly(batch)
+        return [
+            Delivery(message, claim, begun=begun.get(claim.seq, 0))
+            for message, claim in zip(messages, batch.claims, strict=True)
+        ]
+
+    async def _decoded_singly(self, batch: Batch) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        for claim, row in found:
+        for claim, row in await self._worker.transact(lambda c: store.singly(c, batch.claims)):
             try:
-                message = store.message_of(row, claim.attempt)
+                message = message_of(row, claim.attempt)
             except PayloadError as error:
-                self._set_aside(Delivery(store.shown(row, claim.attempt), claim), str(error))
+                self._set_aside(Delivery(shown(row, claim.attempt), claim), str(error))
             else:
-                deliveries.append(Delivery(message, claim, begun=claim.begun))
+                deliveries.append(Delivery(message, claim, begun=batch.begun.get(claim.seq, 0)))
         return deliveries
 
     def _set_aside(self, delivery: Delivery, reason: str) -> None:
@@ -109,11 +121,11 @@ class SQLiteReceiver:
             logger, logging.ERROR, text, delivery.message, backend="sqlite", group=self._group
         )
 
-    async def _claim(self, limit: int) -> list[tuple[store.Claim, store.Row]] | store.Nothing:
+    async def _claim(self, limit: int) -> list[Delivery] | store.Nothing:
         gid, token = self._gid, secrets.randbits(62)
         began = math.inf
 
-        def claim(c: QueueConnection) -> list[tuple[store.Claim, store.Row]] | store.Nothing:
+        def claim(c: QueueConnection) -> Batch | store.Nothing:
             nonlocal began
             began = time.monotonic()
             return store.claim(c, gid, self._keys, limit, self._now(c), self._seconds, token)
@@ -124,8 +136,10 @@ class SQLiteReceiver:
                 mode=Mode.WRITE,
                 glance=lambda c: store.glance(c, gid, self._keys, self._now(c)),
             )
+            if isinstance(found, store.Nothing):
+                return found
             # While the event loop stood still, these leases may have lapsed.
-            return [] if time.monotonic() - began > self._seconds else found
+            return [] if time.monotonic() - began > self._seconds else await self._decoded(found)
         except asyncio.CancelledError:
             self._worker.post(lambda c: store.give_back(c, gid, token), news=True)
             raise

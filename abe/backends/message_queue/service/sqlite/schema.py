@@ -1,4 +1,26 @@
-"""The file of `SQLiteBackend`: its schema, its version, and the refusal of anybody else's file."""
+"""The file of `SQLiteBackend`: its format, and the refusal of anybody else's file.
+
+``PRAGMA application_id`` marks the file as ours and ``user_version`` says which format it has. An
+older file is converted when it is opened, in one transaction; a newer one is refused.
+
+- ``entries``: what was published, until every group has settled it. ``content`` is a JSON array,
+  ``[id, time of publishing, headers or null, payload]``, so that a batch is one text, read and
+  decoded at once. ``visible``: 0 = at once, else not before. NULL = put back for one group by a
+  replay: it is reached through the row of that group, and is no news to any other.
+- ``groups``: ``name`` is '' for the default group. ``gid`` is random, so that a stream of a deleted
+  group cannot mistake a later one for its own. What the group has not settled of the entries up to
+  ``cursor`` is in ``ready``, ``leased`` or ``delayed``; those after it are new to it. ``keys``: the
+  JSON array of the patterns to which the group is limited, NULL = none. What does not match them
+  enters none of the three tables. ``opened``: when a consumer last came, to about an hour.
+- ``ready``, ``delayed``: a row for each message, with how often it was delivered.
+- ``leased``: a row for each run of consecutive entries that were leased together and are not
+  settled. ``token`` is new for every claim and proves ownership. ``attempts`` counts this delivery.
+- ``begun``: how often the handling of a message has begun; only suspects have a row.
+- ``dead``: dead letters in the order of their deaths, each with a copy of the entry.
+- ``ids``: by which id an entry can be found until when. Those of scheduled messages are kept until
+  they are due, ids given by a caller for as long as they are recognised.
+- ``clock``: one row, since when the machine runs, and what time it was then.
+"""
 
 from __future__ import annotations
 
@@ -16,64 +38,90 @@ from abe.errors import ConfigurationError
 __all__ = ["VERSION", "QueueConnection", "connect", "primary_code"]
 
 APPLICATION_ID = 0x61626531
-"""``abe1``: marks the file as ours, so that nobody else's database is written to by mistake."""
+"""``abe1``."""
+VERSION = 3
 QUICK_CHECK_BYTES = 32 * 2**20
 """Files up to this size are checked whole on opening; larger ones would make opening slow."""
 LOG_BYTES = 16 * 2**20
 """A longer log, the work of a big backlog or of somebody's long read, is cut to this."""
 SETTLING_SECONDS = 0.05
 
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        # `visible`: 0 = at once, else not before. NULL = put back by a replay: it is reached
-        # through the row of the group it was replayed for, and is no news to any other.
-        """CREATE TABLE messages (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            id TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, headers TEXT,
-            time REAL NOT NULL, visible REAL
-        )""",
-        # `name` is '' for the default group. `gid` is random, so that a stream of a deleted group
-        # cannot mistake a later one for its own. What the group has not settled of the messages
-        # up to `cursor` is in `ready`, `leased` or `delayed`; those after it are new to it.
-        """CREATE TABLE groups (
-            gid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, cursor INTEGER NOT NULL
-        )""",
-        """CREATE TABLE ready (
-            gid INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL,
-            attempts INTEGER NOT NULL, PRIMARY KEY (gid, seq)
-        ) WITHOUT ROWID""",
-        "CREATE INDEX ready_by_key ON ready (gid, key, seq)",
-        # No index by `due`: there are only as many rows as consumers hold messages.
-        """CREATE TABLE leased (
-            gid INTEGER NOT NULL, seq INTEGER NOT NULL, token INTEGER NOT NULL,
-            due REAL NOT NULL, attempts INTEGER NOT NULL, PRIMARY KEY (gid, seq)
-        ) WITHOUT ROWID""",
-        """CREATE TABLE delayed (
-            gid INTEGER NOT NULL, seq INTEGER NOT NULL, due REAL NOT NULL,
-            attempts INTEGER NOT NULL, PRIMARY KEY (gid, seq)
-        ) WITHOUT ROWID""",
-        "CREATE INDEX delayed_by_due ON delayed (gid, due)",
-        """CREATE TABLE dead (
-            gid INTEGER NOT NULL, seq INTEGER NOT NULL,
-            id TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, headers TEXT,
-            time REAL NOT NULL, attempts INTEGER NOT NULL, dead_headers TEXT NOT NULL,
-            PRIMARY KEY (gid, seq)
-        )""",
-    ),
-    (
-        # How often the handling of a message has begun; only suspects have a row.
-        """CREATE TABLE begun (
-            gid INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL,
-            PRIMARY KEY (gid, seq)
-        ) WITHOUT ROWID""",
-        # One row: since when the machine runs, and what time it was then.
-        "CREATE TABLE clock (boot TEXT NOT NULL, start REAL NOT NULL)",
-        "CREATE INDEX dead_by_age ON dead (gid)",
-    ),
+TABLES = (
+    """CREATE TABLE entries (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL, visible REAL, content TEXT NOT NULL
+    )""",
+    """CREATE TABLE groups (
+        gid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, cursor INTEGER NOT NULL,
+        keys TEXT, opened REAL NOT NULL DEFAULT 0
+    )""",
+    """CREATE TABLE ready (
+        gid INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, attempts INTEGER NOT NULL,
+        PRIMARY KEY (gid, seq)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX ready_by_key ON ready (gid, key, seq)",
+    # No index by `due`: there are only as many rows as consumers hold messages.
+    """CREATE TABLE leased (
+        gid INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+        token INTEGER NOT NULL, due REAL NOT NULL, attempts INTEGER NOT NULL,
+        PRIMARY KEY (gid, first)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE delayed (
+        gid INTEGER NOT NULL, seq INTEGER NOT NULL, due REAL NOT NULL, attempts INTEGER NOT NULL,
+        PRIMARY KEY (gid, seq)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX delayed_by_due ON delayed (gid, due)",
+    """CREATE TABLE begun (
+        gid INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (gid, seq)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE dead (
+        gid INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
+        content TEXT NOT NULL, attempts INTEGER NOT NULL, headers TEXT NOT NULL,
+        PRIMARY KEY (gid, seq)
+    )""",
+    "CREATE INDEX dead_by_age ON dead (gid)",
+    """CREATE TABLE ids (
+        id TEXT PRIMARY KEY, seq INTEGER NOT NULL, until REAL NOT NULL
+    ) WITHOUT ROWID""",
+    "CREATE INDEX ids_by_end ON ids (until)",
+    "CREATE TABLE clock (boot TEXT NOT NULL, start REAL NOT NULL)",
 )
-"""Each entry brings a file from the version that is its index to the next."""
+"""What a new file is made of."""
 
-VERSION = len(_MIGRATIONS)
+_CONTENT = (
+    "'[\"' || id || '\",' || printf('%.6f', time) || ',' || coalesce(headers, 'null') || ','"
+    " || body || ']'"
+)
+CONVERSION = (
+    "ALTER TABLE leased RENAME TO old_leased",
+    "ALTER TABLE dead RENAME TO old_dead",
+    "DROP INDEX IF EXISTS dead_by_age",
+    "ALTER TABLE groups ADD COLUMN keys TEXT",
+    "ALTER TABLE groups ADD COLUMN opened REAL NOT NULL DEFAULT 0",
+    *(
+        statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS").replace(
+            "CREATE INDEX", "CREATE INDEX IF NOT EXISTS"
+        )
+        for statement in TABLES
+    ),
+    f"INSERT INTO entries SELECT seq, key, visible, {_CONTENT} FROM messages",  # noqa: S608
+    # The number that follows is not to be one that was used before.
+    "INSERT INTO sqlite_sequence SELECT 'entries', 0"
+    " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'entries')",
+    "UPDATE sqlite_sequence SET seq = (SELECT max(seq) FROM sqlite_sequence"
+    " WHERE name IN ('entries', 'messages')) WHERE name = 'entries'",
+    "INSERT INTO leased SELECT gid, seq, seq, token, due, attempts FROM old_leased",
+    f"INSERT INTO dead SELECT gid, seq, id, key, {_CONTENT}, attempts, dead_headers"  # noqa: S608
+    " FROM old_dead ORDER BY rowid",
+    "UPDATE groups SET opened = strftime('%s', 'now')",
+    "INSERT OR IGNORE INTO ids SELECT id, seq, visible FROM messages WHERE visible > 0",
+    "DROP TABLE messages",
+    "DROP TABLE old_leased",
+    "DROP TABLE old_dead",
+    # A process of the older version that has the file open fails with this text.
+    'CREATE VIEW messages AS SELECT * FROM "the file of a newer abe: restart with that version"',
+)
+"""What brings a file of version 1 or 2 to this one."""
 
 
 def _boot_id() -> str:
@@ -176,9 +224,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if problem := _not_ours(path, owner, version, empty=not tables):
             raise ConfigurationError(problem)
-        for statements in _MIGRATIONS[version:]:
-            for statement in statements:
-                connection.execute(statement)
+        for statement in CONVERSION if version else TABLES:
+            connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import repeat
 
 from abe.backends.message_queue.base import Outcome, Settlement, dead_headers
-from abe.backends.message_queue.service.sqlite.store import Claim, headers_of
+from abe.backends.message_queue.service.sqlite.content import COLUMNS, Claim, shown
+from abe.backends.message_queue.service.sqlite.store import lease, runs
 
 __all__ = ["begin", "extend", "forget", "settle"]
 
@@ -16,9 +17,10 @@ __all__ = ["begin", "extend", "forget", "settle"]
 def begin(c: sqlite3.Connection, gid: int, claims: Iterable[Claim]) -> None:
     """Count that the handling of leased messages begins."""
     c.executemany(
-        "INSERT INTO begun SELECT gid, seq, 1 FROM leased WHERE gid = ? AND seq = ? AND token = ?"
+        "INSERT INTO begun SELECT gid, ?2, 1 FROM leased"
+        " WHERE gid = ?1 AND ?2 BETWEEN first AND last AND token = ?3"
         " ON CONFLICT DO UPDATE SET number = number + 1",
-        [(gid, seq, token) for seq, token, *_ in claims],
+        [(gid, seq, token) for seq, token, _ in claims],
     )
 
 
@@ -26,16 +28,12 @@ def settle(
     c: sqlite3.Connection, gid: int, settlements: Sequence[Settlement], now: float
 ) -> list[int]:
     """Apply settlements of claims; returns the positions of those whose lease is lost."""
-    lost = _lost(c, gid, [s.delivery.receipt for s in settlements])
-    ended: list[int] = []
+    lost = _take_out(c, gid, [s.delivery.receipt for s in settlements])
     done: list[int] = []
-    back: list[tuple[int, int, str, int]] = []
-    late: list[tuple[int, int, float, int]] = []
     for position, (delivery, outcome, delay, reason) in enumerate(settlements):
         if position in lost:
             continue
-        seq, _, attempt, key, _ = delivery.receipt
-        ended.append(seq)
+        seq, _, attempt = delivery.receipt
         if outcome is Outcome.ACK:
             done.append(seq)
         elif outcome is Outcome.REJECT:
@@ -44,90 +42,91 @@ def settle(
         else:
             attempts = attempt if outcome is Outcome.NACK else attempt - 1
             if delay:
-                late.append((gid, seq, now + delay, attempts))
+                c.execute(
+                    "INSERT INTO delayed VALUES (?, ?, ?, ?)", (gid, seq, now + delay, attempts)
+                )
             else:
-                back.append((gid, seq, key, attempts))
-    c.executemany(
-        "DELETE FROM leased WHERE gid = ? AND seq BETWEEN ? AND ?",
-        [(gid, *run) for run in _runs(ended)],
-    )
-    c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", back)
-    c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
+                back = "INSERT INTO ready SELECT ?, seq, key, ? FROM entries WHERE seq = ?"
+                c.execute(back, (gid, attempts, seq))
     forget(c, gid, done)
     return sorted(lost)
 
 
-def _lost(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> set[int]:
-    """Return the positions of claims whose lease has ended, or that come a second time."""
-    by_token: dict[int, list[int]] = {}
-    for seq, token, *_ in claims:
-        by_token.setdefault(token, []).append(seq)
-    runs = [(gid, *run, token) for token, seqs in by_token.items() for run in _runs(seqs)]
-    held = "FROM leased WHERE gid = ? AND seq BETWEEN ? AND ? AND token = ?"
-    # Counting is cheap, and nearly always there are as many as claims.
-    if sum(c.execute(f"SELECT count(*) {held}", run).fetchone()[0] for run in runs) == len(claims):
-        return set()
-    owned = set(chain.from_iterable(c.execute(f"SELECT seq, token {held}", run) for run in runs))
+def _take_out(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> set[int]:
+    """End the leases of ``claims``.
+
+    Returns:
+        The positions of those whose lease had ended, or that come a second time.
+    """
     lost: set[int] = set()
-    for position, (seq, token, *_) in enumerate(claims):
-        if (seq, token) in owned:
-            owned.remove((seq, token))
-        else:
+    by_token: dict[int, dict[int, int]] = {}
+    for position, (seq, token, _) in enumerate(claims):
+        if by_token.setdefault(token, {}).setdefault(seq, position) != position:
             lost.add(position)
+    for token, wanted in by_token.items():
+        ended, rest = [], []
+        for first, last, due, attempts in c.execute(
+            "SELECT first, last, due, attempts FROM leased WHERE gid = ?1 AND token = ?2 AND first"
+            " BETWEEN coalesce((SELECT max(first) FROM leased WHERE gid = ?1 AND first <= ?3), 0)"
+            " AND ?4",
+            (gid, token, min(wanted), max(wanted)),
+        ).fetchall():
+            held = range(first, last + 1)
+            kept = [seq for seq in held if wanted.pop(seq, None) is None]
+            if len(kept) < len(held):
+                ended.append((gid, first))
+                rest.append((due, runs(zip(kept, repeat(attempts)))))
+        c.executemany("DELETE FROM leased WHERE gid = ? AND first = ?", ended)
+        for due, left in rest:
+            lease(c, gid, token, due, left)
+        lost.update(wanted.values())
     return lost
 
 
 def _bury(c: sqlite3.Connection, gid: int, taken: Claim, reason: str) -> None:
-    query = "SELECT id, key, headers FROM messages WHERE seq = ?"
-    id_, key, headers = c.execute(query, (taken.seq,)).fetchone()
-    why = dead_headers(headers_of(headers), reason=reason, attempts=taken.attempt, id=id_, key=key)
+    row = c.execute(f"SELECT {COLUMNS} FROM entries WHERE seq = ?", (taken.seq,)).fetchone()  # noqa: S608
+    message = shown(row, taken.attempt)
+    why = dead_headers(
+        message.headers, reason=reason, attempts=taken.attempt, id=message.id, key=message.key
+    )
     c.execute(
-        "INSERT INTO dead SELECT ?, seq, id, key, body, headers, time, ?, ? FROM messages"
-        " WHERE seq = ?",
-        (gid, taken.attempt, json.dumps(why), taken.seq),
+        "INSERT INTO dead SELECT ?, seq, ?, key, content, ?, ? FROM entries WHERE seq = ?",
+        (gid, message.id, taken.attempt, json.dumps(why), taken.seq),
     )
 
 
 def forget(c: sqlite3.Connection, gid: int, seqs: Iterable[int]) -> None:
     """Delete messages that a group has just settled, if every other group has too."""
-    runs = _runs(seqs)
+    gone = [run[:2] for run in runs(zip(sorted(seqs), repeat(0)))]
     c.executemany(
-        "DELETE FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?", [(gid, *run) for run in runs]
+        "DELETE FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?", [(gid, *run) for run in gone]
     )
-    query = "DELETE FROM messages WHERE seq BETWEEN ? AND ?"
+    query = "DELETE FROM entries WHERE seq BETWEEN ? AND ?"
     if c.execute("SELECT 1 FROM groups WHERE gid != ?", (gid,)).fetchone() is not None:
         query += f" AND {SETTLED_BY_ALL}"
-    c.executemany(query, runs)
+    c.executemany(query, gone)
 
 
 SETTLED_BY_ALL = (
     "NOT EXISTS (SELECT 1 FROM groups g WHERE"
-    " (g.cursor < messages.seq AND messages.visible IS NOT NULL)"
-    " OR EXISTS (SELECT 1 FROM leased t WHERE t.gid = g.gid AND t.seq = messages.seq)"
-    " OR EXISTS (SELECT 1 FROM ready t WHERE t.gid = g.gid AND t.seq = messages.seq)"
-    " OR EXISTS (SELECT 1 FROM delayed t WHERE t.gid = g.gid AND t.seq = messages.seq))"
+    " (g.cursor < entries.seq AND entries.visible IS NOT NULL)"
+    " OR (SELECT last FROM leased t WHERE t.gid = g.gid AND t.first <= entries.seq"
+    " ORDER BY t.first DESC LIMIT 1) >= entries.seq"
+    " OR EXISTS (SELECT 1 FROM ready t WHERE t.gid = g.gid AND t.seq = entries.seq)"
+    " OR EXISTS (SELECT 1 FROM delayed t WHERE t.gid = g.gid AND t.seq = entries.seq))"
 )
-"""A condition on `messages`."""
-
-
-def _runs(seqs: Iterable[int]) -> list[tuple[int, int]]:
-    """Return ``seqs`` as first and last of each run of consecutive numbers."""
-    runs: list[tuple[int, int]] = []
-    for seq in sorted(seqs):
-        if runs and seq <= runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], seq)
-        else:
-            runs.append((seq, seq))
-    return runs
+"""A condition on `entries`."""
 
 
 def extend(
     c: sqlite3.Connection, gid: int, claims: Sequence[Claim], now: float, seconds: float
 ) -> list[int]:
     """Move the end of leases; returns the positions of those that are lost."""
-    query = "UPDATE leased SET due = ? WHERE gid = ? AND seq = ? AND token = ?"
-    return [
-        position
-        for position, taken in enumerate(claims)
-        if not c.execute(query, (now + seconds, gid, taken.seq, taken.token)).rowcount
-    ]
+    lost = _take_out(c, gid, claims)
+    by_token: dict[int, list[tuple[int, int]]] = {}
+    for position, (seq, token, attempt) in enumerate(claims):
+        if position not in lost:
+            by_token.setdefault(token, []).append((seq, attempt))
+    for token, places in by_token.items():
+        lease(c, gid, token, now + seconds, runs(sorted(places)))
+    return sorted(lost)

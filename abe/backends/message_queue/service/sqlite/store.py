@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import heapq
-import json
 import secrets
 import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import count, islice
+from itertools import count, islice, repeat
 from typing import NamedTuple
 
-from abe.backends.message_queue.base import (
-    KeyFilter,
-    Message,
-    Outgoing,
-    decode_payload,
-    raw_payload,
-)
+from abe.backends.message_queue.base import KeyFilter, Outgoing
 from abe.backends.message_queue.base.process import PerProcess
-from abe.errors import PayloadError
+from abe.backends.message_queue.service.sqlite.content import (
+    COLUMNS,
+    Batch,
+    Claim,
+    Row,
+    content_of,
+)
 from abe.types import ConsumerGroup
 
-__all__ = ["Claim", "GroupGoneError", "Nothing"]
+__all__ = ["GroupGoneError", "Nothing"]
 
 SUSPECT_ATTEMPT = 3
 """From this attempt on a message is handed out alone: it may be what kills its consumers."""
 SCAN_LIMIT = 10_000
 """Most new messages that one claim looks at, so that it does not hold up other processes."""
+OPENED = 3600.0
+"""Seconds for which the note of when a group was opened may be out of date."""
+EXPIRED = 1000
+"""Most ids that one transaction forgets."""
 
 MANY_KEYS = 64
 """With more matching keys ready than this, the backlog is read in order and filtered."""
@@ -37,31 +40,18 @@ AFTER_DOT = "/"
 AFTER_ALL_KEYS = "\U0010ffff" * 51
 """Bounds of ranges of keys: what no key holds, or is longer than any."""
 
-COLUMNS = "id, key, CAST(body AS BLOB), headers, time"
-"""Bytes, because text that is not UTF-8 would fail the whole statement."""
-Row = tuple[str, str, bytes, str | None, float]
+Place = tuple[int, int]
+"""Where a message stands, and how often it was delivered before."""
+
+IN_HAND = {
+    "leased": "leased t CROSS JOIN entries m ON m.seq BETWEEN t.first AND t.last",
+    "delayed": "delayed t CROSS JOIN entries m USING (seq)",
+}
+"""The messages of the tables that name no keys."""
 
 
 class GroupGoneError(Exception):
     """The group does not exist any more."""
-
-
-class Claim(NamedTuple):
-    """The lease of a message.
-
-    Attributes:
-        seq: Its position in publish order.
-        token: Proof of ownership, new for every claim.
-        attempt: Which delivery this is.
-        key: The message's key.
-        begun: How often its handling had begun before.
-    """
-
-    seq: int
-    token: int
-    attempt: int
-    key: str
-    begun: int = 0
 
 
 class Nothing(NamedTuple):
@@ -72,38 +62,6 @@ class Nothing(NamedTuple):
     """
 
     pause: float | None
-
-
-def message_of(row: Row, attempt: int = 1) -> Message:
-    """Return a stored message as consumers see it.
-
-    Raises:
-        PayloadError: If this process cannot decode it.
-    """
-    id_, key, body, headers, published = row
-    try:
-        text = body.decode()
-        decoded = json.loads(headers) if headers else {}
-    except ValueError as error:
-        raise PayloadError(f"the message is not JSON: {error}") from error
-    return Message(decode_payload(text), id_, key, published, attempt, decoded)
-
-
-def shown(row: Row, attempt: int) -> Message:
-    """Return a stored message for somebody who looks, in any case."""
-    try:
-        return message_of(row, attempt)
-    except PayloadError:
-        id_, key, body, headers, published = row
-        return Message(raw_payload(body), id_, key, published, attempt, headers_of(headers))
-
-
-def headers_of(text: str | None) -> dict[str, str]:
-    try:
-        headers = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return headers if isinstance(headers, dict) else {}
 
 
 # -- publishing ----------------------------------------------------------------------------
@@ -119,21 +77,34 @@ _ids = PerProcess(_new_ids)
 
 
 def publish(c: sqlite3.Connection, items: Sequence[Outgoing], now: float) -> None:
-    ids = _ids.get()
+    ids = list(islice(_ids.get(), len(items)))
+    published = time.time()
     c.executemany(
-        "INSERT INTO messages (id, key, body, headers, time, visible) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO entries (key, visible, content) VALUES (?, ?, ?)",
         [
             (
-                next(ids),
                 key,
-                body,
-                json.dumps(headers) if headers else None,
-                time.time(),
                 now + delay if delay else 0.0,
+                content_of(id_, published, headers, body),
             )
-            for key, body, headers, delay in items
+            for id_, (key, body, headers, delay) in zip(ids, items, strict=True)
         ],
     )
+    scheduled = [
+        (id_, n, item.delay)
+        for n, (id_, item) in enumerate(zip(ids, items, strict=True))
+        if item.delay
+    ]
+    if scheduled:
+        (first,) = c.execute("SELECT max(seq) - ? + 1 FROM entries", (len(items),)).fetchone()
+        c.execute(
+            "DELETE FROM ids WHERE id IN (SELECT id FROM ids WHERE until <= ? LIMIT ?)",
+            (now, EXPIRED),
+        )
+        c.executemany(
+            "INSERT INTO ids VALUES (?, ?, ?)",
+            [(id_, first + n, now + delay) for id_, n, delay in scheduled],
+        )
 
 
 # -- consuming -----------------------------------------------------------------------------
@@ -144,7 +115,15 @@ def open_group(c: sqlite3.Connection, group: ConsumerGroup) -> int:
     if gid is None:
         gid = secrets.randbits(47)  # six bytes in every row
         c.execute("INSERT INTO groups (gid, name, cursor) VALUES (?, ?, 0)", (gid, group or ""))
+    c.execute("UPDATE groups SET opened = ? WHERE gid = ?", (time.time(), gid))
     return gid
+
+
+def opened(c: sqlite3.Connection, group: ConsumerGroup) -> int | None:
+    """Return what `open_group` would, unless it would change anything."""
+    query = "SELECT gid FROM groups WHERE name = ? AND opened > ?"
+    row = c.execute(query, (group or "", time.time() - OPENED)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def gid_of(c: sqlite3.Connection, group: ConsumerGroup) -> int | None:
@@ -160,7 +139,7 @@ def glance(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> Noth
     """
     news, lapse, delay = c.execute(
         "SELECT (SELECT cursor FROM groups WHERE gid = :gid)"
-        " < (SELECT coalesce(max(seq), 0) FROM messages),"
+        " < (SELECT coalesce(max(seq), 0) FROM entries),"
         " (SELECT min(due) FROM leased WHERE gid = :gid),"
         " (SELECT min(due) FROM delayed WHERE gid = :gid)",
         {"gid": gid},
@@ -182,60 +161,105 @@ def claim(
     keys: KeyFilter,
     limit: int,
     now: float,
-    lease: float,
+    seconds: float,
     token: int,
-) -> list[tuple[Claim, Row]]:
+) -> Batch:
     """Lease up to ``limit`` messages, in publish order; a suspect comes alone.
 
     Raises:
         GroupGoneError: If the group was deleted.
     """
     advance(c, gid, now)
-    chosen = ready(c, gid, keys, limit)
-    suspect = next((n for n, x in enumerate(chosen) if x[2] + 1 >= SUSPECT_ATTEMPT), None)
-    if suspect is not None:
-        chosen = chosen[: max(1, suspect)]
-    taken = _take_ready(c, gid, chosen, now + lease, token)
-    if suspect is None and len(taken) < limit:
-        taken += _take_new(c, gid, keys, limit - len(taken), now, lease, token)
-    return taken
+    places = ready(c, gid, keys, limit)
+    new: tuple[int, int] | None = None
+    if len(places) < limit and not _suspect(places):
+        new = _pass_run(c, gid, keys, limit - len(places), now)
+        looks = SCAN_LIMIT if new is None else 0
+        step = SCAN_LIMIT if keys else limit
+        while len(places) < limit and looks > 0 and pass_over(c, gid, now, step):
+            places = ready(c, gid, keys, limit)
+            looks -= step
+    if suspect := _suspect(places):
+        places = places[: max(1, suspect - 1)]
+    taken = runs(places)
+    c.executemany(
+        "DELETE FROM ready WHERE gid = ? AND seq BETWEEN ? AND ?",
+        [(gid, first, last) for first, last, _ in taken],
+    )
+    if new is not None:
+        first, last = new
+        places += zip(range(first, last + 1), repeat(0))
+        taken.append((first, last, 0))
+    claims = [Claim(seq, token, attempts + 1) for seq, attempts in places]
+    lease(c, gid, token, now + seconds, [(first, last, n + 1) for first, last, n in taken])
+    return _read(c, gid, claims)
+
+
+def _suspect(places: Sequence[Place]) -> int:
+    """Return which is the first suspect, counted from 1; 0 if none is."""
+    found = (n for n, (_, attempts) in enumerate(places, 1) if attempts + 1 >= SUSPECT_ATTEMPT)
+    return next(found, 0)
+
+
+def _read(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> Batch:
+    """Return what was leased: one row, because the interpreter changes hands for each."""
+    if not claims:
+        return Batch()
+    between = (gid, claims[0].seq, claims[-1].seq)
+    joined, content = c.execute(
+        "SELECT group_concat(key, ' '), CAST(group_concat(content) AS BLOB)"  # noqa: S608
+        f" FROM (SELECT key, content FROM {IN_HAND['leased']}"
+        " WHERE t.gid = ? AND t.first BETWEEN ? AND ? AND t.token = ? ORDER BY t.first, m.seq)",
+        (*between, claims[0].token),
+    ).fetchone()
+    begun = c.execute(
+        "SELECT seq, number FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?", between
+    )
+    return Batch(claims, joined, content, dict(begun))
+
+
+def singly(c: sqlite3.Connection, claims: Iterable[Claim]) -> list[tuple[Claim, Row]]:
+    """Return each message of a `Batch` by itself."""
+    query = f"SELECT {COLUMNS} FROM entries WHERE seq = ?"  # noqa: S608
+    return [(it, c.execute(query, (it.seq,)).fetchone()) for it in claims]
 
 
 def advance(c: sqlite3.Connection, gid: int, now: float) -> None:
     """Make ready what is due: delays that are over, leases that have lapsed."""
-    for table in ("leased", "delayed"):
-        due = f"FROM {table} t WHERE t.gid = ? AND t.due <= ?"
+    for table in IN_HAND:
+        due = f"FROM {table} WHERE gid = ? AND due <= ?"
         if c.execute(f"SELECT 1 {due}", (gid, now)).fetchone() is not None:
             c.execute(
-                "INSERT INTO ready SELECT t.gid, t.seq, (SELECT key FROM messages m"  # noqa: S608
-                f" WHERE m.seq = t.seq), t.attempts {due}",
+                "INSERT INTO ready SELECT t.gid, m.seq, m.key, t.attempts"  # noqa: S608
+                f" FROM {IN_HAND[table]} WHERE t.gid = ? AND t.due <= ?",
                 (gid, now),
             )
-            c.execute(f"DELETE FROM {table} WHERE gid = ? AND due <= ?", (gid, now))  # noqa: S608
+            c.execute(f"DELETE {due}", (gid, now))
 
 
-def ready(
-    c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int
-) -> list[tuple[int, str, int]]:
-    """Return (seq, key, attempts) of ready messages that pass the filter, in publish order."""
-    query = "SELECT seq, key, attempts FROM ready WHERE gid = ? ORDER BY seq"
+def ready(c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int) -> list[Place]:
+    """Return the places of ready messages that pass the filter, in publish order."""
     if not keys:
-        return c.execute(query + " LIMIT ?", (gid, limit)).fetchall()
+        query = "SELECT seq, attempts FROM ready WHERE gid = ? ORDER BY seq LIMIT ?"
+        return c.execute(query, (gid, limit)).fetchall()
     with closing(ready_keys(c, gid, keys)) as waiting:
         matching = set(islice(waiting, MANY_KEYS + 1))
     if len(matching) > MANY_KEYS:
+        query = "SELECT seq, attempts, key FROM ready WHERE gid = ? ORDER BY seq"
         cursors = [c.execute(query, (gid,))]
-        found = list(islice((row for row in cursors[0] if keys.matches(row[1])), limit))
+        found = list(islice((row[:2] for row in cursors[0] if keys.matches(row[2])), limit))
     else:
-        cursors = [c.execute(OF_KEY.format("seq, key, attempts"), (gid, key)) for key in matching]
+        cursors = [c.execute(OF_KEY, (gid, key)) for key in matching]
         found = list(islice(heapq.merge(*cursors), limit))
     for cursor in cursors:
         cursor.close()
     return found
 
 
-# Left alone, SQLite reads the whole backlog, which has the right order, instead of the index.
-OF_KEY = "SELECT {} FROM ready INDEXED BY ready_by_key WHERE gid = ? AND key = ? ORDER BY seq"
+OF_KEY = (
+    "SELECT seq, attempts FROM ready INDEXED BY ready_by_key WHERE gid = ? AND key = ? ORDER BY seq"
+)
+"""Left alone, SQLite reads the whole backlog, which has the right order, instead of the index."""
 
 
 def ready_keys(c: sqlite3.Connection, gid: int, keys: KeyFilter) -> Generator[str, None, None]:
@@ -270,93 +294,91 @@ def _ranges(patterns: Sequence[str]) -> set[tuple[str, str]]:
     return ranges
 
 
-def _take_ready(
-    c: sqlite3.Connection,
-    gid: int,
-    chosen: Sequence[tuple[int, str, int]],
-    due: float,
-    token: int,
-) -> list[tuple[Claim, Row]]:
-    if not chosen:
-        return []
-    select = f"SELECT {COLUMNS} FROM messages WHERE seq = ?"  # noqa: S608
-    between = (gid, chosen[0][0], chosen[-1][0])
-    begun: dict[int, int] = dict(
-        c.execute("SELECT seq, number FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?", between)
-    )
-    taken = [
-        (
-            Claim(seq, token, attempts + 1, key, begun.get(seq, 0)),
-            c.execute(select, (seq,)).fetchone(),
-        )
-        for seq, key, attempts in chosen
-    ]
-    c.executemany("DELETE FROM ready WHERE gid = ? AND seq = ?", [(gid, x[0]) for x in chosen])
-    _lease(c, gid, (x for x, _ in taken), due)
-    return taken
+def _pass_run(
+    c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int, now: float
+) -> tuple[int, int] | None:
+    """Move the cursor over the next messages, if all are consecutive, due and match.
+
+    Returns:
+        The first and the last; ``None`` if that is not so, or there are none.
+
+    Raises:
+        GroupGoneError: If the group was deleted.
+    """
+    first, last, number, due, joined = c.execute(
+        "SELECT min(seq), max(seq), count(*), total(visible <= ?), group_concat(key, ' ') FROM"
+        " (SELECT seq, visible, key FROM entries WHERE seq > ? ORDER BY seq LIMIT ?)",
+        (now, _cursor(c, gid), limit),
+    ).fetchone()
+    if not number or not due == number == last - first + 1:
+        return None
+    if keys and not all(map(keys.matches, set(joined.split(" ")))):
+        return None
+    c.execute("UPDATE groups SET cursor = ? WHERE gid = ?", (last, gid))
+    return first, last
 
 
-def _take_new(
-    c: sqlite3.Connection,
-    gid: int,
-    keys: KeyFilter,
-    limit: int,
-    now: float,
-    lease: float,
-    token: int,
-) -> list[tuple[Claim, Row]]:
-    """Lease messages the group has not looked at; those that do not match wait for others."""
-    found = c.execute("SELECT cursor FROM groups WHERE gid = ?", (gid,)).fetchone()
-    if found is None:
-        raise GroupGoneError
-    (cursor,) = found
-    first = cursor
-    taken: list[tuple[Claim, Row]] = []
-    skipped: list[tuple[int, int, str, int]] = []
-    late: list[tuple[int, int, float, int]] = []
-    rows = c.execute(
-        f"SELECT seq, visible, {COLUMNS} FROM messages"  # noqa: S608
-        " WHERE seq > ? ORDER BY seq LIMIT ?",
-        (cursor, SCAN_LIMIT),
-    )
-    for row in rows:
-        cursor, visible, key = row[0], row[1], row[3]
-        if visible is None:
-            continue
-        if visible > now:
-            late.append((gid, cursor, visible, 0))
-        elif keys.matches(key):
-            taken.append((Claim(cursor, token, 1, key), row[2:]))
-            if len(taken) == limit:
-                break
-        else:
-            skipped.append((gid, cursor, key, 0))
-    rows.close()
-    c.executemany("INSERT INTO delayed VALUES (?, ?, ?, ?)", late)
-    c.executemany("INSERT INTO ready VALUES (?, ?, ?, ?)", skipped)
-    if len(taken) == cursor - first:
+def pass_over(c: sqlite3.Connection, gid: int, now: float, limit: int) -> int:
+    """Move the cursor over new messages, which then wait for the group.
+
+    Returns:
+        Where the cursor is then; 0 if there were none.
+
+    Raises:
+        GroupGoneError: If the group was deleted.
+    """
+    cursor = _cursor(c, gid)
+    query = "SELECT max(seq) FROM (SELECT seq FROM entries WHERE seq > ? ORDER BY seq LIMIT ?)"
+    (last,) = c.execute(query, (cursor, limit)).fetchone()
+    if last is None:
+        return 0
+    for table, columns, due in (("ready", "key, 0", "<="), ("delayed", "visible, 0", ">")):
         c.execute(
-            "INSERT INTO leased SELECT ?, seq, ?, ?, 1 FROM messages WHERE seq BETWEEN ? AND ?",
-            (gid, token, now + lease, first + 1, cursor),
+            f"INSERT INTO {table} SELECT ?, seq, {columns} FROM entries"  # noqa: S608
+            f" WHERE seq > ? AND seq <= ? AND visible {due} ?",
+            (gid, cursor, last, now),
         )
-    else:
-        _lease(c, gid, (x for x, _ in taken), now + lease)
-    c.execute("UPDATE groups SET cursor = ? WHERE gid = ?", (cursor, gid))
-    return taken
+    c.execute("UPDATE groups SET cursor = ? WHERE gid = ?", (last, gid))
+    return int(last)
 
 
-def _lease(c: sqlite3.Connection, gid: int, claims: Iterable[Claim], due: float) -> None:
+def _cursor(c: sqlite3.Connection, gid: int) -> int:
+    row = c.execute("SELECT cursor FROM groups WHERE gid = ?", (gid,)).fetchone()
+    if row is None:
+        raise GroupGoneError
+    return int(row[0])
+
+
+Run = tuple[int, int, int]
+"""The first and the last of consecutive places, and how often they were delivered."""
+
+
+def runs(places: Iterable[Place]) -> list[Run]:
+    found: list[Run] = []
+    first, after, of = 0, 0, -1
+    for seq, attempts in places:
+        if seq != after or attempts != of:
+            if after:
+                found.append((first, after - 1, of))
+            first, of = seq, attempts
+        after = seq + 1
+    if after:
+        found.append((first, after - 1, of))
+    return found
+
+
+def lease(c: sqlite3.Connection, gid: int, token: int, due: float, leased: Iterable[Run]) -> None:
     c.executemany(
-        "INSERT INTO leased VALUES (?, ?, ?, ?, ?)",
-        [(gid, seq, token, due, attempt) for seq, token, attempt, *_ in claims],
+        "INSERT INTO leased (gid, first, last, token, due, attempts) VALUES (?, ?, ?, ?, ?, ?)",
+        [(gid, first, last, token, due, attempts) for first, last, attempts in leased],
     )
 
 
 def give_back(c: sqlite3.Connection, gid: int, token: int) -> None:
     """Release all of a claim that its consumer did not live to receive."""
     c.execute(
-        "INSERT INTO ready SELECT l.gid, l.seq, m.key, l.attempts - 1 FROM leased l"
-        " JOIN messages m USING (seq) WHERE l.gid = ? AND l.token = ?",
+        "INSERT INTO ready SELECT t.gid, m.seq, m.key, t.attempts - 1"  # noqa: S608
+        f" FROM {IN_HAND['leased']} WHERE t.gid = ? AND t.token = ?",
         (gid, token),
     )
     c.execute("DELETE FROM leased WHERE gid = ? AND token = ?", (gid, token))
