@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from abe._redact import Variables, known
+from abe._redact import known
 from abe.backends.message_queue.loader import list_backends, settings_of
 from abe.cli.output import writes_to_terminal
 from abe.cli.session import Target
 from abe.display import options as shared
 from abe.display.options import Option
-from abe.display.prompt import ask_secret
+from abe.display.prompt import ask_missing
 from abe.logging import LogLevel
 
 
@@ -139,7 +139,7 @@ Select = Annotated[list[str] | None, _option(shared.SELECT)]
 
 def target(backend: str | None, env: list[tuple[str, str | None]] | None) -> Target:
     """Return the backend that the options name; asks for values that were not given."""
-    found = Variables((n, ask_secret(n) if value is None else value) for n, value in env or ())
+    found = ask_missing(env or ())
     known.learn(found)
     return Target(backend, found)
 

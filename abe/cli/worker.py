@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import difflib
 import importlib
 import json
 import logging
@@ -28,6 +27,7 @@ from abe.backends.message_queue.loader import choose_backend
 from abe.cli import options
 from abe.cli.output import say
 from abe.cli.session import Target, search_working_directory
+from abe.display.text import did_you_mean
 from abe.errors import ConfigurationError, UnsupportedError
 from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
 from abe.types import EventHandlerFunc
@@ -173,10 +173,8 @@ def _attribute(module: object, path: str, name: str) -> object:
             found = getattr(found, part)
         except AttributeError:
             public = [it for it in dir(found) if not it.startswith("_")]
-            near = difflib.get_close_matches(part, public, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             owner = name.removesuffix(part).rstrip(".:")
-            raise HandlerError(f"{owner} has no {part!r}{hint}") from None
+            raise HandlerError(f"{owner} has no {part!r}{did_you_mean(part, public)}") from None
     return found
 
 

@@ -1,7 +1,6 @@
 """Results as text, HTML and JSON, for the command line and notebooks alike."""
 
 from abe.display.lines import FIELDS, json_line, message_json, message_text
-from abe.display.prompt import ask_secret
 from abe.display.results import Backends, Backlog, Count, DeadLetters, Listing, Messages
 from abe.display.table import Table
 from abe.display.text import cell, group_name, limits, plural, preview, visible
@@ -15,7 +14,6 @@ __all__ = [
     "Listing",
     "Messages",
     "Table",
-    "ask_secret",
     "cell",
     "group_name",
     "json_line",

@@ -1,21 +1,25 @@
-"""Ask for a secret without showing it."""
+"""Ask for secrets without showing them."""
 
 from __future__ import annotations
 
 import getpass
 import warnings
+from collections.abc import Iterable
 
+from abe._redact import Variables
 from abe.errors import ConfigurationError
 
-__all__ = ["ask_secret"]
 
-
-def ask_secret(name: str) -> str:
-    """Ask for the value of the environment variable ``name`` without echo.
+def ask_missing(variables: Iterable[tuple[str, str | None]]) -> Variables:
+    """Return environment variables, after asking for values that are missing, without echo.
 
     Raises:
         ConfigurationError: If no input is available.
     """
+    return Variables((n, _ask(n) if value is None else value) for n, value in variables)
+
+
+def _ask(name: str) -> str:
     try:
         with warnings.catch_warnings():
             # getpass would fall back to showing what is typed.

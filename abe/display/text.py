@@ -7,9 +7,10 @@ limits, not on the size of the data.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,6 +24,7 @@ __all__ = [
     "Limits",
     "age",
     "cell",
+    "did_you_mean",
     "group_name",
     "limits",
     "number",
@@ -130,6 +132,12 @@ def number(value: int | None) -> str:
 def plural(count: int, noun: str) -> str:
     """Return ``1 message``, ``2 messages``, ``12,000 messages``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean name?`` with the known name that is nearest; "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {cell(near[0], 60)}?" if near else ""
 
 
 def group_name(group: str | None) -> str:

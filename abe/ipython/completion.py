@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from abe.backends.message_queue.loader import settings_of
-from abe.ipython.grammar import Option, Syntax
+from abe.display.options import Option
+from abe.ipython.grammar import Syntax
 from abe.ipython.payloads import FORMATS
 from abe.ipython.queue_magics import ACTIONS
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext
 
     from abe.ipython.session import Session
-
-__all__ = ["matcher"]
 
 _CALL = re.compile(r"(?:^|[\s=])(%%?abe_\w+)\s(.*)\Z")
 
@@ -57,7 +56,7 @@ def _complete(
 
 
 def _candidates(session: Session, syntax: Syntax, before: list[str], token: str) -> list[str]:
-    names = {name: o for o in syntax.options for name in (o.long, o.short) if name}
+    names = syntax.names
     words = _positional(names, before)
     if syntax.payload and len(words) > 1:
         return []  # the payload has begun
@@ -87,19 +86,16 @@ def _positional(names: dict[str, Option], before: list[str]) -> list[str]:
 
 
 def _words(session: Session, syntax: Syntax, words: list[str]) -> Iterable[str]:
-    kind = syntax.completes
-    if kind in ("keys", "handlers"):
-        known: Iterable[str] = session.keys if kind == "keys" else session.handlers
-        return [name for name in known if name not in words]
+    many = {"keys": session.keys, "handlers": session.handlers}
+    if syntax.completes in many:
+        return [name for name in many[syntax.completes] if name not in words]
     if words:
         return ()
     if syntax.payload:
         return session.keys
-    if kind == "action":
-        return ACTIONS
-    if kind == "target":
+    if syntax.completes == "target":
         return [*session.installed, *_variables(session, classes=True)]
-    return session.installed if kind == "backend" else ()
+    return {"action": ACTIONS, "backend": session.installed}.get(syntax.completes, ())
 
 
 def _values(session: Session, option: Option, words: list[str]) -> Iterable[str]:

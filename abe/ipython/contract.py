@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from abe.display.options import ENV, SELECT
+from abe.display.prompt import ask_missing
 from abe.display.results import Listing
 from abe.display.table import Table
 from abe.display.text import cell, limits
 from abe.errors import UnsupportedError
 from abe.ipython.errors import short
-from abe.ipython.grammar import OUT, Option, Syntax, assignment
+from abe.ipython.grammar import OUT, Syntax
 from abe.ipython.progress import Progress
 from abe.ipython.session import Call, Settings, magic
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     Rows = Listing[ContractRow]
 else:
     Rows = Listing
-
-__all__ = ["Contract", "ContractMagics"]
 
 _ORDER = {"fail": 0, "pass": 1, "skip": 2}
 _REASON = 600
@@ -48,15 +48,11 @@ class Contract(Rows):
 
     def table(self) -> Table:
         """Return the table: failures first; notes count the skips by reason."""
-        rows = [
-            (row.case, row.outcome, f"{row.seconds:.2f} s", _details(row))
-            for row in self[: limits.rows]
-        ]
-        columns = ("case", "outcome", "took", "details")
+        shown = self[: limits.rows]
         return Table(
             cell(self.report.summary(), 300),
-            columns,
-            rows,
+            ("case", "outcome", "took", "details"),
+            [(it.case, it.outcome, f"{it.seconds:.2f} s", _details(it)) for it in shown],
             total=len(self),
             notes=_skips(row.reason for row in self if row.outcome == "skip"),
             numeric={"took"},
@@ -81,33 +77,17 @@ def _skips(reasons: Iterable[str]) -> list[str]:
     for reason in reasons:
         kind, _, what = _reason(reason).rpartition(" ")
         kinds.setdefault(kind, Counter())[what] += 1
-    return [
-        f"{found.total()} skipped: {kind} {_counted(found)}"
-        for kind, found in sorted(kinds.items(), key=lambda item: -item[1].total())
-    ]
-
-
-def _counted(found: Counter[str]) -> str:
-    if len(found) == 1:
-        return next(iter(found))
-    return ", ".join(f"{what} ({count})" for what, count in found.most_common())
+    lines = []
+    for kind, found in sorted(kinds.items(), key=lambda item: -item[1].total()):
+        each = [f"{what} ({n})" if len(found) > 1 else what for what, n in found.most_common()]
+        lines.append(f"{found.total()} skipped: {kind} {', '.join(each)}")
+    return lines
 
 
 class ContractMagics(Settings):
     """Run the contract suite."""
 
-    @magic(
-        Syntax(
-            "%abe_contract",
-            "CLASS_OR_NAME [-s PATTERN]… [--env K=V]… [-o NAME]",
-            (
-                Option("--select", "-s", "PATTERN", repeat=True),
-                Option("--env", "-e", "K=V", assignment, repeat=True),
-                OUT,
-            ),
-            completes="target",
-        )
-    )
+    @magic(Syntax("%abe_contract", "CLASS_OR_NAME", (SELECT, ENV, OUT), completes="target"))
     def abe_contract(self, call: Call) -> Any:
         """Run the contract suite on a backend, installed or defined in a cell.
 
@@ -121,15 +101,9 @@ class ContractMagics(Settings):
         The suite checks the obligations of every backend, and those that this one declares in its
         capabilities; other cases are skipped, with the reason. A class is instantiated with
         from_env(). A function that makes a backend, a Harness or a BackendContract is accepted as
-        well. A failed case is a result, not an error: to stop a notebook, write assert report.ok.
-
-        Options:
-          -s, --select P     only cases whose name contains P, or matches it with * and ?;
-                             repeatable
-          -e, --env K=V      a variable for an installed backend, e.g. where its broker is;
-                             repeatable. {namespace} in V is replaced by a name that separates
-                             the cases from each other, {folder} by a temporary folder
-          -o, --out NAME     also store the result in the variable NAME
+        well. In the values of --env {namespace} is replaced by a name that separates the cases from
+        each other, {folder} by a temporary folder. A failed case is a result, not an error: to stop
+        a notebook, write assert report.ok.
 
         Returns:
           the rows, shown as a table with failures first; .ok, .report
@@ -149,7 +123,7 @@ class ContractMagics(Settings):
                 report = run_contract(
                     target,
                     select=call.options["select"] or None,
-                    env=dict(call.options["env"]) or None,
+                    env=ask_missing(call.options["env"]) or None,
                     on_row=lambda row: progress(progress.count + 1),
                 )
             except TypeError as error:

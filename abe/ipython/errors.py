@@ -10,8 +10,6 @@ from IPython.core.getipython import get_ipython
 from abe._redact import known
 from abe.display.text import MAX_LINE, visible
 
-__all__ = ["short"]
-
 E = TypeVar("E", bound=BaseException)
 
 _MAX_LINES = 20

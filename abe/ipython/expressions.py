@@ -10,15 +10,6 @@ from typing import Any, TypeAlias
 from abe.display.text import cell
 from abe.ipython.errors import short
 
-__all__ = [
-    "Evaluate",
-    "ExpressionError",
-    "evaluator",
-    "expand",
-    "find_expression",
-    "whole_expression",
-]
-
 Evaluate: TypeAlias = Callable[[str], object]
 """Runs one expression in the user's namespace."""
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
 from abe.display.text import cell
 from abe.errors import PayloadError
-
-__all__ = ["is_frame", "rows_of"]
 
 _SIMPLE = (str, int, float, bool, type(None))
 
@@ -52,25 +50,18 @@ def rows_of(frame: Any, name: str) -> list[dict[str, Any]]:
         twice = next(column for column in columns if columns.count(column) > 1)
         raise PayloadError(f"{name}: two columns are called {cell(twice, 60)!r}")
     polars = _library(frame) == "polars"
-    values = [_polars(frame, i) if polars else _pandas(frame, i) for i in range(len(columns))]
     if not columns:
         return [{} for _ in range(len(frame))]
+    plain = _plain_with(nan_is_missing=not polars)
+    values = []
+    for i in range(len(columns)):
+        series = frame.to_series(i) if polars else frame.iloc[:, i]
+        missing = [False] * len(frame) if polars else series.isna()
+        values.append(
+            [None if no else plain(it) for it, no in zip(series.to_list(), missing, strict=True)]
+        )
     names = [str(column) for column in columns]
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _pandas(frame: Any, position: int) -> Iterable[Any]:
-    series = frame.iloc[:, position]
-    values = series.tolist()
-    if series.dtype.kind in ("i", "u", "b") and not series.hasnans:
-        return list(values)
-    missing = series.isna().tolist()
-    plain = _plain_with(nan_is_missing=True)
-    return [None if gone else plain(value) for value, gone in zip(values, missing, strict=True)]
-
-
-def _polars(frame: Any, position: int) -> Iterable[Any]:
-    return list(map(_plain_with(nan_is_missing=False), frame.to_series(position).to_list()))
 
 
 def _plain_with(*, nan_is_missing: bool) -> Callable[[Any], Any]:

@@ -7,65 +7,18 @@ and option values is evaluated once, as ``str``.
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import keyword
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from IPython.core.error import UsageError
 
-from abe._redact import redact
-from abe.display.text import visible
+from abe.display.options import Option, quoted
+from abe.display.text import did_you_mean
 from abe.ipython.expressions import Evaluate, ExpressionError, expand, find_expression
-
-__all__ = [
-    "GROUP",
-    "NUMBER",
-    "OUT",
-    "Arguments",
-    "Option",
-    "Syntax",
-    "assignment",
-    "count",
-    "env_name",
-    "identifier",
-    "one_of",
-    "parse",
-    "seconds",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of a magic.
-
-    Attributes:
-        long: Its long spelling, e.g. ``"--group"``.
-        short: Its short spelling, if it has one.
-        metavar: Name of its value in usage lines; empty for a flag.
-        convert: Makes the value from text; raises ``ValueError`` with the form it must have.
-        default: The value when the option is absent.
-        repeat: It may be given several times; the value is a list.
-        name: Key of the value in `Arguments.options`.
-    """
-
-    long: str
-    short: str = ""
-    metavar: str = ""
-    convert: Callable[[str], Any] = str
-    default: Any = None
-    repeat: bool = False
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.long[2:].replace("-", "_"))
-
-    @property
-    def label(self) -> str:
-        """How messages name the option."""
-        return f"{self.short}/{self.long}" if self.short else self.long
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +27,7 @@ class Syntax:
 
     Attributes:
         magic: The magic as it is written, e.g. ``"%abe_publish"``.
-        usage: The text that follows its name, e.g. ``"[--delay S] KEY PAYLOAD"``.
+        takes: What stands beside the options, e.g. ``"KEY [PAYLOAD]"``.
         options: Its options.
         payload: The first word is KEY and what follows it is the payload.
         completes: Kind of the words: ``"keys"``, ``"backend"``, ``"target"``, ``"action"`` or
@@ -83,19 +36,50 @@ class Syntax:
     """
 
     magic: str
-    usage: str
+    takes: str = ""
     options: tuple[Option, ...] = ()
     payload: bool = False
     completes: str = ""
     max_words: int | None = None
+
+    @property
+    def names(self) -> dict[str, Option]:
+        """The options by each of their spellings."""
+        return {name: o for o in self.options for name in (o.long, o.short) if name}
+
+    @property
+    def usage(self) -> str:
+        """The text that follows the magic's name in usage lines."""
+        options = [
+            f"[{' '.join(filter(None, (o.short or o.long, o.metavar)))}]{'…' * o.repeat}"
+            for o in self.options
+        ]
+        return " ".join(filter(None, [*options, self.takes]))
+
+    def document(self, text: str) -> str:
+        """Insert the options into the docstring of a magic, before what it returns."""
+        spelled = [
+            f"{o.short and f'{o.short}, '}{o.long} {o.metavar}".rstrip() for o in self.options
+        ]
+        width = max(map(len, spelled)) + 2
+        lines = [
+            textwrap.fill(
+                f"{o.help[:-1]} ({o.default})." if o.default else o.help,
+                width=98,
+                initial_indent=f"  {name:{width}}",
+                subsequent_indent=" " * (width + 2),
+            )
+            for o, name in zip(self.options, spelled, strict=True)
+        ]
+        before, returns, result = inspect.cleandoc(text).partition("Returns:")
+        return "\n".join([before.rstrip(), "", "Options:", *lines, "", returns + result]).rstrip()
 
     def error(self, problem: str) -> UsageError:
         """Return the error that says ``problem`` and how the magic is used."""
         return UsageError(f"{problem}\nUsage: {self.magic} {self.usage}")
 
 
-@dataclass(slots=True)
-class Arguments:
+class Arguments(NamedTuple):
     """The arguments of one call.
 
     Attributes:
@@ -104,9 +88,9 @@ class Arguments:
         payload: The text behind KEY, verbatim; ``None`` if there is none.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)
-    words: list[str] = field(default_factory=list)
-    payload: str | None = None
+    options: dict[str, Any]
+    words: list[str]
+    payload: str | None
 
 
 def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
@@ -117,23 +101,18 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
     Raises:
         UsageError: If it does not follow the grammar.
     """
-    words, given, payload = _read(syntax, line.rstrip().removesuffix(";").rstrip())
-    result = Arguments(payload=payload)
-    for option in syntax.options:
-        default = option.default
-        result.options[option.name] = [] if option.repeat else default
-    for option, raw in given:
-        value: Any = True
-        if raw is not None:
-            value = _convert(syntax, option, _expand(syntax, raw, evaluate))
-        if option.repeat:
-            result.options[option.name].append(value)
-        else:
-            result.options[option.name] = value
-    result.words = [_expand(syntax, w, evaluate) if "{{" in w else w for w in words]
+    options: dict[str, Any] = {o.name: [] if o.repeat else None for o in syntax.options}
+    try:
+        words, given, payload = _read(syntax, line.rstrip().removesuffix(";").rstrip())
+        for option, text in given:
+            value = True if text is None else _convert(syntax, option, expand(text, evaluate))
+            options[option.name] = [*options[option.name], value] if option.repeat else value
+        words = [expand(word, evaluate) for word in words]
+    except ExpressionError as error:
+        raise syntax.error(str(error)) from None
     if syntax.max_words is not None and len(words) > syntax.max_words:
-        raise syntax.error(f"{_shown(result.words[syntax.max_words])} is one word too many")
-    return result
+        raise syntax.error(f"{quoted(words[syntax.max_words])} is one word too many")
+    return Arguments(options, words, payload)
 
 
 _Given = list[tuple[Option, str | None]]
@@ -142,11 +121,15 @@ _Given = list[tuple[Option, str | None]]
 def _read(syntax: Syntax, line: str) -> tuple[list[str], _Given, str | None]:
     words: list[str] = []
     given: _Given = []
-    names = {name: o for o in syntax.options for name in (o.long, o.short) if name}
+    names = syntax.names
     position, options_end = len(line) - len(line.lstrip()), False
     while position < len(line):
-        if syntax.payload and not words and line[position] in "[{":
-            _refuse_missing_key(syntax, line[position:])
+        rest = line[position:]
+        # '[' is forbidden in keys, and JSON follows KEY.
+        is_json = rest[0] == "[" or (rest[0] == "{" and not rest.startswith("{{"))
+        if syntax.payload and not words and is_json:
+            usage = f"{syntax.magic} KEY {quoted(rest)}"
+            raise syntax.error(f"KEY is missing before the payload; write {usage}")
         begins_option = line[position] == "-" and not options_end
         if syntax.payload and words and not begins_option:
             return words, given, line[position:]
@@ -169,14 +152,6 @@ def _read(syntax: Syntax, line: str) -> tuple[list[str], _Given, str | None]:
     return words, given, None
 
 
-def _refuse_missing_key(syntax: Syntax, rest: str) -> None:
-    # '[' is forbidden in keys, and JSON follows KEY.
-    if rest[0] == "[" or (rest[0] == "{" and not rest.startswith("{{")):
-        raise syntax.error(
-            f"KEY is missing before the payload; write {syntax.magic} KEY {_shown(rest)}"
-        )
-
-
 def _split_option(syntax: Syntax, names: dict[str, Option], word: str) -> tuple[Option, str | None]:
     name, equals, value = word.partition("=")
     if name in names:
@@ -187,20 +162,13 @@ def _split_option(syntax: Syntax, names: dict[str, Option], word: str) -> tuple[
     short = names.get(word[:2])
     if short is not None and not word.startswith("--") and short.metavar:
         return short, word[2:]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    known = ", ".join(o.label for o in syntax.options)
+    hint = did_you_mean(name, names) or (
+        f"; there are {known}" if known else "; this magic has no options"
+    )
     if name in ("-h", "--help"):
-        hint = f"{syntax.magic}? shows the help"
-    elif near:
-        hint = f"did you mean {near[0]}?"
-    else:
-        hint = f"there are {', '.join(o.label for o in names_once(names))}" if names else ""
-        hint = hint or "this magic has no options"
-    raise syntax.error(f"unknown option {_shown(name)}; {hint}")
-
-
-def names_once(names: dict[str, Option]) -> list[Option]:
-    """Return the options of ``names``, each once, in order."""
-    return list(dict.fromkeys(names.values()))
+        hint = f"; {syntax.magic}? shows the help"
+    raise syntax.error(f"unknown option {quoted(name)}{hint}")
 
 
 def _word(syntax: Syntax, line: str, start: int) -> tuple[str, int]:
@@ -212,7 +180,7 @@ def _word(syntax: Syntax, line: str, start: int) -> tuple[str, int]:
     position = start
     while position < len(line) and not line[position].isspace():
         if line.startswith("{{", position):
-            end = _expression_end(syntax, line, position)
+            end = find_expression(line, position)[1]
             parts.append(line[position:end])
         elif line[position] in "\"'" and (position == start or line[position - 1] == "="):
             end = _quote_end(syntax, line, position)
@@ -228,29 +196,13 @@ def _quote_end(syntax: Syntax, line: str, start: int) -> int:
     position = start + 1
     while position < len(line):
         if line.startswith("{{", position):
-            position = _expression_end(syntax, line, position)
+            position = find_expression(line, position)[1]
             continue
         at_end = position + 1 == len(line) or line[position + 1].isspace()
         if line[position] == line[start] and at_end:
             return position + 1
         position += 1
-    raise syntax.error(f"the quote in {_shown(line[start:])} is not closed")
-
-
-def _expression_end(syntax: Syntax, line: str, start: int) -> int:
-    try:
-        return find_expression(line, start)[1]
-    except ExpressionError as error:
-        raise syntax.error(str(error)) from None
-
-
-def _expand(syntax: Syntax, text: str, evaluate: Evaluate) -> str:
-    if "{{" not in text:
-        return text
-    try:
-        return expand(text, evaluate)
-    except ExpressionError as error:  # braces that quotes or '=' had kept apart
-        raise syntax.error(str(error)) from None
+    raise syntax.error(f"the quote in {quoted(line[start:])} is not closed")
 
 
 def _convert(syntax: Syntax, option: Option, text: str) -> Any:
@@ -260,36 +212,6 @@ def _convert(syntax: Syntax, option: Option, text: str) -> Any:
         raise syntax.error(f"{option.label} {error}") from None
 
 
-def _shown(text: str) -> str:
-    return visible(redact(text[:300]), 80)
-
-
-def seconds(text: str) -> float:
-    """Convert a number of seconds.
-
-    Raises:
-        ValueError: If it is not one.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"must be a number of seconds, 0 or more, not {_shown(text)!r}")
-    return value
-
-
-def count(text: str) -> int:
-    """Convert a number of messages.
-
-    Raises:
-        ValueError: If it is not one.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-        raise ValueError(f"must be a whole number, 1 or more, not {_shown(text)!r}")
-    return int(text)
-
-
 def identifier(text: str) -> str:
     """Convert the name of a variable.
 
@@ -297,33 +219,8 @@ def identifier(text: str) -> str:
         ValueError: If it is not one.
     """
     if not text.isidentifier() or keyword.iskeyword(text):
-        raise ValueError(f"must be the name of a variable, not {_shown(text)!r}")
+        raise ValueError(f"must be the name of a variable, not {quoted(text)!r}")
     return text
-
-
-def assignment(text: str) -> tuple[str, str]:
-    """Convert ``K=V``.
-
-    Raises:
-        ValueError: If there is no name or no ``=``.
-    """
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        # Not echoed: what stands there may be a secret.
-        raise ValueError('must look like NAME=VALUE, with quotes around spaces: NAME="a b"')
-    return name, value
-
-
-def env_name(text: str) -> tuple[str, str | None]:
-    """Convert ``K=V``, or ``K`` alone, whose value is asked for.
-
-    Raises:
-        ValueError: If K cannot name an environment variable.
-    """
-    name, equals, value = text.partition("=")
-    if not (name.isascii() and name.isidentifier()):
-        raise ValueError("must look like NAME=VALUE, or NAME to be asked for the value")
-    return name, value if equals else None
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -332,13 +229,10 @@ def one_of(*choices: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text in choices:
             return text
-        near: Sequence[str] = difflib.get_close_matches(text.lower(), choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"must be one of {', '.join(choices)}, not {_shown(text)!r}{hint}")
+        hint = did_you_mean(text.lower(), choices)
+        raise ValueError(f"must be one of {', '.join(choices)}, not {quoted(text)!r}{hint}")
 
     return convert
 
 
-GROUP = Option("--group", "-g", "GROUP")
-NUMBER = Option("--number", "-n", "N", count)
-OUT = Option("--out", "-o", "NAME", identifier)
+OUT = Option("--out", "-o", "NAME", "Also store the result in the variable NAME.", identifier)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group
 from abe.backends.message_queue.consumer import RetryPolicy
 from abe.backends.message_queue.handling.handlers import check_handler
-from abe.display.text import cell, group_name
-from abe.ipython.grammar import GROUP, OUT, Option, Syntax, count
+from abe.display.options import CONCURRENCY, GROUP, MAX_ATTEMPTS, Option
+from abe.display.text import cell, did_you_mean, group_name
+from abe.ipython.grammar import OUT, Syntax
 from abe.ipython.handlers import Handler, HandlerList
 from abe.ipython.session import Call, Settings, magic, say
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["HandlerMagics"]
-
 DRAIN_TIMEOUT = 10.0
 """Seconds that stopping waits for messages in flight, while the cell is blocked."""
+
+
+NAME = Option(
+    *("--name", "", "N"),
+    "Its name in %abe_handlers and %abe_stop.",
+    default="the function's name",
+)
+ALL = Option("--all", does="Stop all of them.")
 
 
 class HandlerMagics(Settings):
@@ -30,15 +36,8 @@ class HandlerMagics(Settings):
     @magic(
         Syntax(
             "%%abe_handler",
-            "[KEYS…] [-g GROUP] [--name N] [--concurrency C] [--max-attempts A] [-o NAME],"
-            " then a function as the cell",
-            (
-                GROUP,
-                Option("--name", "", "N"),
-                Option("--concurrency", "-c", "C", count, default=1),
-                Option("--max-attempts", "-a", "A", count),
-                OUT,
-            ),
+            "[KEYS…], then a function as the cell",
+            (GROUP, NAME, CONCURRENCY, MAX_ATTEMPTS, OUT),
             completes="keys",
         )
     )
@@ -65,14 +64,6 @@ class HandlerMagics(Settings):
 
         A sync function runs in a thread of its own. An async function shares one event loop with
         everything else of abe: it must not block, and awaits q.aio instead of calling q.
-
-        Options:
-          -g, --group GROUP     the consumer group (without it: the default group)
-          --name N              its name in %abe_handlers and %abe_stop (the function's name)
-          -c, --concurrency C   handle C messages at a time (1)
-          -a, --max-attempts A  give a message up when it has failed A times (5)
-          -o, --out NAME        store the worker in the variable NAME: .processed, .last_error,
-                                .stop() …
         """
         options, keys, session = call.options, call.words or None, self.session
         KeyFilter(keys)
@@ -92,7 +83,7 @@ class HandlerMagics(Settings):
                 function,
                 keys=keys,
                 group=group,
-                concurrency=options["concurrency"],
+                concurrency=options["concurrency"] or 1,
                 retry=RetryPolicy(max_attempts=attempts) if attempts else None,
                 drain_timeout=DRAIN_TIMEOUT,
             ),
@@ -103,26 +94,23 @@ class HandlerMagics(Settings):
             say(f"handler {cell(name, 60)} {where}: running. %abe_handlers shows its counters")
         call.result(made.worker)
 
-    @magic(Syntax("%abe_handlers", "[-o NAME]", (OUT,), max_words=0))
+    @magic(Syntax("%abe_handlers", options=(OUT,), max_words=0))
     def abe_handlers(self, call: Call) -> Any:
         """List the handlers that %%abe_handler has started, with their counters.
 
         ::
 
-            %abe_handlers [-o NAME]
+            %abe_handlers
 
         A handler that has failed permanently stays in the list, with its error, until it is
         replaced or stopped.
-
-        Options:
-          -o, --out NAME     also store the result in the variable NAME
 
         Returns:
           a list with .name and .worker (.processed, .failed, .last_error …), shown as a table
         """
         return call.result(HandlerList(self.session.handlers.values()))
 
-    @magic(Syntax("%abe_stop", "[NAME…|--all]", (Option("--all"),), completes="handlers"))
+    @magic(Syntax("%abe_stop", "[NAME…]", (ALL,), completes="handlers"))
     def abe_stop(self, call: Call) -> Any:
         """Stop handlers that %%abe_handler has started.
 
@@ -134,9 +122,6 @@ class HandlerMagics(Settings):
 
         Messages in flight are finished first, for at most 10 seconds (1 second when the kernel
         ends); unsettled messages are then redelivered. Without a name the only handler is stopped.
-
-        Options:
-          --all              stop all of them
         """
         running, names = self.session.handlers, call.words
         if call.options["all"] and names:
@@ -147,10 +132,8 @@ class HandlerMagics(Settings):
             names = list(running)
         for name in names:
             if name not in running:
-                near = difflib.get_close_matches(name, running, n=1)
-                known = f"there are {_list(running)}"
-                hint = f"did you mean {cell(near[0], 60)}?" if near else known
-                raise call.syntax.error(f"no handler is called {cell(name, 60)}; {hint}")
+                hint = did_you_mean(name, running) or f"; there are {_list(running)}"
+                raise call.syntax.error(f"no handler is called {cell(name, 60)}{hint}")
         self.session.stop(dict.fromkeys(names))
         if not names:
             say("no handler is running")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from abe.sync import Worker
 
-__all__ = ["Handler", "HandlerList", "Handlers"]
-
 EXIT_TIMEOUT = 1.0
 """Seconds for messages in flight at exit: Jupyter kills a kernel 2.5 s after asking it to end."""
 MAX_REPORTS = 5
@@ -38,18 +36,12 @@ COLUMNS = ("state", "processed", "failed", "retried", "dead", "in flight", "rate
 NUMERIC = COLUMNS[1:]
 
 
-def state(worker: Worker) -> str:
-    """Return what a worker is doing, in one word."""
-    if worker.running:
-        return "running"
-    return "failed" if worker.error is not None else "stopped"
-
-
 def numbers(worker: Worker) -> list[str]:
     """Return the cells below `COLUMNS`."""
+    state = "running" if worker.running else "failed" if worker.error else "stopped"
     counts = (worker.processed, worker.failed, worker.retried, worker.dead, worker.in_flight)
     rate = f"{worker.rate:,.1f}/s" if worker.running else ""
-    return [state(worker), *(f"{count:,}" for count in counts), rate]
+    return [state, *(f"{count:,}" for count in counts), rate]
 
 
 def problem(worker: Worker) -> str:
@@ -64,23 +56,26 @@ def problem(worker: Worker) -> str:
     return cell(f"{type(error).__name__}: {text}".removesuffix(": "), 500)
 
 
-class Status:
-    """The display of a handler's state in the cell that started it.
+class Handler:
+    """A function that handles messages in the background, and the display of its state.
 
-    In a notebook it follows the worker: it is updated from the portal, in the context of its cell,
-    while other cells run. The last state stays in the saved notebook.
+    In a notebook the display follows the worker: it is updated from the portal, in the context of
+    its cell, while other cells run. The last state stays in the saved notebook.
 
-    Args:
-        name: The handler's name.
+    Attributes:
+        name: Its name in the magics.
         where: Backend, group and keys, in words.
-        refresh: Seconds between two updates.
+        worker: The `abe.sync.Worker` with the counters.
     """
 
+    worker: Worker
+
     def __init__(self, name: str, where: str, refresh: float) -> None:
-        self._name = name
-        self._where = where
+        self.name = name
+        self.where = where
+        self.reports = 0
         self._refresh = refresh
-        self._worker: Worker | None = None
+        self._without_worker = "starting"
         self._handle: DisplayHandle | None = None
         self._context = contextvars.copy_context()
         self._rates: deque[float] = deque([0.0] * 2, maxlen=SAMPLES)
@@ -88,68 +83,67 @@ class Status:
         self._shown: Any = None
         self._closed = False
 
-    def show(self) -> None:
-        """Display the state in the running cell."""
+    def __repr__(self) -> str:
+        return f"<handler {self.name} {self.where}: {', '.join(numbers(self.worker))}>"
+
+    def start(self, begin: Callable[[], Worker], *, live: bool) -> None:
+        """Start the worker by ``begin``, and display its state if that can be updated."""
         from IPython.core.display_functions import display
 
-        self._handle = display(self._bundle(), raw=True, display_id=True)
-
-    def follow(self, worker: Worker) -> None:
-        """Follow ``worker`` until it has ended."""
-        self._worker = worker
-        if self._handle is not None:
+        if live:
+            self._handle = display(self._bundle(), raw=True, display_id=True)
+        try:
+            self.worker = begin()
+        except BaseException:
+            self._without_worker = "not started"
+            self.refresh()
+            raise
+        self._without_worker = ""
+        if live:
             self._context.copy().run(get_portal().post, self._tick)
 
-    def close(self, worker: Worker | None) -> None:
-        """Show the last state; from any thread."""
-        self._worker = worker
-        self._closed = True
-        self.refresh()
+    def stop(self) -> None:
+        """Take no more messages, wait for those in flight, and show the last state.
+
+        After an interrupt, and where its own handler stops it, the display is updated to the end.
+        """
+        self.worker.stop()
+        if not self.worker.running:
+            self._closed = True
+            self.refresh()
+
+    def summary(self) -> str:
+        """Return its counters in words."""
+        w = self.worker
+        return f"{w.processed:,} processed, {w.failed:,} failed, {w.dead:,} dead"
 
     def refresh(self) -> None:
         """Show the present state, in the context of the running cell.
 
         Programs that execute notebooks see only the output of the cell that they run.
         """
-        if self._handle is not None:
-            self._send(self._handle)
-
-    # -- on the portal ---------------------------------------------------------------------
+        if self._handle is None:
+            return
+        try:
+            self._handle.update(self._bundle(), raw=True)
+        except Exception:
+            self._handle = None  # the frontend has gone
 
     def _tick(self) -> None:
-        worker = self._worker
-        assert worker is not None
+        """Update the display on the portal, if the state has changed."""
         if self._closed:
             return
-        self._sample(worker)
-        self._update()
-        if worker.running:
-            asyncio.get_running_loop().call_later(self._refresh, self._tick)
-
-    def _sample(self, worker: Worker) -> None:
+        worker = self.worker
         now, processed = time.monotonic(), worker.processed
         before, count = self._last
         self._rates.append((processed - count) / max(now - before, 0.001))
         self._last = (now, processed)
-
-    def _update(self) -> None:
-        """Send the state if it has changed."""
-        worker = self._worker
-        content = worker is not None and (
-            *numbers(worker),
-            problem(worker),
-            any(self._rates) and tuple(self._rates),
-        )
-        if self._handle is None or content == self._shown:
-            return
-        self._shown = content
-        self._context.copy().run(self._send, self._handle)
-
-    def _send(self, handle: DisplayHandle) -> None:
-        try:
-            handle.update(self._bundle(), raw=True)
-        except Exception:
-            self._handle = None  # the frontend has gone
+        content = (*numbers(worker), problem(worker), any(self._rates) and tuple(self._rates))
+        if content != self._shown:
+            self._shown = content
+            self._context.copy().run(self.refresh)
+        if worker.running:
+            asyncio.get_running_loop().call_later(self._refresh, self._tick)
 
     def _bundle(self) -> dict[str, str]:
         table = self.table()
@@ -157,14 +151,13 @@ class Status:
 
     def table(self) -> Table:
         """Return the table that shows the state."""
-        caption = f"handler {self._name} {self._where}"
-        worker = self._worker
-        if worker is None:
-            row = ["not started" if self._closed else "starting", *([""] * (len(COLUMNS) - 1))]
+        caption = f"handler {self.name} {self.where}"
+        if self._without_worker:
+            row = [self._without_worker, *([""] * (len(COLUMNS) - 1))]
             return Table(caption, COLUMNS, [row])
-        error = problem(worker)
+        error = problem(self.worker)
         notes = [f"last error: {error}"] if error else []
-        rows = [numbers(worker)]
+        rows = [numbers(self.worker)]
         figure = self._activity()
         return Table(caption, COLUMNS, rows, notes=notes, figure=figure, numeric=NUMERIC)
 
@@ -176,41 +169,6 @@ class Status:
             f" at most {max(rates):.0f}"
         )
         return sparkline(rates, text)
-
-
-class Handler:
-    """A function that handles messages in the background.
-
-    Attributes:
-        name: Its name in the magics.
-        worker: The `abe.sync.Worker` with the counters.
-        where: Backend, group and keys, in words.
-    """
-
-    worker: Worker
-
-    def __init__(self, name: str, where: str, refresh: float) -> None:
-        self.name = name
-        self.where = where
-        self.status = Status(name, where, refresh)
-        self.reports = 0
-
-    def __repr__(self) -> str:
-        return f"<handler {self.name} {self.where}: {', '.join(numbers(self.worker))}>"
-
-    def stop(self) -> None:
-        """Take no more messages, wait for those in flight, and show the last state.
-
-        After an interrupt, and where its own handler stops it, the status is updated to the end.
-        """
-        self.worker.stop()
-        if not self.worker.running:
-            self.status.close(self.worker)
-
-    def summary(self) -> str:
-        """Return its counters in words."""
-        w = self.worker
-        return f"{w.processed:,} processed, {w.failed:,} failed, {w.dead:,} dead"
 
 
 class _FewReports(logging.Filter):
@@ -251,17 +209,11 @@ class Handlers(dict[str, Handler]):
         atexit.unregister(self._hurry)
         atexit.register(self._hurry)
         token = _current.set(handler)
-        if live:
-            handler.status.show()
         try:
-            handler.worker = begin()
-        except BaseException:
-            handler.status.close(None)
-            raise
+            handler.start(begin, live=live)
         finally:
             _current.reset(token)
         self[handler.name] = handler
-        handler.status.follow(handler.worker)
 
     def stop(self, names: Iterable[str]) -> list[Handler]:
         """Stop handlers and forget them; they drain side by side."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import keyword
+import random
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from abe.display.text import cell
 from abe.errors import PayloadError
 from abe.ipython.expressions import Evaluate, ExpressionError, find_expression
-
-__all__ = ["Template", "parse_json"]
 
 # Possessive, so that a long string costs neither stack nor backtracking.
 _STRING_OR_BRACES = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\{\{', re.DOTALL)
@@ -23,15 +21,6 @@ _MORE = "Extra data"
 """Message of `json` for text behind a complete value."""
 _SLIP_LENGTH = 2000
 """Maximum length of text that is examined for a slip."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Expression:
-    source: str
-    start: int  # of its "{{" in the text
-    end: int  # behind its "}}" in the text
-    new_start: int  # of what replaced it
-    new_end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +54,29 @@ def parse_json(text: str, command: str) -> Template:
     Raises:
         PayloadError: If it is not JSON, or says the same name twice in one object.
     """
-    mark = f"abe:{secrets.token_hex(12)}:"
-    plain, found = _replace_expressions(text, mark) if "{{" in text else (text, [])
+    plain, expressions = _replace_expressions(text) if "{{" in text else (text, {})
     try:
         parsed = json.loads(plain, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        position = _locate(error.pos, found)
-        raise PayloadError(_explain(text, position, error.msg, command)) from None
+        raise PayloadError(_explain(text, error.pos, error.msg, command)) from None
     except RecursionError:
         raise PayloadError("the payload is nested too deeply") from None
     except PayloadError:
         raise
     except ValueError as error:  # a number with too many digits
         raise PayloadError(f"the payload is not JSON: {error}") from None
-    return Template(parsed, {f"{mark}{i}": e.source for i, e in enumerate(found)})
+    return Template(parsed, expressions)
 
 
-def _replace_expressions(text: str, mark: str) -> tuple[str, list[_Expression]]:
-    """Replace the n-th ``{{expr}}`` outside strings by the JSON string ``<mark>n``."""
+def _replace_expressions(text: str) -> tuple[str, dict[str, str]]:
+    """Replace each ``{{expr}}`` outside strings by a JSON string of its length, a mark.
+
+    Marks are random characters for private use, so no string of the payload is one; positions in
+    errors of the result are those in ``text``.
+    """
     parts: list[str] = []
-    found: list[_Expression] = []
-    done = length = position = 0
+    expressions: dict[str, str] = {}
+    done = position = 0
     while match := _STRING_OR_BRACES.search(text, position):
         position = match.end()
         if match.group() != "{{":
@@ -98,25 +89,12 @@ def _replace_expressions(text: str, mark: str) -> tuple[str, list[_Expression]]:
                 raise PayloadError(str(error)) from None
             position = start + 1  # an object whose first name is an expression
             continue
-        placeholder = json.dumps(f"{mark}{len(found)}")
-        parts += [text[done:start], placeholder]
-        length += start - done
-        found.append(_Expression(source, start, position, length, length + len(placeholder)))
-        length += len(placeholder)
+        mark = "".join(chr(random.randrange(0xF0000, 0xFFFFE)) for _ in range(3))
+        mark = mark.ljust(position - start - 2, "\uf8ff")
+        expressions[mark] = source
+        parts += [text[done:start], f'"{mark}"']
         done = position
-    return "".join([*parts, text[done:]]), found
-
-
-def _locate(position: int, expressions: list[_Expression]) -> int:
-    """Return where in the original text ``position`` of the replaced text stood."""
-    shift = 0
-    for expression in expressions:
-        if position < expression.new_start:
-            break
-        if position < expression.new_end:
-            return expression.start
-        shift = expression.end - expression.new_end
-    return position + shift
+    return "".join([*parts, text[done:]]), expressions
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from abe._redact import Variables
 from abe.backends.message_queue.loader import choose_backend, list_backends
-from abe.display.prompt import ask_secret
+from abe.display.options import CHECK, ENV, Option
+from abe.display.prompt import ask_missing
 from abe.display.results import Backends
 from abe.errors import AbeError
 from abe.ipython.completion import matcher
 from abe.ipython.contract import ContractMagics
-from abe.ipython.grammar import OUT, Option, Syntax, env_name, identifier
+from abe.ipython.grammar import OUT, Syntax, identifier
 from abe.ipython.handler_magics import HandlerMagics
 from abe.ipython.publish_magics import PublishMagics
 from abe.ipython.queue_magics import QueueMagics
@@ -20,7 +20,9 @@ from abe.ipython.session import Call, Session, magic
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["AbeMagics"]
+VARIABLE = Option(
+    "--in", "-i", "VAR", "Use the backend in the variable VAR instead of opening one.", identifier
+)
 
 
 class AbeMagics(PublishMagics, QueueMagics, HandlerMagics, ContractMagics):
@@ -50,19 +52,15 @@ class AbeMagics(PublishMagics, QueueMagics, HandlerMagics, ContractMagics):
         if self._matcher in matchers:
             matchers.remove(self._matcher)
 
-    @magic(Syntax("%abe_backends", "[--check] [-o NAME]", (Option("--check"), OUT), max_words=0))
+    @magic(Syntax("%abe_backends", options=(CHECK, OUT), max_words=0))
     def abe_backends(self, call: Call) -> Any:
         """List the installed backends, which one is chosen without a name, and why.
 
         ::
 
-            %abe_backends [--check] [-o NAME]
+            %abe_backends --check
 
         Nothing is imported, so a broken provider shows only with --check.
-
-        Options:
-          --check        import every backend, to find broken and deprecated ones
-          -o, --out      also store the result in the variable NAME
 
         Returns:
           a list of BackendInfo, shown as a table
@@ -78,18 +76,7 @@ class AbeMagics(PublishMagics, QueueMagics, HandlerMagics, ContractMagics):
         self.session.installed = sorted({info.name for info in found})
         return call.result(Backends(found, chosen, reason, notes))
 
-    @magic(
-        Syntax(
-            "%abe_connect",
-            "[NAME] [-i VAR] [--env K[=V]]… [-o NAME]",
-            (
-                Option("--in", "-i", "VAR", identifier),
-                Option("--env", "-e", "K[=V]", env_name, repeat=True),
-                OUT,
-            ),
-            completes="backend",
-        )
-    )
+    @magic(Syntax("%abe_connect", "[NAME]", (VARIABLE, ENV, OUT), completes="backend"))
     def abe_connect(self, call: Call) -> Any:
         """Open the backend that the magics of this session use, and return it.
 
@@ -105,13 +92,6 @@ class AbeMagics(PublishMagics, QueueMagics, HandlerMagics, ContractMagics):
         provider, else memory. Without %abe_connect the first magic does the same. The backend
         that the magics used before is closed, unless it is a SyncBackend that you made.
 
-        Options:
-          -e, --env K=V  set an environment variable while the backend is created; repeatable.
-                         K alone asks for the value without echo, which keeps passwords
-                         out of the notebook
-          -i, --in VAR   use the backend in the variable VAR instead of opening one
-          -o, --out      also store the result in the variable NAME
-
         Returns:
           the SyncBackend: q.publish(…), q.take(…), q.consume(…), await q.aio.publish(…)
         """
@@ -126,7 +106,7 @@ class AbeMagics(PublishMagics, QueueMagics, HandlerMagics, ContractMagics):
             )
         if variable is not None:
             return call.result(self.session.adopt(call.variable(variable), variable))
-        env = Variables((n, ask_secret(n) if value is None else value) for n, value in settings)
+        env = ask_missing(settings)
         return call.result(self.session.open(words[0] if words else None, env or None))
 
 

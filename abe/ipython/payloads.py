@@ -17,8 +17,6 @@ from abe.ipython.expressions import Evaluate, whole_expression
 from abe.ipython.frames import is_frame, rows_of
 from abe.ipython.json_text import Template, parse_json
 
-__all__ = ["FORMATS", "Payloads", "payloads_of", "read_file", "read_payloads"]
-
 FORMATS = ("json", "jsonl", "yaml", "csv", "python")
 """How the text of a payload may be written."""
 _SUFFIXES = {
@@ -204,20 +202,14 @@ def _yaml(text: str) -> object:
 
 def _csv(text: str) -> object:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    names: list[str] = []
-    items: list[dict[str, str]] = []
     try:
-        for row in filter(None, reader):
-            if not names:
-                names = row
-                if len(set(names)) != len(names) or not all(names):
-                    raise PayloadError("the first line of the CSV must name each column, once")
-            elif len(row) != len(names):
-                raise PayloadError(
-                    f"line {reader.line_num} of the CSV has {len(row)} cells, not {len(names)}"
-                )
-            else:
-                items.append(dict(zip(names, row, strict=True)))
+        rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise PayloadError(f"line {reader.line_num} is not CSV: {error}") from None
-    return items
+    names = rows[0][1] if rows else []
+    if len(set(names)) != len(names) or not all(names):
+        raise PayloadError("the first line of the CSV must name each column, once")
+    for number, row in rows:
+        if len(row) != len(names):
+            raise PayloadError(f"line {number} of the CSV has {len(row)} cells, not {len(names)}")
+    return [dict(zip(names, row, strict=True)) for _, row in rows[1:]]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from IPython.core.display_functions import DisplayHandle
-
-__all__ = ["Progress"]
 
 PATIENCE = 1.0
 """Seconds before anything is shown: most operations have ended by then."""
@@ -56,29 +53,20 @@ class Progress:
         self._shown = True
         whole = "" if self._total is None else f" of {self._total:,}"
         line = f"{self._done} {self.count:,}{whole}"
-        if self._live:
-            self._display({"text/plain": line})
+        if self._handle is not None:
+            self._handle.update({"text/plain": line}, raw=True)
+        elif self._live:
+            from IPython.core.display_functions import display
+
+            self._handle = display({"text/plain": line}, raw=True, display_id=True)
         elif self._tty:
             print(f"\r{line}", end=end, file=sys.stderr, flush=True)  # noqa: T201
         elif end:
             print(line)  # noqa: T201
 
-    def _display(self, bundle: dict[str, str]) -> None:
-        from IPython.core.display_functions import display
-
-        if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
-        else:
-            self._handle.update(bundle, raw=True)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._shown:
             self._show(end="\n")

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from abe.display.options import DELAY, HEADER, Option
 from abe.display.results import Count
 from abe.display.text import cell, plural
-from abe.ipython.grammar import (
-    OUT,
-    Option,
-    Syntax,
-    assignment,
-    identifier,
-    one_of,
-    seconds,
-)
+from abe.ipython.grammar import OUT, Syntax, identifier, one_of
 from abe.ipython.payloads import FORMATS, Payloads, payloads_of, read_file, read_payloads
 from abe.ipython.progress import Progress
 from abe.ipython.session import Call, Settings, magic, say
-
-__all__ = ["PublishMagics"]
 
 
 def _variable(text: str) -> str:
@@ -30,25 +21,21 @@ def _variable(text: str) -> str:
         raise ValueError(f"{error}; for an expression write {{{{…}}}} as the payload") from None
 
 
-_COMMON = (
-    Option("--header", "-H", "K=V", assignment, repeat=True),
-    Option("--delay", "-d", "S", seconds, default=0.0),
-    Option("--format", "-f", "|".join(FORMATS), one_of(*FORMATS)),
-    OUT,
+FORMAT = Option(
+    *("--format", "-f", "FORMAT"),
+    "How PAYLOAD is written: json, jsonl (one object a line), yaml, csv (the first line names the "
+    "columns, all values are text) or python (a literal). {{expr}} works in json and jsonl alone.",
+    one_of(*FORMATS),
+    "json",
 )
-
-LINE = Syntax(
-    "%abe_publish",
-    "[--header K=V]… [--delay S] KEY PAYLOAD, or KEY -i VAR, or KEY --file PATH",
-    (*_COMMON, Option("--in", "-i", "VAR", _variable), Option("--file", "-F", "PATH")),
-    payload=True,
+VARIABLE = Option("--in", "-i", "VAR", "Publish the value of the variable VAR.", _variable)
+FILE = Option(
+    *("--file", "-F", "PATH"),
+    "Publish a file: .csv, .jsonl, .json or .yaml, else with --format.",
 )
-CELL = Syntax(
-    "%%abe_publish",
-    f"[--header K=V]… [--delay S] KEY [--format {'|'.join(FORMATS)}], then PAYLOAD as the cell",
-    _COMMON,
-    payload=True,
-)
+_COMMON = (HEADER, DELAY, FORMAT, OUT)
+LINE = Syntax("%abe_publish", "KEY [PAYLOAD]", (VARIABLE, FILE, *_COMMON), payload=True)
+CELL = Syntax("%%abe_publish", "KEY, then PAYLOAD as the cell", _COMMON, payload=True)
 
 
 class PublishMagics(Settings):
@@ -80,22 +67,11 @@ class PublishMagics(Settings):
         PAYLOAD. Everything is checked before the first message is sent. After Ctrl-C the number of
         published messages is printed: the first ones, in order.
 
-        Options:
-          -i, --in VAR      publish the value of the variable VAR
-          -F, --file PATH   publish a file: .csv, .jsonl, .json or .yaml, else with --format
-          -H, --header K=V  text metadata of the messages; repeatable
-          -d, --delay S     deliver after S seconds at the earliest
-          -f, --format F    how PAYLOAD is written: json (the default), jsonl (one object a line),
-                            yaml, csv (the first line names the columns, all values are text) or
-                            python (a literal). {{expr}} works in json and jsonl only
-          -o, --out NAME    also store the result in the variable NAME
-
         Returns:
           the number of messages published
         """
-        _require_key_and_payload(call)
-        key, options = call.words[0], call.options
         payloads = _payloads(call)
+        key, options = call.words[0], call.options
         backend = self.session.backend()
         live = self.session.in_notebook
         items = payloads.items
@@ -104,7 +80,7 @@ class PublishMagics(Settings):
                 items if isinstance(items, list) else _counted(items, live),
                 key=key,
                 headers=dict(options["header"]),
-                delay=options["delay"],
+                delay=options["delay"] or 0.0,
                 label=payloads.label,
             )
         except KeyboardInterrupt:
@@ -118,7 +94,7 @@ class PublishMagics(Settings):
                 notes = "; ".join(["", *getattr(error, "__notes__", [])])
                 say(f"interrupted: {progress.count:,} of {total:,} are published{notes}")
                 raise
-        self.session.keys.add([key])
+        self.session.note([key])
         sentence = f"published {plural(total, 'message')} to {{}} on {{}}"
         return call.result(Count(total, sentence, key, backend.name))
 
@@ -131,37 +107,29 @@ def _counted(items: Iterable[Any], live: bool) -> Iterator[Any]:
             progress(count)
 
 
-def _require_key_and_payload(call: Call) -> None:
-    syntax, given = call.syntax, call.payload
-    variable, path = call.options.get("in"), call.options.get("file")
+def _payloads(call: Call) -> Payloads:
+    syntax, options = call.syntax, call.options
     if not call.words:
         raise syntax.error("KEY is missing: which key to publish under, e.g. orders.created")
-    if call.body is not None:
-        if given is not None:
-            raise syntax.error(
-                f"the payload of %%abe_publish is the cell, so {cell(given, 40)} cannot follow KEY"
-            )
-        return
-    sources = {"-i {}": variable, "--file {}": path, "a payload ({})": given}
-    found = {form: text for form, text in sources.items() if text is not None}
+    if call.body is not None and call.payload is not None:
+        given = cell(call.payload, 40)
+        raise syntax.error(
+            f"the payload of %%abe_publish is the cell, so {given} cannot follow KEY"
+        )
+    text = call.payload if call.body is None else call.body
+    variable, path = options.get("in"), options.get("file")
+    sources = {"-i {}": variable, "--file {}": path, "a payload ({})": text}
+    found = [form.format(cell(it, 40)) for form, it in sources.items() if it is not None]
     if len(found) > 1:
-        shown = " and ".join(form.format(cell(text, 40)) for form, text in found.items())
-        raise syntax.error(f"only one of {shown} can be published")
-    if not found:
-        key = cell(call.words[0], 40)
-        raise syntax.error(f"nothing to publish: {key} was taken for KEY and no PAYLOAD follows it")
-
-
-def _payloads(call: Call) -> Payloads:
-    variable = call.options.get("in")
+        raise syntax.error(f"only one of {' and '.join(found)} can be published")
     if variable is not None:
         return payloads_of(call.variable(variable), variable)
-    path = call.options.get("file")
     if path is not None:
-        return read_file(path, call.options["format"])
-    return read_payloads(
-        call.payload or "" if call.body is None else call.body,
-        call.options["format"] or "json",
-        call.evaluate,
-        f"%abe_publish {call.words[0]}",
-    )
+        return read_file(path, options["format"])
+    key = call.words[0]
+    if text is None:
+        shown = cell(key, 40)
+        raise syntax.error(
+            f"nothing to publish: {shown} was taken for KEY and no PAYLOAD follows it"
+        )
+    return read_payloads(text, options["format"] or "json", call.evaluate, f"%abe_publish {key}")

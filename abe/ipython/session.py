@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, needs_local_scope, no_var_expand
 from traitlets import Float, Int, Unicode, observe
 
-from abe.display.text import MAX_CELL, MAX_ROWS, cell, limits
+from abe.display.text import MAX_CELL, MAX_ROWS, cell, did_you_mean, limits
 from abe.errors import AbeError, BackendClosedError
 from abe.ipython.errors import short
 from abe.ipython.expressions import Evaluate, evaluator
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from abe.backends.message_queue.loader import Choice
     from abe.sync import SyncBackend
-
-__all__ = ["Call", "Namespace", "Session", "Settings", "magic", "say"]
 
 Namespace: TypeAlias = dict[str, Any] | None
 """The local variables where a magic was called."""
@@ -69,24 +66,9 @@ class Settings(Magics):
         limits.rows, limits.cell = self.rows, self.cell_length
 
 
-class RecentNames:
-    """The last distinct names, the newest first; at most ``maximum``."""
-
-    def __init__(self, maximum: int = 500) -> None:
-        self._maximum = maximum
-        self._names: dict[str, None] = {}
-
-    def add(self, names: Iterable[str | None]) -> None:
-        """Add ``names`` or make them the newest."""
-        for name in names:
-            if name:
-                self._names.pop(name, None)
-                self._names[name] = None
-        for name in list(self._names)[: -self._maximum]:
-            del self._names[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return reversed(list(self._names))
+def _newest_first(old: list[str], new: Iterable[str | None]) -> list[str]:
+    """Return the last distinct names, at most 500."""
+    return list(dict.fromkeys([*reversed([it for it in new if it]), *old]))[:500]
 
 
 class Session:
@@ -97,8 +79,8 @@ class Session:
         self.shell = shell
         self.settings = settings
         self.handlers = Handlers()
-        self.keys = RecentNames()
-        self.groups = RecentNames()
+        self.keys: list[str] = []
+        self.groups: list[str] = []
         self.installed: list[str] = []
         self.current: SyncBackend | None = None
         self._owned = False
@@ -115,8 +97,8 @@ class Session:
 
     def note(self, keys: Iterable[str | None] = (), groups: Iterable[str | None] = ()) -> None:
         """Remember keys and groups, for completion."""
-        self.keys.add(keys)
-        self.groups.add(groups)
+        self.keys = _newest_first(self.keys, keys)
+        self.groups = _newest_first(self.groups, groups)
 
     def open(self, name: str | None, env: Mapping[str, str] | None = None) -> SyncBackend:
         """Open the backend called ``name``, or select one and print the choice and its reason."""
@@ -202,7 +184,7 @@ class Session:
 
     def _refresh_handlers(self, result: object) -> None:
         for handler in self.handlers.values():
-            handler.status.refresh()
+            handler.refresh()
 
     def is_last_line(self, line: str) -> bool:
         """Whether ``line`` is the last one of the running cell and stands nowhere else in it."""
@@ -265,10 +247,8 @@ class Call:
         for scope in scopes:
             if name in scope:
                 return scope[name]
-        names = {n for scope in scopes for n in scope if not n.startswith("_")}
-        near = difflib.get_close_matches(name, sorted(names), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise short(NameError(f"name {name!r} is not defined{hint}"))
+        names = sorted({n for scope in scopes for n in scope if not n.startswith("_")})
+        raise short(NameError(f"name {name!r} is not defined{did_you_mean(name, names)}"))
 
     def result(self, value: Any) -> Any:
         """Return ``value`` for ``x = %magic``, after storing it for ``-o NAME``.
@@ -308,6 +288,7 @@ def magic(*syntaxes: Syntax) -> Callable[[Callable[[Any, Call], Any]], Callable[
                 short(error)
                 raise
 
+        run.__doc__ = syntaxes[0].document(body.__doc__ or "")
         run.syntaxes = syntaxes  # type: ignore[attr-defined]
         decorated: Callable[..., Any] = run
         return decorated

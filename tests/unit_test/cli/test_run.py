@@ -68,7 +68,7 @@ class TestHandler:
         [
             ("shop_handlers", "'shop_handlers' must look like MODULE:HANDLER"),
             (":handle", "':handle' must look like MODULE:HANDLER"),
-            ("shop_handlers:handl", "shop_handlers has no 'handl'; did you mean 'handle'?"),
+            ("shop_handlers:handl", "shop_handlers has no 'handl'; did you mean handle?"),
             ("shop_handlers:container.x", "shop_handlers:container has no 'x'"),
             ("shop_handlers:Audit", "shop_handlers:Audit is the class Audit; give an instance"),
             ("shop_handlers:yields", "shop_handlers:yields contains 'yield'"),

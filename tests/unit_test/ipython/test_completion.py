@@ -206,7 +206,7 @@ def test_the_contract_of_an_installed_backend(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [("", "give one backend"), ("a b", "give one backend"), ("memory --env x", "NAME=VALUE")],
+    [("", "give one backend"), ("a b", "give one backend"), ("memory --env x-y=", "NAME=VALUE")],
 )
 def test_wrong_arguments_of_contract(run: Run, line: str, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
+from abe.display.options import Option
 from abe.ipython.expressions import ExpressionError, evaluator, expand, find_expression
-from abe.ipython.grammar import Arguments, Option, Syntax, parse
+from abe.ipython.grammar import Arguments, Syntax, parse
 from abe.ipython.magics import AbeMagics
 
 LINE = AbeMagics.syntaxes["%abe_publish"]
@@ -131,7 +132,7 @@ def test_defaults() -> None:
     assert options == dict.fromkeys(("group", "number", "timeout", "quiet", "out"))
     assert publish("k {}").options == {
         "header": [],
-        "delay": 0.0,
+        "delay": None,
         "format": None,
         "out": None,
         "in": None,
@@ -255,7 +256,7 @@ def test_errors_of_the_users_expression_pass_and_say_where() -> None:
     [
         ("--dely 5 k {}", "unknown option --dely; did you mean --delay?"),
         ("k --headers a=b {}", "unknown option --headers; did you mean --header?"),
-        ("-x k {}", "unknown option -x; there are -H/--header, -d/--delay"),
+        ("-x k {}", "unknown option -x; there are -i/--in, -F/--file, -H/--header"),
         ("k --delay", "-d/--delay needs a value: S"),
         ("--delay -i k {}", "-d/--delay must be a number of seconds, 0 or more, not '-i'"),
         ("--delay inf k {}", "-d/--delay must be a number of seconds, 0 or more, not 'inf'"),
