@@ -54,11 +54,7 @@ _FILE = re.compile(r"[~./\\].*\.\w{1,5}|[A-Za-z]:\\.*")
 
 @lru_cache(4096)
 def is_secret(name: str) -> bool:
-    """Return whether the name of a field or variable announces a secret, in any spelling.
-
-    Args:
-        name: For example ``"ABE_X_PASSWORD"``, ``"clientSecret"`` or ``"api-key"``.
-    """
+    """Return whether a name such as ``ABE_X_PASSWORD`` or ``apiKey`` announces a secret."""
     words = [word.lower() for word in _WORD.findall(name[:200])]
     if not words or _ABOUT_LAST.fullmatch(words[-1]) or words[0] in _ABOUT_FIRST:
         return False
@@ -125,7 +121,8 @@ class Secrets:
         """
         found: set[str] = set()
         for name, value in variables.items():
-            found.update(_confidential(value, declared.get(name, _is_secret_variable(name, value))))
+            guess = is_secret(name) and name not in _FOLDERS and not _FILE.fullmatch(value)
+            found.update(_confidential(value, declared.get(name, guess)))
         # A flag or a database number is no secret, and replacing it would garble the text.
         found = {value for value in found if len(value) > 3}
         if not found <= set(self._forms):
@@ -157,10 +154,10 @@ class Secrets:
         before, here = None, error.__traceback__
         while here is not None and not self._holds(dict(here.tb_frame.f_locals)):
             before, here = here, here.tb_next
-        if here is not None and before is not None:
-            before.tb_next = None
-        elif here is not None:
+        if before is None and here is not None:
             error.__traceback__ = None
+        elif before is not None:
+            before.tb_next = None
 
     def _holds(self, value: object, depth: int = 3) -> bool:
         """Return whether ``value`` shows a secret; looks only where that is cheap."""
@@ -177,20 +174,18 @@ class Secrets:
         return any(self._holds(inner, depth - 1) for inner in islice(value, 100))
 
     def _hidden(self, value: Any) -> Any:
-        if value is None or isinstance(value, int | float | BaseException):
-            return value
+        shown = hidden = value
         if isinstance(value, str):
-            return self.hide(value)
-        if isinstance(value, dict):
-            return {
-                name: SECRET if isinstance(name, str) and is_secret(name) else self._hidden(inner)
-                for name, inner in value.items()
-            }
-        shown = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
-        hidden = self.hide(shown)
-        if hidden == shown:
-            return value
-        return [self._hidden(inner) for inner in value] if isinstance(value, list) else hidden
+            hidden = self.hide(value)
+        elif isinstance(value, list):
+            hidden = [self._hidden(inner) for inner in value]
+        elif isinstance(value, dict):
+            secret = {name for name in value if isinstance(name, str) and is_secret(name)}
+            hidden = {n: SECRET if n in secret else self._hidden(it) for n, it in value.items()}
+        elif value is not None and not isinstance(value, int | float | BaseException):
+            shown = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
+            hidden = self.hide(shown)
+        return value if hidden == shown else hidden
 
 
 known = Secrets()
@@ -212,10 +207,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             todo += current.exceptions
 
 
-def _is_secret_variable(name: str, value: str) -> bool:
-    return is_secret(name) and name not in _FOLDERS and not _FILE.fullmatch(value)
-
-
 def _confidential(value: str, secret: bool) -> Iterator[str]:
     """Yield what must not be shown of a variable's value."""
     if secret and value.lower() not in _NO_SECRETS:
@@ -223,20 +214,18 @@ def _confidential(value: str, secret: bool) -> Iterator[str]:
     for pair in _PAIR.finditer(value):
         if is_secret(pair["name"]):
             yield pair["value"].strip("\"'")
-    for credentials in _credentials(value):
-        for part in (credentials, credentials.partition(":")[2]):
-            yield part
-            yield unquote(part)
-
-
-def _credentials(url: str) -> Iterator[str]:
-    """Yield what may be ``user:password`` of a URL whose password may not be encoded as it must."""
-    _, found, rest = url.partition("://")
-    if not found or "@" not in rest:
+    _, _, rest = value.partition("://")
+    credentials = rest.rpartition("@")[0]
+    if not credentials:
         return
     with suppress(ValueError):
-        yield urlsplit(url).netloc.rpartition("@")[0]
-    found = rest.rpartition("@")[0]
-    _, _, port = re.split(r"[/?#]", found)[0].partition(":")
+        yield from _spellings(urlsplit(value).netloc.rpartition("@")[0])
+    # The password may not be encoded as it must.
+    port = re.split(r"[/?#]", credentials)[0].partition(":")[2]
     if port and not port.isdigit():
-        yield found
+        yield from _spellings(credentials)
+
+
+def _spellings(credentials: str) -> Iterator[str]:
+    for part in (credentials, credentials.partition(":")[2]):
+        yield from (part, unquote(part))

@@ -10,8 +10,6 @@ from abe.backends.message_queue.base.message import BaseMessage
 from abe.display.text import INVISIBLE, MAX_LINE, cell, preview, when
 from abe.errors import PayloadError
 
-__all__ = ["FIELDS", "json_line", "message_json", "message_text"]
-
 FIELDS = ("id", "key", "timestamp", "attempt", "headers", "payload")
 """Members of the JSON object that represents a message; the names are stable."""
 

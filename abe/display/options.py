@@ -55,11 +55,7 @@ def quoted(text: str) -> str:
 
 
 def seconds(text: str) -> float:
-    """Convert a number of seconds.
-
-    Raises:
-        ValueError: If it is not one.
-    """
+    """Convert a number of seconds."""
     try:
         value = float(text)
     except ValueError:
@@ -70,22 +66,14 @@ def seconds(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """Convert a number of messages.
-
-    Raises:
-        ValueError: If it is not one.
-    """
+    """Convert a number of messages."""
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
         raise ValueError(f"must be a whole number, 1 or more, not {quoted(text)!r}")
     return int(text)
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """Convert ``K=V``.
-
-    Raises:
-        ValueError: If there is no name or no ``=``.
-    """
+    """Convert ``K=V``."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         # Not echoed: what stands there may be a secret.
@@ -94,11 +82,7 @@ def assignment(text: str) -> tuple[str, str]:
 
 
 def variable(text: str) -> tuple[str, str | None]:
-    """Convert ``K=V``, or ``K`` alone, whose value is asked for.
-
-    Raises:
-        ValueError: If K cannot name an environment variable.
-    """
+    """Convert ``K=V``, or ``K`` alone, whose value is asked for."""
     name, equals, value = text.partition("=")
     if not (name.isascii() and name.isidentifier()):
         raise ValueError("must look like NAME=VALUE, or NAME to be asked for the value")

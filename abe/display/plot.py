@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from abe.display.text import visible
 
-__all__ = ["bars", "sparkline"]
-
 _LABEL = 220
 _BAR = 260
 _ROW = 18

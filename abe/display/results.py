@@ -17,8 +17,6 @@ from abe.types import KeyStats, QueueStats
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Backends", "Backlog", "Count", "DeadLetters", "Listing", "Messages", "Result"]
-
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseMessage)
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from abe.display.text import MAX_LINE, visible
 
-__all__ = ["Table"]
-
 _TEXT = ' style="text-align:left"'
 _WHOLE = ' style="text-align:left;white-space:nowrap"'
 _NUMBER = ' style="text-align:right;white-space:nowrap"'

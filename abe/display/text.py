@@ -16,24 +16,6 @@ from datetime import UTC, datetime
 
 from abe._redact import SECRET, is_secret, redact
 
-__all__ = [
-    "INVISIBLE",
-    "MAX_CELL",
-    "MAX_LINE",
-    "MAX_ROWS",
-    "Limits",
-    "age",
-    "cell",
-    "did_you_mean",
-    "group_name",
-    "limits",
-    "number",
-    "plural",
-    "preview",
-    "visible",
-    "when",
-]
-
 MAX_CELL = 160
 """Default maximum length of a table cell."""
 MAX_ROWS = 50

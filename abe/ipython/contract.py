@@ -117,7 +117,9 @@ class ContractMagics(Settings):
                 f'%abe_contract needs the extra "testing", which is not installed: {error}'
             ) from None
         name = call.words[0]
-        target: Any = call.variable(name) if _is_variable(call, name) else name
+        target = next((scope[name] for scope in call.scopes if name in scope), None)
+        if isinstance(target, str | None) or name in self.session.installed:
+            target = name
         with Progress(None, "cases run:", live=self.session.in_notebook) as progress:
             try:
                 report = run_contract(
@@ -129,9 +131,3 @@ class ContractMagics(Settings):
             except TypeError as error:
                 raise short(error) from error.__cause__
         return call.result(Contract(report))
-
-
-def _is_variable(call: Call, name: str) -> bool:
-    """Return whether ``name`` is a variable other than a text that happens to bear that name."""
-    found = next((scope[name] for scope in call.scopes if name in scope), None)
-    return found is not None and not (isinstance(found, str) or name in call.session.installed)

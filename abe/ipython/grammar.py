@@ -213,11 +213,7 @@ def _convert(syntax: Syntax, option: Option, text: str) -> Any:
 
 
 def identifier(text: str) -> str:
-    """Convert the name of a variable.
-
-    Raises:
-        ValueError: If it is not one.
-    """
+    """Convert the name of a variable."""
     if not text.isidentifier() or keyword.iskeyword(text):
         raise ValueError(f"must be the name of a variable, not {quoted(text)!r}")
     return text

@@ -10,18 +10,17 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, needs_local_scope, no_var_expand
 from traitlets import Float, Int, Unicode, observe
 
+from abe.backends.message_queue.loader import choose_backend
 from abe.display.text import MAX_CELL, MAX_ROWS, cell, did_you_mean, limits
 from abe.errors import AbeError, BackendClosedError
 from abe.ipython.errors import short
 from abe.ipython.expressions import Evaluate, evaluator
 from abe.ipython.grammar import Syntax, parse
 from abe.ipython.handlers import Handlers
+from abe.sync import SyncBackend, connect
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
-
-    from abe.backends.message_queue.loader import Choice
-    from abe.sync import SyncBackend
 
 Namespace: TypeAlias = dict[str, Any] | None
 """The local variables where a magic was called."""
@@ -35,29 +34,21 @@ def say(text: str) -> None:
 class Settings(Magics):
     """The options of the magics that ``%config AbeMagics`` shows and sets."""
 
-    group = Unicode(
-        "", help="The consumer group without -g; the empty text is the default group."
-    ).tag(config=True)
-    limit = Int(
-        10, min=1, help="Maximum number of messages that a magic takes or shows without -n."
-    ).tag(config=True)
-    timeout = Float(5.0, min=0.0, help="Seconds that %abe_consume waits at most without -t.").tag(
+    group = Unicode("", help="The group without -g; empty for the default group.").tag(config=True)
+    limit = Int(10, min=1, help="Messages taken or shown at most, without -n.").tag(config=True)
+    timeout = Float(5.0, min=0.0, help="Seconds that %abe_consume waits, without -t.").tag(
         config=True
     )
     quiet = Float(
-        0.5,
-        min=0.0,
-        help="Seconds without a further message after which %abe_consume ends, without -q.",
+        0.5, min=0.0, help="Seconds without a message that end %abe_consume, without -q."
     ).tag(config=True)
-    rows = Int(MAX_ROWS, min=1, max=10_000, help="Maximum number of rows of a table.").tag(
+    rows = Int(MAX_ROWS, min=1, max=10_000, help="Maximum rows of a table.").tag(config=True)
+    cell_length = Int(MAX_CELL, min=10, max=100_000, help="Maximum characters of a cell.").tag(
         config=True
     )
-    cell_length = Int(
-        MAX_CELL, min=10, max=100_000, help="Maximum number of characters of a table cell."
-    ).tag(config=True)
-    refresh = Float(
-        0.5, min=0.1, help="Seconds between two updates of the status of a %%abe_handler."
-    ).tag(config=True)
+    refresh = Float(0.5, min=0.1, help="Seconds between two updates of a %%abe_handler.").tag(
+        config=True
+    )
 
     session: Session
 
@@ -102,14 +93,13 @@ class Session:
 
     def open(self, name: str | None, env: Mapping[str, str] | None = None) -> SyncBackend:
         """Open the backend called ``name``, or select one and print the choice and its reason."""
-        from abe.backends.message_queue.loader import choose_backend
-        from abe.sync import connect
-
         choice = choose_backend(name, env=env)
         backend = connect(choice.info.name, env=env)
         self._replace(backend, owned=True)
         if name is None:
-            say(_announcement(choice))
+            origin = f"{choice.info.distribution} {choice.info.version}".strip()
+            why = f"{cell(choice.info.name)} of {cell(origin)}: {cell(choice.reason, 300)}"
+            say(f"abe: using backend {why}. %abe_connect NAME opens another.")
         return backend
 
     def adopt(self, value: object, variable: str) -> SyncBackend:
@@ -118,8 +108,6 @@ class Session:
         An open `SyncBackend` remains the user's to close. A bare backend is the session's from now
         on, because its connections belong to the event loop that `abe.connect` runs it on.
         """
-        from abe.sync import SyncBackend, connect
-
         if self.current is not None and value is self._source and not self.current.closed:
             return self.current
         if isinstance(value, str):
@@ -147,11 +135,13 @@ class Session:
         for handler in self.handlers.stop(names):
             say(f"stopped {cell(handler.name, 60)}: {handler.summary()}")
 
-    def close(self) -> None:
-        """Stop the handlers and let go of the backend; close it if it is the session's.
+    def end(self) -> None:
+        """Leave nothing behind in the shell; close the backend, if it is the session's.
 
-        After an interrupt both go on in the background.
+        After an interrupt the handlers and the backend end in the background.
         """
+        self.shell.events.unregister("pre_run_cell", self._remember_cell)
+        self.shell.events.unregister("post_run_cell", self._refresh_handlers)
         backend, self.current = self.current, None
         self._source = None
         try:
@@ -162,12 +152,6 @@ class Session:
             raise
         finally:
             self.handlers.close()
-
-    def end(self) -> None:
-        """Close the backend and leave nothing behind in the shell."""
-        self.shell.events.unregister("pre_run_cell", self._remember_cell)
-        self.shell.events.unregister("post_run_cell", self._refresh_handlers)
-        self.close()
 
     def _replace(self, backend: SyncBackend, *, owned: bool) -> None:
         old, old_owned = self.current, self._owned
@@ -190,15 +174,6 @@ class Session:
         """Whether ``line`` is the last one of the running cell and stands nowhere else in it."""
         code = self._cell.strip()
         return code.count(line) == 1 and code.rpartition("\n")[2].strip() == line
-
-
-def _announcement(choice: Choice) -> str:
-    info = choice.info
-    origin = f"{info.distribution} {info.version}".strip()
-    return (
-        f"abe: using backend {cell(info.name)} of {cell(origin)}: {cell(choice.reason, 300)}."
-        " %abe_connect NAME opens another."
-    )
 
 
 class Call:

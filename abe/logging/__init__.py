@@ -1,7 +1,4 @@
-"""Logging for programs that run abe; the library itself only logs and sets up nothing.
-
-Needs the standard library alone, and for JSON the extra ``logging``.
-"""
+"""Logging for programs that run abe; the library itself only logs and sets up nothing."""
 
 from abe.logging.utils import *  # noqa: F403 - all that is public there
 from abe.logging.utils import __all__ as __all__

@@ -163,10 +163,9 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
     stream = property(lambda _: sys.stderr, lambda *_: None)
 
 
-def _handlers(config: LoggingConfig) -> Iterator[logging.Handler]:
-    formatter: logging.Formatter = _TextFormatter(config.format, config.date_format)
-    if config.use_json_formatter:
-        formatter = _json_formatter(config.format)
+def _handlers(config: LoggingConfig, *filters: logging.Filter) -> Iterator[logging.Handler]:
+    text = _TextFormatter(config.format, config.date_format)
+    formatter = _json_formatter(config.format) if config.use_json_formatter else text
     kinds: list[logging.Handler] = [_ConsoleHandler()] if config.enable_console else []
     if config.enable_file:
         path = Path(config.log_dir, config.log_file or "abe.log").absolute()
@@ -176,6 +175,8 @@ def _handlers(config: LoggingConfig) -> Iterator[logging.Handler]:
     for handler in kinds or [logging.NullHandler()]:  # without any, logging prints warnings
         handler.setFormatter(formatter)
         handler.name = _NAME
+        for each in filters:
+            handler.addFilter(each)
         yield handler
 
 
@@ -201,7 +202,7 @@ def setup_logging_from_config(
     config.validate()
     levels = {"abe": config.level, **config.logger_levels}
     with _lock:
-        handlers = list(_handlers(config))
+        handlers = list(_handlers(config, *filters))
         reset_logging()
         for name, level in levels.items():
             logger = _remember(logging.getLogger(name))
@@ -215,9 +216,6 @@ def setup_logging_from_config(
                 logger.propagate = config.propagate
                 for handler in handlers:
                     logger.addHandler(handler)
-        for handler in handlers:
-            for each in filters:
-                handler.addFilter(each)
 
 
 def _remember(logger: logging.Logger) -> logging.Logger:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from abe._redact import SECRET as HIDDEN
 from abe._redact import Secrets, Variables, is_secret, redact
-from abe.display import preview
+from abe.display.text import preview
 
 SECRET = "pä ss/wörd\n%"
 

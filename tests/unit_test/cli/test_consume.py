@@ -11,7 +11,7 @@ import pytest
 
 from abe.backends.message_queue.base import SyncMessage
 from abe.cli import commands, output
-from abe.display import FIELDS
+from abe.display.lines import FIELDS
 from tests.unit_test.cli.support import UNREACHABLE, Abe
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abe.cli import options, output
-from abe.display import json_line
+from abe.display.lines import json_line
 from abe.display.text import INVISIBLE
 from tests.unit_test.cli.support import UNREACHABLE, Abe
 
