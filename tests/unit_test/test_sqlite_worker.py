@@ -212,32 +212,6 @@ def test_a_caller_cancelled_while_it_runs_harms_nobody(tmp_path: Path) -> None:
     with_worker(tmp_path, main)
 
 
-def test_those_who_shared_a_commit_are_given_time_to_share_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def main(worker: Worker) -> None:
-        statements = Statements(worker)
-        held = await statements.hold()
-        await statements.release(held)
-
-        async def caller(first: int) -> None:
-            for n in range(20):
-                await worker.run(insert(first + n))
-
-        await asyncio.gather(*(caller(100 * n) for n in range(20)))
-        # 400 jobs of 20 callers; without waiting there are about two commits for each round.
-        assert statements.count("COMMIT") <= 30
-
-    roll_back = _sqlite_thread.ConnectionThread._wait_for_company
-
-    def patient(self: _sqlite_thread.ConnectionThread) -> None:
-        self._patience = 0.05  # as on a slow disk
-        roll_back(self)
-
-    monkeypatch.setattr(_sqlite_thread.ConnectionThread, "_wait_for_company", patient)
-    with_worker(tmp_path, main)
-
-
 def test_callers_on_several_loops_share_the_connection(tmp_path: Path) -> None:
     async def main(worker: Worker) -> None:
         async def elsewhere(first: int) -> None:

@@ -155,6 +155,37 @@ def test_limits_of_any_size_are_fine(path: Path) -> None:
     run(path, main)
 
 
+# -- publishing together -------------------------------------------------------------------
+
+
+def test_those_who_publish_in_one_turn_share_a_commit_again_and_again(path: Path) -> None:
+    async def main(backend: SQLiteBackend) -> None:
+        seen: list[str] = []
+        await backend._worker.run(lambda c: c.set_trace_callback(seen.append))
+
+        async def publisher(first: int) -> None:
+            for n in range(first, first + 20):
+                await backend.publish("k", {"n": n})
+
+        await asyncio.gather(*(publisher(100 * n) for n in range(20)))
+        assert seen.count("COMMIT") - 1 == 20
+        assert len(await backend.peek(limit=1000)) == 400
+
+    run(path, main)
+
+
+def test_who_is_cancelled_before_the_turn_ends_publishes_nothing(path: Path) -> None:
+    async def main(backend: SQLiteBackend) -> None:
+        publishing = [asyncio.ensure_future(backend.publish("k", {"n": n})) for n in range(3)]
+        await asyncio.sleep(0)
+        publishing[1].cancel()
+        await asyncio.wait(publishing)
+        assert [task.cancelled() for task in publishing] == [False, True, False]
+        assert [m["n"] for m in await backend.peek()] == [0, 2]
+
+    run(path, main)
+
+
 # -- claims that nobody receives -----------------------------------------------------------
 
 

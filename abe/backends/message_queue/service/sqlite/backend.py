@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence, Set
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -25,6 +27,9 @@ from abe.errors import ConfigurationError, PublishError
 from abe.types import ConsumerGroup, QueueStats
 
 __all__ = ["SQLiteBackend"]
+
+Call = tuple[asyncio.Future[None], Sequence[Outgoing]]
+"""A call of publish, and what it publishes."""
 
 DEFAULT_PATH = ".abe/queue.sqlite3"
 YEAR = 365 * 86_400.0
@@ -129,6 +134,7 @@ class SQLiteBackend(BaseBackend):
         )
         self._lease = lease
         self._clock_offset = 0.0
+        self._calls: dict[asyncio.AbstractEventLoop, list[Call]] = {}
         self._worker = Worker(self.path, synchronous=synchronous, busy_timeout=busy_timeout)
 
     def __repr__(self) -> str:
@@ -137,10 +143,17 @@ class SQLiteBackend(BaseBackend):
     async def _send(self, items: Sequence[Outgoing]) -> None:
         """Store ``items`` in one commit, shared with concurrent calls.
 
-        Without a `Batcher`: the writer's thread groups whatever waits for it, settlements included.
+        Without a `Batcher`: what is asked for in one turn of an event loop is handed over together,
+        and the writer's thread groups whatever waits for it, settlements included.
         """
+        loop = asyncio.get_running_loop()
+        if (calls := self._calls.get(loop)) is None:
+            calls = self._calls[loop] = []
+            loop.call_soon(self._hand_over, loop)
+        future: asyncio.Future[None] = loop.create_future()
+        calls.append((future, items))
         try:
-            await self._worker.run(lambda c: store.publish(c, items, self._now(c)), news=True)
+            await future
         except (sqlite3.Error, OSError) as error:
             what = f"cannot write to {self.path}: {error}; nothing was stored"
             raise PublishError(
@@ -148,6 +161,14 @@ class SQLiteBackend(BaseBackend):
                 retryable=may_pass(error),
                 failed=dict.fromkeys(range(len(items)), "nothing was stored"),
             ) from error
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        calls = [call for call in self._calls.pop(loop) if not call[0].cancelled()]
+        items = list(chain.from_iterable(items for _, items in calls))
+        if items:
+            self._worker.share(
+                lambda c: store.publish(c, items, self._now(c)), [future for future, _ in calls]
+            )
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SQLiteReceiver:
         return SQLiteReceiver(self._worker, group, keys, self._lease, self._now)

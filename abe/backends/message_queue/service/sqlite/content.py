@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from abe.backends.message_queue.base import Message, decode_payload, raw_payload
 from abe.errors import PayloadError
 
-__all__ = ["COLUMNS", "Batch", "Claim", "Row", "content_of", "message_of", "shown"]
+__all__ = ["COLUMNS", "Batch", "Claim", "Row", "message_of", "shown"]
 
 COLUMNS = "key, CAST(content AS BLOB)"
 """Bytes, because text that is not UTF-8 would fail the whole statement."""
@@ -62,10 +61,6 @@ class Batch(NamedTuple):
             _message(content, key, claim.attempt)
             for content, key, claim in zip(contents, keys, self.claims, strict=True)
         ]
-
-
-def content_of(id_: str, published: float, headers: Mapping[str, str], body: str) -> str:
-    return f'["{id_}",{published:.6f},{json.dumps(headers) if headers else "null"},{body}]'
 
 
 def _contents(joined: bytes, number: int) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import secrets
 import sqlite3
 import time
@@ -18,7 +19,6 @@ from abe.backends.message_queue.service.sqlite.content import (
     Batch,
     Claim,
     Row,
-    content_of,
 )
 from abe.types import ConsumerGroup
 
@@ -30,6 +30,8 @@ SCAN_LIMIT = 10_000
 """Most new messages that one claim looks at, so that it does not hold up other processes."""
 OPENED = 3600.0
 """Seconds for which the note of when a group was opened may be out of date."""
+WIDTH = 150
+"""Most values that one statement inserts; no SQLite has a lower limit than 999."""
 EXPIRED = 1000
 """Most ids that one transaction forgets."""
 
@@ -77,24 +79,21 @@ _ids = PerProcess(_new_ids)
 
 
 def publish(c: sqlite3.Connection, items: Sequence[Outgoing], now: float) -> None:
-    ids = list(islice(_ids.get(), len(items)))
-    published = time.time()
-    c.executemany(
-        "INSERT INTO entries (key, visible, content) VALUES (?, ?, ?)",
-        [
-            (
-                key,
-                now + delay if delay else 0.0,
-                content_of(id_, published, headers, body),
-            )
-            for id_, (key, body, headers, delay) in zip(ids, items, strict=True)
-        ],
-    )
-    scheduled = [
-        (id_, n, item.delay)
-        for n, (id_, item) in enumerate(zip(ids, items, strict=True))
-        if item.delay
-    ]
+    published = f"{time.time():.6f}"
+    values: list[object] = []
+    scheduled: list[tuple[int, str, float]] = []
+    for n, ((key, body, headers, delay), id_) in enumerate(zip(items, _ids.get(), strict=False)):
+        visible = 0.0
+        if delay:
+            visible = now + delay
+            scheduled.append((n, id_, visible))
+        text = json.dumps(headers) if headers else "null"
+        values += key, visible, f'["{id_}",{published},{text},{body}]'
+    # Many rows to a statement, because the interpreter changes hands for each.
+    for n in range(0, len(values), WIDTH):
+        some = values[n : n + WIDTH]
+        rows = ", ".join(["(?, ?, ?)"] * (len(some) // 3))
+        c.execute(f"INSERT INTO entries (key, visible, content) VALUES {rows}", some)  # noqa: S608
     if scheduled:
         (first,) = c.execute("SELECT max(seq) - ? + 1 FROM entries", (len(items),)).fetchone()
         c.execute(
@@ -103,7 +102,7 @@ def publish(c: sqlite3.Connection, items: Sequence[Outgoing], now: float) -> Non
         )
         c.executemany(
             "INSERT INTO ids VALUES (?, ?, ?)",
-            [(id_, first + n, now + delay) for id_, n, delay in scheduled],
+            [(id_, first + n, visible) for n, id_, visible in scheduled],
         )
 
 

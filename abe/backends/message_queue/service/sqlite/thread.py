@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
 from enum import IntEnum
@@ -32,7 +32,6 @@ MAX_BATCH = 512
 FIRST_LOOK = 0.002
 LAST_LOOK = 0.05
 """Bounds of the time, in seconds, between two looks for what other processes have written."""
-PAUSE = 0.0001
 CLOSING_PATIENCE = 2.0
 """Seconds to wait for another process's write lock once the backend is being closed."""
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -59,7 +58,8 @@ class Job(NamedTuple):
     """What a caller asks for; see `Worker.run`."""
 
     function: Callable[[QueueConnection], Any]
-    future: asyncio.Future[Any] | None
+    futures: Sequence[asyncio.Future[Any]]
+    """Of those who wait for it, all on one event loop."""
     mode: Mode
     news: bool
     glance: Callable[[QueueConnection], Any] | None
@@ -143,8 +143,6 @@ class ConnectionThread:
         self._version = -1
         self._look_at = 0.0
         self._interval = FIRST_LOOK
-        self._company = 0
-        self._patience = 0.0
 
     # -- from any thread -------------------------------------------------------------------
 
@@ -233,30 +231,19 @@ class ConnectionThread:
         batch: list[Job] = []
         with suppress(Empty):
             job = self._jobs.get(timeout=pause)
-            if job is not None and job.mode is Mode.DURABLE:
-                self._wait_for_company()
             while True:
                 # A caller who was cancelled before it began would do it again.
-                if job is not None and not (job.future is not None and job.future.cancelled()):
+                if job and not (job.futures and all(future.cancelled() for future in job.futures)):
                     batch.append(job)
                 if len(batch) == MAX_BATCH:
                     break
                 job = self._jobs.get_nowait()
         return batch
 
-    def _wait_for_company(self) -> None:
-        """Give those who shared the last commit the time to come back, and share the next too."""
-        if self._company > 1 and not self.stopping:
-            until = time.monotonic() + self._patience
-            while self._jobs.qsize() + 1 < self._company and time.monotonic() + PAUSE < until:
-                time.sleep(PAUSE)
-
     def _serve(self, batch: list[Job]) -> None:
         outcomes: list[Outcome] = []
         started = time.monotonic()
         emptied = False
-        if durable := sum(job.mode is Mode.DURABLE for job in batch):
-            self._company = durable
         while batch:
             with self._using:
                 batch, error = self._attempt(batch, outcomes)
@@ -332,10 +319,7 @@ class ConnectionThread:
                 self._roll_back()
                 outcomes.append((job, None, error))
                 return batch[:position] + batch[position + 1 :]
-        began = time.monotonic()
         connection.execute("COMMIT")
-        if mode is Mode.DURABLE:
-            self._patience = (time.monotonic() - began) / 2
         outcomes += done
         return []
 
@@ -427,8 +411,8 @@ def _finish(outcomes: Iterable[Outcome]) -> None:
     """Tell each caller, with one hop to each event loop."""
     loops: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
     for outcome in outcomes:
-        if outcome[0].future is not None:
-            loops.setdefault(outcome[0].future.get_loop(), []).append(outcome)
+        for future in outcome[0].futures[:1]:
+            loops.setdefault(future.get_loop(), []).append(outcome)
     for loop, group in loops.items():
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_resolve, group)
@@ -436,10 +420,10 @@ def _finish(outcomes: Iterable[Outcome]) -> None:
 
 def _resolve(outcomes: Iterable[Outcome]) -> None:
     for job, result, error in outcomes:
-        assert job.future is not None
-        if job.future.done():
-            continue
-        if error is None:
-            job.future.set_result(result)
-        else:
-            job.future.set_exception(error)
+        for future in job.futures:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)

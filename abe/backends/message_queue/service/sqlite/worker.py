@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -126,7 +126,7 @@ class Worker:
             ConfigurationError: If the file is not to be used.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(Job(function, future, mode, news, glance))
+        self._put(Job(function, (future,), mode, news, glance))
         return await future
 
     async def transact(
@@ -161,7 +161,19 @@ class Worker:
     def post(self, function: Callable[[QueueConnection], object], *, news: bool = False) -> None:
         """Run ``function(connection)`` after what is queued, if it can be; wait for nothing."""
         with suppress(AbeError):
-            self._put(Job(function, None, Mode.WRITE, news, None))
+            self._put(Job(function, (), Mode.WRITE, news, None))
+
+    def share(
+        self,
+        function: Callable[[QueueConnection], None],
+        futures: Sequence[asyncio.Future[None]],
+    ) -> None:
+        """Run what several callers on one event loop have asked for, durably; it makes news."""
+        try:
+            self._put(Job(function, futures, Mode.DURABLE, True, None))
+        except AbeError as error:
+            for future in futures:
+                future.set_exception(error)
 
     def listen(self, listener: Listener) -> None:
         """Tell ``listener``, referred to weakly, when the file may have changed, from next run."""
