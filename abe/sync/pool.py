@@ -106,7 +106,8 @@ class SubscriptionPool:
         """Return a stream that nobody else uses, one at rest if possible."""
         self.check_open()
         idle = self._idle.get(selector, [])
-        while idle:
+        # Those of `take` receive nothing ahead, which would hold up a loop.
+        while idle and (prefetch == 1 or self.retains):
             stream = idle.pop()
             if not stream.closed:
                 return stream

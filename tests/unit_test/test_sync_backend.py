@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
@@ -24,11 +24,12 @@ import abe
 from abe.backends.message_queue.base import (
     BaseBackend,
     Capabilities,
+    Delivery,
     KeyFilter,
     SyncMessage,
 )
 from abe.backends.message_queue.client import AsyncBackend
-from abe.backends.message_queue.service.memory import MemoryBackend
+from abe.backends.message_queue.service.memory import MemoryBackend, MemoryReceiver
 from abe.sync import SyncBackend, pool
 from abe.types import KeyStats
 
@@ -383,6 +384,24 @@ def test_take_leaves_nothing_behind_that_swallows_messages(queue: SyncBackend) -
     assert ready(queue) == 3
     with open_store(queue._pool.backend.backend.store_name) as other:
         assert [m["n"] for m in other.take(3)] == [0, 1, 2]
+
+
+def test_a_loop_after_take_receives_ahead(
+    queue: SyncBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
+    receive = MemoryReceiver.receive
+
+    async def counted(self: MemoryReceiver, most: int, timeout: float) -> Sequence[Delivery]:
+        deliveries = await receive(self, most, timeout)
+        received.append(len(deliveries))
+        return deliveries
+
+    monkeypatch.setattr(MemoryReceiver, "receive", counted)
+    fill(queue, 101)
+    assert len(queue.take()) == 1
+    assert sum(1 for _ in queue.consume(limit=100)) == 100
+    assert len(received) < 30
 
 
 def test_take_from_many_threads_gives_each_message_once(queue: SyncBackend) -> None:

@@ -183,8 +183,8 @@ class _Run:
         self._draining: set[Handling | None] = set()
         """Calls of the handler that wait for `drain`, which must not wait for them."""
         self._drains: set[asyncio.Future[None]] = set()
-        self._busy: dict[str | None, deque[Message]] = {}
-        """Messages that wait for the one of their key that is being handled."""
+        self._busy: dict[str, deque[Message]] = {}
+        """Where ordering is per key: messages that wait for the one of theirs being handled."""
         self._dead_key: DeadLetterKey | None = None
         if consumer.dead_letter_key is not None:
             self._dead_key = DeadLetterKey(consumer.backend, consumer.dead_letter_key)
@@ -289,30 +289,18 @@ class _Run:
             (message,) = received
             if self._dead_key is not None:
                 self._dead_key.refuse_own(message)
-            if not self._queue_behind(message):
-                await self._process(message)
-
-    def _queue_behind(self, message: Message) -> bool:
-        """Where ordering is per key, let a message wait for the one of its key being handled."""
-        if self.can.ordering != "key" or message.key is None:
-            return False
-        waiting = self._busy.get(message.key)
-        if waiting is None:
-            self._busy[message.key] = deque()
-            return False
-        waiting.append(message)
-        return True
+            if self.can.ordering != "key" or message.key is None:
+                await self._attempt(message)
+            elif message.key in self._busy:
+                self._busy[message.key].append(message)
+            else:
+                await self._process(message.key, message)
 
     # -- handling --------------------------------------------------------------------------
 
-    async def _process(self, message: Message) -> None:
+    async def _process(self, key: str, message: Message) -> None:
         """Handle a message, then those of its key that had to wait for it."""
-        key = message.key
-        waiting = self._busy.get(key)
-        if waiting is None:
-            await self._attempt(message)
-            return
-        waiting.appendleft(message)
+        waiting = self._busy[key] = deque([message])
         try:
             while waiting:
                 current = waiting.popleft()

@@ -82,14 +82,15 @@ class BaseMessage(dict[str, Any]):
 
     def _record(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
         """Settle, from any thread; False if settled differently before."""
-        if self._delivery is not None:
-            return self._delivery.settle(outcome, delay, reason)
-        if self._outcome is None:
+        delivery = self._delivery
+        if self._outcome is not None:
+            return self._outcome is outcome
+        if delivery is None or delivery.subscription is None:
             raise UnsupportedError(
                 f"cannot {outcome} this message: only what consume() or take() handed over can be "
                 "settled, not what came from peek(), dead_letters(), a copy or a pickle"
             )
-        return self._outcome is outcome
+        return delivery.subscription.settle(delivery, outcome, delay, reason)
 
 
 class Message(BaseMessage):

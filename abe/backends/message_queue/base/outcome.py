@@ -35,10 +35,7 @@ class Settleable(Protocol):
     """A delivery, as its message knows it."""
 
     owned: bool
-
-    def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
-        """Record ``outcome``; False if the delivery was settled differently before."""
-        ...
+    subscription: Settler | None
 
 
 class Settler(Protocol):

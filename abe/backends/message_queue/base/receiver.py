@@ -48,22 +48,13 @@ class Delivery:
     deadline: float
     """When its lease ends."""
 
-    def __init__(self, message: Message, receipt: Any, *, begun: int = 0) -> None:
+    def __init__(self, message: Message, receipt: Any, begun: int = 0) -> None:
         self.message = message
         self.receipt = receipt
         self.begun = begun
         self.owned = False
         self.claims = bytearray()
         self.subscription: Settler | None = None
-
-    def settle(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
-        """Record ``outcome`` with the subscription that received this delivery, from any thread.
-
-        ``delay`` (seconds) belongs to a nack, ``reason`` to a reject. Returns False if no
-        subscription received it, or if it was settled differently before.
-        """
-        settler = self.subscription
-        return settler is not None and settler.settle(self, outcome, delay, reason)
 
 
 class Settlement(NamedTuple):

@@ -279,8 +279,7 @@ class MemoryReceiver:
                 self._group, self._view, max_messages, self._seconds
             )
             if leases:
-                begun = self._group.begun
-                return [_deliver(lease, begun) for lease in leases]
+                return [_deliver(lease, self._group) for lease in leases]
             if waiting is None:
                 break
             self._waiting = waiting
@@ -324,7 +323,7 @@ class MemoryReceiver:
             self._view = None
 
 
-def _deliver(lease: Lease, begun: Mapping[int, int]) -> Delivery:
+def _deliver(lease: Lease, group: Group) -> Delivery:
     record = lease.record
     message = Message(
         thaw_payload(record.body),
@@ -334,7 +333,8 @@ def _deliver(lease: Lease, begun: Mapping[int, int]) -> Delivery:
         lease.attempt,
         {**record.headers} if record.headers else {},
     )
-    return Delivery(message, lease, begun=begun.get(record.seq, 0))
+    begun = group.begun
+    return Delivery(message, lease, begun.get(record.seq, 0) if begun else 0)
 
 
 def _shown(record: Record, attempt: int, headers: Mapping[str, str]) -> Message:

@@ -49,7 +49,6 @@ class Ledger:
         on_failure: Called with the error when the broker refuses a settlement permanently.
 
     Attributes:
-        held: Received and not settled, in the order of arrival.
         watched: Whether the end of any delivery may be waited for.
     """
 
@@ -62,8 +61,10 @@ class Ledger:
         on_settled: Callable[[Settlement], None],
         on_failure: Callable[[Exception], None],
     ) -> None:
-        self.held: dict[Delivery, None] = {}
         self.watched = False
+        self._held: dict[Delivery, None] = {}
+        self._acked: list[Delivery] = []
+        """On the loop, and not passed on yet: that costs less for many at once."""
         self._can_release = capabilities.release
         self._backend = backend
         self._group = group
@@ -76,6 +77,7 @@ class Ledger:
         self._inbox: deque[Settlement] = deque()
         self._awake = False
         self._timer: asyncio.TimerHandle | None = None
+        self._late: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
 
@@ -99,8 +101,7 @@ class Ledger:
         """
         delivery, outcome = settlement.delivery, settlement.outcome
         if _get_running_loop() is self._loop:
-            if self._inbox:
-                self.drain()
+            self.drain()
             self._accept(settlement)
             return delivery.claims[0] == outcome.code
         if not self._post(settlement):
@@ -111,30 +112,42 @@ class Ledger:
             delivery.message._outcome = outcome
         return won
 
+    def ack(self, delivery: Delivery) -> bool:
+        """Record an ack, as `record` does."""
+        loop = _get_running_loop()
+        if loop is None or loop is not self._loop:
+            return self.record(Settlement(delivery, ACK))
+        if self._inbox:
+            self.drain()
+        delivery.claims.append(ACK_CODE)
+        if delivery.claims[0] != ACK_CODE:
+            return False
+        self._note_ack(delivery, loop)
+        return True
+
     def finish(self, hand: list[Delivery]) -> None:
         """Ack what is neither settled nor owned, and empty the hand."""
-        if _get_running_loop() is self._loop:
-            if self._inbox:
-                self.drain()
-            for delivery in hand:
-                if delivery.claims or delivery.owned:
-                    continue
-                if self.watched:
-                    self._accept(Settlement(delivery, ACK))
-                    continue
-                # `_accept`, spelt out, and no constructor: this runs for every message.
+        loop = _get_running_loop()
+        here = loop is not None and loop is self._loop
+        if here and self._inbox:
+            self.drain()
+        for delivery in hand:
+            if delivery.claims or delivery.owned:
+                continue
+            if here:
                 delivery.claims.append(ACK_CODE)
-                del self.held[delivery]
-                message = delivery.message
-                message._delivery = None
-                message._outcome = ACK
-                self._batcher.add(tuple.__new__(Settlement, (delivery, ACK, 0.0, "")))
-        else:
-            for delivery in hand:
-                if not delivery.claims and not delivery.owned:
-                    self._post(Settlement(delivery, ACK))
-                    delivery.claims.append(ACK_CODE)
-                    delivery.message._outcome = ACK
+                # `_note_ack`, nearly always: this runs for every message.
+                acked, message = self._acked, delivery.message
+                if acked and len(acked) < MAX_BATCH and not self.watched:
+                    message._delivery = None
+                    message._outcome = ACK
+                    acked.append(delivery)
+                else:
+                    self._note_ack(delivery, loop)
+            else:
+                self._post(Settlement(delivery, ACK))
+                delivery.claims.append(ACK_CODE)
+                delivery.message._outcome = ACK
         hand.clear()
 
     def _post(self, settlement: Settlement) -> bool:
@@ -178,13 +191,47 @@ class Ledger:
         while self._inbox:
             self._accept(self._inbox.popleft())
 
+    @property
+    def held(self) -> dict[Delivery, None]:
+        """What is received and not settled, in the order of arrival."""
+        if self._acked:
+            self._pass_on()
+        return self._held
+
+    def _note_ack(self, delivery: Delivery, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Collect an ack that counts, and pass the acks on after a while."""
+        message = delivery.message
+        message._delivery = None  # also breaks the cycle with the delivery
+        message._outcome = ACK
+        self._acked.append(delivery)
+        if self.watched or len(self._acked) >= MAX_BATCH:
+            self._pass_on()
+        elif self._late is None and loop is not None:
+            self._late = loop.call_later(MAX_WAIT, self.send)
+
+    def _pass_on(self) -> None:
+        """Hand the acks to the batcher."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        acked, self._acked = self._acked, []
+        settlements = []
+        for delivery in acked:
+            if delivery in self._held:  # and not acked twice
+                del self._held[delivery]
+                # A third of the time that the constructor takes, and there is one for each message.
+                settlements.append(tuple.__new__(Settlement, (delivery, ACK, 0.0, "")))
+        self._batcher.add(*settlements)
+        if self.watched:
+            self._on_settled(Settlement(acked[-1], ACK))
+
     def _accept(self, settlement: Settlement, *, tell: bool = True) -> None:
         """Claim the delivery for ``settlement``, and pass it on if it was the first."""
-        delivery = settlement.delivery
+        held, delivery = self.held, settlement.delivery
         delivery.claims.append(settlement.outcome.code)
-        if delivery.claims[0] != settlement.outcome.code or delivery not in self.held:
+        if delivery.claims[0] != settlement.outcome.code or delivery not in held:
             return
-        del self.held[delivery]
+        del held[delivery]
         message = delivery.message
         message._delivery = None  # also breaks the cycle with the delivery
         message._outcome = settlement.outcome
@@ -232,11 +279,14 @@ class Ledger:
 
     def send(self) -> None:
         """Start sending what is recorded."""
+        if self._acked:
+            self._pass_on()
         self._batcher.send()
 
     async def flush(self) -> None:
         """Return once the broker has answered for everything recorded so far."""
         self.drain()
+        self.send()
         await self._batcher.flush()
 
     @property
@@ -245,11 +295,14 @@ class Ledger:
 
         A release that never arrives does no harm: the lease lapses.
         """
-        return self._batcher.has(lambda settlement: settlement.outcome is not Outcome.RELEASE)
+        return bool(self._acked) or self._batcher.has(
+            lambda settlement: settlement.outcome is not Outcome.RELEASE
+        )
 
     async def close(self, timeout: float) -> None:
         """Send what is recorded within ``timeout`` seconds, and record no more after that."""
         self.drain()
+        self.send()
         self._report_undelivered(
             await self._batcher.close(timeout), f"the broker did not answer within {timeout:g} s"
         )

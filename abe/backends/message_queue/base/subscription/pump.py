@@ -197,13 +197,12 @@ class Pump:
             return
         now = self.clock()
         deadline = now + self._leases.seconds if self._leases.lapse else float("inf")
-        held = self._ledger.held
         for delivery in deliveries:
             delivery.subscription = self
             delivery.since = now
             delivery.deadline = deadline
             delivery.message._delivery = delivery
-            held[delivery] = None
+        self._ledger.held.update(dict.fromkeys(deliveries))
         self._ahead.add(deliveries)
         if self.stopping:
             self._release(self._ahead.remove_after(0))
@@ -272,13 +271,14 @@ class Pump:
         Raises:
             UnsupportedError: If the backend cannot end a delivery in this way.
         """
-        if outcome is not Outcome.ACK:
-            check_settlement(self.capabilities, self.backend, outcome, delay)
-            elsewhere = asyncio._get_running_loop() is not self.loop
-            if elsewhere and self.capabilities.ordering == "key" and outcome is not Outcome.REJECT:
-                # The reader's next pop has to wait until the loop has removed the successors.
-                self.prefetch.be_careful(True)
-                self._ahead.approved = None
+        if outcome is Outcome.ACK:
+            return self._ledger.ack(delivery)
+        check_settlement(self.capabilities, self.backend, outcome, delay)
+        elsewhere = asyncio._get_running_loop() is not self.loop
+        if elsewhere and self.capabilities.ordering == "key" and outcome is not Outcome.REJECT:
+            # The reader's next pop has to wait until the loop has removed the successors.
+            self.prefetch.be_careful(True)
+            self._ahead.approved = None
         return self._ledger.record(Settlement(delivery, outcome, delay, reason))
 
     def _settled(self, settlement: Settlement) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from abe.backends.message_queue.base.receiver import Delivery
@@ -71,15 +71,13 @@ class ReadAhead:
         """Whether a reader waits."""
         return bool(self._waiters)
 
-    def add(self, deliveries: Iterable[Delivery]) -> None:
-        """Append what has arrived."""
-        last = None
-        for last in deliveries:
-            if last.message.attempt >= SUSPECT_ATTEMPT:
+    def add(self, deliveries: Sequence[Delivery]) -> None:
+        """Append what has arrived, one message or more."""
+        for delivery in deliveries:
+            if delivery.message.attempt >= SUSPECT_ATTEMPT:
                 self.prefetch.be_careful(True)
-            self.buffer.append(last)
-        if last is not None:
-            self.prefetch.measured(size_of(last.message))
+        self.buffer.extend(deliveries)
+        self.prefetch.measured(size_of(deliveries[-1].message))
 
     def remove_after(self, keep: int) -> list[Delivery]:
         """Remove and return all but the oldest ``keep`` messages."""

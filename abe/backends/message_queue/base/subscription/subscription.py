@@ -310,7 +310,6 @@ class Subscription(Pump):
                 self.loop.call_soon_threadsafe(self._look_again)
 
     def _look_again(self) -> None:
-        self._ahead.add(())
         if self.stopping:
             self._release(self._ahead.remove_after(0))
         self._ahead.wake()
