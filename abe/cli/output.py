@@ -28,12 +28,7 @@ def writes_to_terminal() -> bool:
 
 
 def emit(text: str) -> None:
-    """Write ``text`` to standard output; when it returns, the system has all of it.
-
-    Raises:
-        OutputClosed: If the reader of the pipe has gone.
-        OutputError: If it cannot be written, e.g. to a full disk.
-    """
+    """Write ``text`` to standard output; when it returns, the system has all of it."""
     try:
         _write(text.encode(errors="backslashreplace"))
     except BrokenPipeError:

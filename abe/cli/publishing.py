@@ -50,9 +50,6 @@ class Publication:
         total: Number of messages, if it is known.
         last: Number of the last line or item, if it is known.
         published: Number of messages that the broker has accepted.
-
-    Raises:
-        AbeError: If the key is malformed, or the backend cannot carry headers or delay.
     """
 
     def __init__(
@@ -83,11 +80,7 @@ class Publication:
     # -- preparing -------------------------------------------------------------------------
 
     def document(self, text: str | bytes) -> Part:
-        """Prepare one JSON document: an object, or a list of objects.
-
-        Raises:
-            PayloadError: If it is anything else, or not exactly representable.
-        """
+        """Prepare one JSON document: an object, or a list of objects."""
         value = _parse(text)
         if isinstance(value, dict):
             items, label = [value], no_label
@@ -99,12 +92,7 @@ class Publication:
         return Part(range(len(items)), self._prepare(items, label))
 
     def send_checked(self, source: Source) -> None:
-        """Publish all lines, after preparing every one.
-
-        Raises:
-            PayloadError: If a line is not a payload.
-            AbeError: As for `send`.
-        """
+        """Publish all lines, after preparing every one."""
         self.total = 0
         with tempfile.SpooledTemporaryFile(SPOOL) as kept:
             for lines in batches(source):
@@ -144,21 +132,13 @@ class Publication:
     # -- sending ---------------------------------------------------------------------------
 
     def send(self, parts: Iterable[Part]) -> None:
-        """Publish ``parts`` in order.
-
-        Raises:
-            AbeError: If a message is not accepted; the text says which, and what was published.
-        """
+        """Publish ``parts`` in order."""
         for numbers, prepared in parts:
             for n in range(0, len(numbers), SLICE):
                 self._send(numbers[n : n + SLICE], prepared[n : n + SLICE])
 
     def follow(self, source: Source) -> None:
-        """Publish lines as they come, in order, holding no more than one chunk of them.
-
-        Raises:
-            AbeError: If a line is no payload or is not accepted; the text says what was published.
-        """
+        """Publish lines as they come, in order, holding no more than one chunk of them."""
         for lines in batches(source):
             part, problem = self._lines(lines)
             self.send([part])
@@ -229,11 +209,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
 
 
 def open_input(path: Path | None) -> Source | None:
-    """Open a file, or standard input; ``None`` if a person would have to type there.
-
-    Raises:
-        PayloadError: If the file cannot be read.
-    """
+    """Open a file, or standard input; ``None`` if a person would have to type there."""
     stream = sys.stdin
     if path is None and (stream is None or stream.closed or stream.isatty()):
         return None
@@ -246,11 +222,7 @@ def open_input(path: Path | None) -> Source | None:
 
 
 def batches(source: Source) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield the lines of the input as they come, with their numbers; blank ones are left out.
-
-    Raises:
-        PayloadError: If a line does not end.
-    """
+    """Yield the lines of the input as they come, with their numbers; blank ones are left out."""
     parts: list[bytes] = []
     number = size = 0
     chunk = b"."

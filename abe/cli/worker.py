@@ -14,8 +14,10 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +32,7 @@ from abe.cli.session import Target, search_working_directory
 from abe.display.text import did_you_mean
 from abe.errors import ConfigurationError, UnsupportedError
 from abe.logging import LoggingConfig, LogLevel, setup_logging_from_config
-from abe.types import EventHandlerFunc
+from abe.types import EventHandlerFunc, MessageQueueBackendProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ GRACE = 2.0
 HEALTH_INTERVAL = 5.0
 """Seconds between two health checks."""
 
-MakeConsumer = Callable[[AsyncBackend], AsyncLoopConsumer]
+MakeConsumer = Callable[[MessageQueueBackendProtocol], AsyncLoopConsumer]
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -80,19 +82,16 @@ def run(
     provider = choose_backend(where.name, env=where.env).info.target
     _set_up_logging(log_level, json_logs, handler, provider)
 
-    def make(q: AsyncBackend) -> AsyncLoopConsumer:
-        return AsyncLoopConsumer(
-            q.backend,
-            group or None,
-            keys=keys or None,
-            concurrency=concurrency,
-            retry=RetryPolicy(max_attempts=max_attempts),
-            dead_letter_key=dead_letter_key,
-            drain_timeout=drain_timeout,
-        )
-
-    status = work(function, where, make, health_file)
-    raise typer.Exit(status)
+    make = partial(
+        AsyncLoopConsumer,
+        group=group or None,
+        keys=keys or None,
+        concurrency=concurrency,
+        retry=RetryPolicy(max_attempts=max_attempts),
+        dead_letter_key=dead_letter_key,
+        drain_timeout=drain_timeout,
+    )
+    raise typer.Exit(work(function, where, make, health_file))
 
 
 def _set_up_logging(level: LogLevel, json_logs: bool, *modules: str) -> None:
@@ -128,22 +127,19 @@ class HandlerError(Exception):
 
 
 def load_handler(name: str) -> EventHandlerFunc:
-    """Import a handler; the working directory is searched first.
-
-    Raises:
-        HandlerError: If nothing of that name exists, or it is not a handler.
-        ConfigurationError: If importing its module fails.
-    """
+    """Import a handler; the working directory is searched first."""
     module_name, colon, path = name.partition(":")
     if not (colon and module_name and path):
         raise HandlerError(f"{name!r} must look like MODULE:HANDLER, e.g. shop.orders:handle")
     where = search_working_directory()
-    found = _attribute(_module(module_name, where), path, name)
+    module = _module(module_name, where)
     try:
-        check_handler(found, name)
+        return check_handler(attrgetter(path)(module), name)
+    except AttributeError as error:
+        hint = did_you_mean(error.name or "", dir(error.obj))
+        raise HandlerError(f"{name}: there is no {error.name!r}{hint}") from None
     except TypeError as error:
         raise HandlerError(str(error)) from None
-    return cast(EventHandlerFunc, found)
 
 
 def _module(name: str, where: str) -> object:
@@ -156,26 +152,11 @@ def _module(name: str, where: str) -> object:
     except Exception as error:
         failure = error
     text = traceback.format_exception_only(failure)[-1].strip()
-    raise ConfigurationError(f"importing {name} failed: {text} ({_location(failure)})") from failure
-
-
-def _location(error: Exception) -> str:
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{last.filename}:{last.lineno}"
-
-
-def _attribute(module: object, path: str, name: str) -> object:
-    found = module
-    for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            public = [it for it in dir(found) if not it.startswith("_")]
-            owner = name.removesuffix(part).rstrip(".:")
-            raise HandlerError(f"{owner} has no {part!r}{did_you_mean(part, public)}") from None
-    return found
+    last = traceback.extract_tb(failure.__traceback__)[-1]
+    where = f"{last.filename}:{last.lineno}"
+    if isinstance(failure, SyntaxError):
+        where = f"{failure.filename}:{failure.lineno}"
+    raise ConfigurationError(f"importing {name} failed: {text} ({where})") from failure
 
 
 # --- Life -----------------------------------------------------------------------------------------
@@ -223,9 +204,6 @@ def work(handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: 
 
     0 after a clean drain or at the end of a plain backend; 1 if handlers had to be cut
     off; 128 + the signal's number after a second one.
-
-    Raises:
-        AbeError: If the stream failed permanently.
     """
     signals = Signals()
     with signals.handled(), asyncio.Runner() as runner:
@@ -243,7 +221,7 @@ async def _work(
     signals: Signals,
 ) -> int:
     async with target.open(aconnect) as backend:
-        consumer = make(backend)
+        consumer = make(backend.backend)
         fields = {"backend": backend.name, "group": consumer.group}
         drain = Drain(consumer, signals, fields)
         async with Health(backend, consumer).shown_in(health):
@@ -330,11 +308,7 @@ class Health:
 
     @asynccontextmanager
     async def shown_in(self, path: Path | None) -> AsyncIterator[None]:
-        """Renew a file while the worker is healthy, and remove it in the end.
-
-        Raises:
-            ConfigurationError: If the folder of the file does not exist.
-        """
+        """Renew a file while the worker is healthy, and remove it in the end."""
         if path is None:
             yield
             return

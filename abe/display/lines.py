@@ -15,23 +15,14 @@ FIELDS = ("id", "key", "timestamp", "attempt", "headers", "payload")
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """Return ``record`` as JSON on one line, with invisible characters escaped.
-
-    Raises:
-        ValueError: If a number cannot be represented in JSON.
-        TypeError: If a value is not JSON.
-    """
+    """Return ``record`` as JSON on one line, with invisible characters escaped."""
     # Outside strings JSON has none of these characters, so they are always inside one.
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return INVISIBLE.sub(lambda match: json.dumps(match.group())[1:-1], text)
 
 
 def message_json(message: BaseMessage) -> str:
-    """Return the members named by `FIELDS` as one line of JSON; null where a backend has none.
-
-    Raises:
-        PayloadError: If a plain backend has delivered a value that is not JSON.
-    """
+    """Return the members named by `FIELDS` as one line of JSON; null where a backend has none."""
     moment = message.timestamp
     values = (
         message.id,

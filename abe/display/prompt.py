@@ -11,11 +11,7 @@ from abe.errors import ConfigurationError
 
 
 def ask_missing(variables: Iterable[tuple[str, str | None]]) -> Variables:
-    """Return environment variables, after asking for values that are missing, without echo.
-
-    Raises:
-        ConfigurationError: If no input is available.
-    """
+    """Return environment variables, after asking for values that are missing, without echo."""
     return Variables((n, _ask(n) if value is None else value) for n, value in variables)
 
 

@@ -26,9 +26,6 @@ def find_expression(text: str, start: int) -> tuple[str, int]:
 
     The expression ends at the first ``}}`` that leaves valid Python, so it may contain braces and
     quotes itself: ``{{ {"a": {"b": 1}} }}``, ``{"a": {{x}}}``.
-
-    Raises:
-        ExpressionError: If no ``}}`` ends a valid expression.
     """
     limit = start + 2 + MAX_LENGTH
     reason = "it has no closing }}"
@@ -57,11 +54,7 @@ def whole_expression(text: str) -> str | None:
 
 
 def expand(text: str, evaluate: Evaluate) -> str:
-    """Replace each ``{{expr}}`` in ``text`` by ``str`` of its value.
-
-    Raises:
-        ExpressionError: If a ``{{`` does not begin an expression.
-    """
+    """Replace each ``{{expr}}`` in ``text`` by ``str`` of its value."""
     parts: list[str] = []
     position = 0
     while (start := text.find("{{", position)) != -1:
@@ -72,12 +65,7 @@ def expand(text: str, evaluate: Evaluate) -> str:
 
 
 def evaluator(user_ns: dict[str, Any], local_ns: dict[str, Any] | None) -> Evaluate:
-    """Return a function that evaluates expressions where the magic was called.
-
-    Args:
-        user_ns: The globals of the session.
-        local_ns: The locals of the calling frame; at the top of a cell, the globals again.
-    """
+    """Return a function that evaluates expressions where the magic was called."""
 
     def evaluate(source: str) -> object:
         # One dict, because a lambda or comprehension would not see separate locals.

@@ -26,18 +26,11 @@ def _library(value: object) -> str:
 
 
 def rows_of(frame: Any, name: str) -> list[dict[str, Any]]:
-    """Return the rows of a DataFrame as payloads; the index is dropped.
+    """Return the rows of a DataFrame, which errors call ``name``; the index is dropped.
 
     Missing values become null, numpy's scalars and arrays plain numbers and lists, dates and times
     ISO 8601. What JSON cannot hold is left for the check of the payloads, which names it. A NaN is
     missing in pandas; in polars it is a number, which JSON cannot hold.
-
-    Args:
-        frame: The DataFrame.
-        name: What errors call it.
-
-    Raises:
-        PayloadError: If the names of the columns cannot be names in a JSON object.
     """
     columns = list(frame.columns)
     for column in columns:

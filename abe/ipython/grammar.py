@@ -97,9 +97,6 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
     """Parse ``line``, the text behind the name of a magic.
 
     The whole line is read before any ``{{expr}}`` is evaluated.
-
-    Raises:
-        UsageError: If it does not follow the grammar.
     """
     options: dict[str, Any] = {o.name: [] if o.repeat else None for o in syntax.options}
     try:

@@ -196,13 +196,7 @@ class Handlers(dict[str, Handler]):
         self._filter = _FewReports()
 
     def start(self, handler: Handler, begin: Callable[[], Worker], *, live: bool) -> None:
-        """Start ``handler``, in the place of one with the same name.
-
-        Args:
-            handler: The handler.
-            begin: Starts its worker.
-            live: Whether to show a status display that follows it.
-        """
+        """Start ``handler``, in the place of one with the same name."""
         if handler.name in self:
             self.stop([handler.name])
         _logger.addFilter(self._filter)

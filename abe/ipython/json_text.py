@@ -31,11 +31,7 @@ class Template:
     expressions: dict[str, str]
 
     def value(self, evaluate: Evaluate) -> Any:
-        """Evaluate each expression once, in order, and return the complete value.
-
-        Raises:
-            PayloadError: If an expression in the place of a name does not give a unique str.
-        """
+        """Evaluate each expression once, in order, and return the complete value."""
         values = {mark: evaluate(source) for mark, source in self.expressions.items()}
         try:
             return _fill(self.parsed, values)
@@ -44,15 +40,9 @@ class Template:
 
 
 def parse_json(text: str, command: str) -> Template:
-    """Parse ``text`` without evaluating anything.
+    """Parse JSON with ``{{expr}}`` outside its strings, without evaluating anything.
 
-    Args:
-        text: JSON with ``{{expr}}`` outside its strings.
-        command: The line up to the payload, for errors that show the right spelling; empty if the
-            payload comes from elsewhere.
-
-    Raises:
-        PayloadError: If it is not JSON, or says the same name twice in one object.
+    Errors show the right spelling behind ``command``, if there is one.
     """
     plain, expressions = _replace_expressions(text) if "{{" in text else (text, {})
     try:

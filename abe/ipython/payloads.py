@@ -42,19 +42,10 @@ class Payloads(NamedTuple):
 
 
 def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> Payloads:
-    """Return the payloads that ``text`` holds.
+    """Return the payloads in the text behind KEY or in the body of a cell.
 
     ``{{expr}}`` is evaluated in ``json`` and ``jsonl``; the other formats are taken verbatim.
-
-    Args:
-        text: The text behind KEY, or the body of the cell.
-        format: One of `FORMATS`.
-        evaluate: Runs expressions.
-        command: The line up to the payload, for errors that show the right spelling; empty for a
-            file.
-
-    Raises:
-        PayloadError: If it is not ``format``, or holds neither an object nor a list.
+    Errors show the right spelling behind ``command``, unless the text comes from a file.
     """
     text = text.removeprefix("\ufeff")
     if format == "json":
@@ -71,16 +62,7 @@ def read_payloads(text: str, format: str, evaluate: Evaluate, command: str) -> P
 
 
 def read_file(path: str, format: str | None) -> Payloads:
-    """Return the payloads that a file holds.
-
-    Args:
-        path: The file; ``~`` is the home folder.
-        format: One of `FORMATS`; ``None`` goes by the end of its name.
-
-    Raises:
-        PayloadError: If the format cannot be told, or the file does not follow it.
-        OSError: If it cannot be read.
-    """
+    """Return the payloads that a file holds; without a format the end of its name decides."""
     file = Path(path).expanduser()
     name = cell(file.name, 60)
     found = format or _SUFFIXES.get(file.suffix.lower())
@@ -106,15 +88,7 @@ def _refuse(expression: str) -> object:
 
 
 def payloads_of(value: object, name: str) -> Payloads:
-    """Return what publishing ``value`` sends: a dict is one message, an iterable one per item.
-
-    Args:
-        value: What the user wants to publish.
-        name: What errors call it.
-
-    Raises:
-        PayloadError: If it is neither.
-    """
+    """Return what publishing ``value`` sends: a dict is one message, an iterable one per item."""
     if isinstance(value, dict):
         return Payloads([value], no_label)
     kind = type(value).__name__

@@ -26,12 +26,9 @@ class Progress:
     """
 
     def __init__(self, total: int | None, done: str, *, live: bool) -> None:
-        """Count up to ``total``.
+        """Count up to ``total``, if that is known, e.g. of what is ``published``.
 
-        Args:
-            total: Number of items; ``None`` if it is unknown.
-            done: The completed action, e.g. ``"published"``.
-            live: Whether what was displayed can be updated.
+        What was displayed can be updated where the display is ``live``.
         """
         self._total = total
         self._done = done

@@ -213,11 +213,7 @@ class Call:
         return (self.session.settings.group if given is None else given) or None
 
     def variable(self, name: str) -> Any:
-        """Return the value of the user's variable ``name``.
-
-        Raises:
-            NameError: If it does not exist; the text suggests the nearest spelling.
-        """
+        """Return the value of the user's variable ``name``."""
         scopes = self.scopes
         for scope in scopes:
             if name in scope:
@@ -238,13 +234,10 @@ class Call:
 
 
 def magic(*syntaxes: Syntax) -> Callable[[Callable[[Any, Call], Any]], Callable[..., Any]]:
-    """Decorate a method of a `Magics` class as the magic that ``syntaxes`` describe.
+    """Decorate a method of a `Magics` class as a line magic, a cell magic, or both in this order.
 
     The method gets the parsed `Call`. An `AbeError` that it raises, and an interrupt, is shown
     short.
-
-    Args:
-        syntaxes: The line magic, the cell magic, or both in this order.
     """
 
     def decorate(body: Callable[[Any, Call], Any]) -> Callable[..., Any]:

@@ -49,11 +49,7 @@ def new_provider(
 
 
 def check_name(name: str) -> str:
-    """Return the name in the spelling of distributions, with hyphens.
-
-    Raises:
-        ConfigurationError: If it is not a valid name for a provider; the text gives the reason.
-    """
+    """Return the name in the spelling of distributions, with hyphens."""
     if match := re.match(r"abe[-_]backend[-_]", name):
         raise ConfigurationError(f"give the name alone: {name[match.end() :]!r}")
     if not _NAME.fullmatch(name) or len(name) > MAX_LENGTH:
@@ -77,11 +73,7 @@ def check_name(name: str) -> str:
 
 
 def render(name: str) -> dict[str, str]:
-    """Return the files of the project, by their path in it.
-
-    Raises:
-        ConfigurationError: If ``name`` is not a valid name for a provider.
-    """
+    """Return the files of the project, by their path in it."""
     name = check_name(name)
     words = name.split("-")
     package = "_".join(["abe", "backend", *words])
@@ -108,11 +100,9 @@ def render(name: str) -> dict[str, str]:
 
 
 def create(name: str, parent: Path) -> Path:
-    """Create the project below ``parent`` and return its folder; nothing is overwritten.
+    """Create the project below ``parent`` and return its folder.
 
-    Raises:
-        ConfigurationError: If ``name`` is not a valid name for a provider, or its folder exists or
-            cannot be created; nothing is left behind then.
+    Nothing is overwritten, and nothing is left behind after a failure.
     """
     files = render(name)
     folder = parent / f"abe-backend-{check_name(name)}"
