@@ -194,14 +194,13 @@ class Handlers(dict[str, Handler]):
     def __init__(self) -> None:
         super().__init__()
         self._filter = _FewReports()
+        _logger.addFilter(self._filter)
+        atexit.register(self._hurry)
 
     def start(self, handler: Handler, begin: Callable[[], Worker], *, live: bool) -> None:
         """Start ``handler``, in the place of one with the same name."""
         if handler.name in self:
             self.stop([handler.name])
-        _logger.addFilter(self._filter)
-        atexit.unregister(self._hurry)
-        atexit.register(self._hurry)
         token = _current.set(handler)
         try:
             handler.start(begin, live=live)
@@ -224,13 +223,9 @@ class Handlers(dict[str, Handler]):
         try:
             self.stop(list(self))
         finally:
-            self.forget()
-
-    def forget(self) -> None:
-        """Forget all without waiting; the status of those that still run is updated."""
-        self.clear()
-        _logger.removeFilter(self._filter)
-        atexit.unregister(self._hurry)
+            self.clear()
+            _logger.removeFilter(self._filter)
+            atexit.unregister(self._hurry)
 
     def _hurry(self) -> None:
         """Shorten the drain at exit, when the portal stops the workers."""

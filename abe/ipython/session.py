@@ -148,7 +148,7 @@ class Session:
             if backend is not None and self._owned:
                 backend.close()  # which waits for the handlers
         except KeyboardInterrupt:
-            self.handlers.forget()
+            self.handlers.clear()  # their displays are updated to the end
             raise
         finally:
             self.handlers.close()

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
@@ -17,6 +18,17 @@ from abe.backends.message_queue.base.outgoing import NO_HEADERS, prepare
 from abe.ipython.payloads import Payloads
 
 Run = Callable[..., Any]
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+json_objects = st.dictionaries(st.text(st.characters(codec="utf-8")), json_values, max_size=4)
 
 
 @pytest.fixture(scope="module")

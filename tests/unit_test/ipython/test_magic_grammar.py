@@ -15,6 +15,7 @@ from abe.display.options import Option
 from abe.ipython.expressions import ExpressionError, evaluator, expand, find_expression
 from abe.ipython.grammar import Arguments, Syntax, parse
 from abe.ipython.magics import AbeMagics
+from tests.unit_test.ipython.conftest import json_objects
 
 LINE = AbeMagics.syntaxes["%abe_publish"]
 CELL = AbeMagics.syntaxes["%%abe_publish"]
@@ -91,18 +92,7 @@ def test_any_text_behind_the_key_arrives_unchanged(key: str, text: str) -> None:
     assert (arguments.words, arguments.payload) == ([key], text)
 
 
-values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=10,
-)
-
-
-@given(st.dictionaries(st.text(st.characters(codec="utf-8")), values, max_size=4), st.booleans())
+@given(json_objects, st.booleans())
 def test_any_json_object_is_the_payload(payload: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(payload, ensure_ascii=ascii_only)
     if "\n" in text or "{{" in json.dumps(list(payload)):

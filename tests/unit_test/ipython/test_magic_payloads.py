@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from abe.errors import PayloadError, UnsupportedError
 from abe.ipython.expressions import evaluator
 from abe.ipython.payloads import FORMATS, payloads_of, read_payloads
-from tests.unit_test.ipython.conftest import published
+from tests.unit_test.ipython.conftest import json_values, published
 
 NAMES: dict[str, Any] = {
     "x": 5,
@@ -58,17 +58,6 @@ def test_what_is_written_is_what_is_published(payload: dict[str, Any], format: s
     assert read(text, format) == [payload]
     if format == "json":
         assert read(json.dumps(payload, ensure_ascii=False, indent=2)) == [payload]
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=10,
-)
 
 
 @given(json_values, st.text(st.characters(codec="utf-8")), st.booleans())

@@ -22,6 +22,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import abe
 from abe.display.results import Messages
+from tests.unit_test.ipython.conftest import json_objects
 
 Run = Callable[..., Any]
 MAGICS = {
@@ -282,21 +283,11 @@ def test_secrets_on_the_line_are_not_echoed(run: Run, capsys: pytest.CaptureFixt
     assert "hunter2" not in capsys.readouterr().err
 
 
-values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-objects = st.dictionaries(st.text(st.characters(codec="utf-8")), values, max_size=3)
 LINE_ENDS = "\x85\u2028\u2029"  # IPython ends a line at them; JSON text may escape them
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(objects, st.booleans())
+@given(json_objects, st.booleans())
 def test_any_object_passes_through_ipython(
     run: Run, q: abe.SyncBackend, payload: dict[str, Any], ascii_only: bool
 ) -> None:
@@ -318,7 +309,7 @@ def test_any_object_passes_through_ipython(
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
 )
-@given(objects)
+@given(json_objects)
 def test_any_object_passes_through_every_other_way_in(
     shell: InteractiveShell,
     run: Run,
