@@ -6,51 +6,47 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from abe.backends.message_queue.base import Keys, MessageStream
+from abe.backends.message_queue.client import AsyncBackend
 from abe.sync.pool import Loan, SubscriptionPool
 from abe.types import ConsumerGroup
 
-__all__ = ["PortalHost"]
+__all__ = ["BridgedBackend"]
 
 T = TypeVar("T")
 
 
-class PortalHost:
-    """Runs the calls of an `AsyncBackend` on the portal, where the backend lives.
+class BridgedBackend(AsyncBackend):
+    """An `AsyncBackend` whose calls run on the portal, where the backend lives.
 
-    Cancelling an await cancels the call there and waits for its outcome.
-
-    Args:
-        pool: Whose backend it is.
-        owner: Kept from being collected, which would close the connection.
+    Cancelling an await cancels the call there and waits for its outcome. ``owner`` is kept from
+    being collected, which would close the connection.
     """
 
+    _bridged = True
+
     def __init__(self, pool: SubscriptionPool, owner: object) -> None:
+        super().__init__(pool.backend.backend)
         self._pool = pool
         self._owner = owner
 
-    @property
-    def closed(self) -> bool:
-        """Whether the backend was closed."""
-        return self._pool.closed
+    def __repr__(self) -> str:
+        return f"<AsyncBackend {self.name}{' closed' if self._pool.closed else ''}>"
 
-    def check_open(self) -> None:
-        """Raise if the backend was closed."""
-        self._pool.check_open()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Return an awaitable of any loop that runs ``coroutine`` on the portal."""
-        return self._pool.portal.bridge(coroutine)
-
-    def look(self, method: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
-        """Run ``method`` on the portal once pending releases have reached the broker."""
-        return self.run(self._pool.look(method))
-
-    def consume(self, keys: Keys, group: ConsumerGroup, prefetch: int | None) -> MessageStream:
-        """Return a stream of any loop over a subscription on the portal."""
+    def consume(
+        self, keys: Keys = None, *, group: ConsumerGroup = None, prefetch: int | None = None
+    ) -> MessageStream:
         loan = Loan(self._pool, self._pool.select(keys, group), prefetch, self._owner)
-        return MessageStream.hosted(loan, self._pool.backend.capabilities)
+        return MessageStream.hosted(loan, self.capabilities)
 
     async def aclose(self) -> None:
-        """Close the backend, for the synchronous side too; closing twice is fine."""
         if not self._pool.closed:
-            await self.run(self._pool.aclose())
+            await self._run(self._pool.aclose())
+
+    def _bind(self) -> None:
+        self._pool.check_open()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        return self._pool.portal.bridge(coroutine)
+
+    def _look(self, call: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        return self._run(self._pool.look(call))

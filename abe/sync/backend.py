@@ -24,7 +24,7 @@ from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.display.results import Backlog, DeadLetters, Messages
 from abe.display.text import group_name
 from abe.errors import ConfigurationError
-from abe.sync.aio import PortalHost
+from abe.sync.aio import BridgedBackend
 from abe.sync.bulk import send_in_chunks
 from abe.sync.pool import Loan, SubscriptionPool
 from abe.sync.portal import get_portal
@@ -113,7 +113,7 @@ class SyncBackend(Unshareable):
     @property
     def aio(self) -> AsyncBackend:
         """The async client of the same connection, for any event loop: async cells, handlers."""
-        return AsyncBackend(self._pool.backend.backend, PortalHost(self._pool, self))
+        return BridgedBackend(self._pool, self)
 
     # -- publishing ------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from abe._redact import Variables
 from abe.backends.message_queue.base import (
@@ -20,6 +21,8 @@ from abe.backends.message_queue.base import (
     decode_payload,
     encode_payload,
     not_published,
+    open_stream,
+    validate_group,
 )
 from abe.backends.message_queue.base.capabilities import check_method, unsupported
 from abe.backends.message_queue.base.operations import Items
@@ -31,9 +34,8 @@ from abe.backends.message_queue.base.outgoing import (
     prepare,
 )
 from abe.backends.message_queue.base.publisher import NOT_SENT
-from abe.backends.message_queue.client_host import BackendHost, LocalHost
 from abe.backends.message_queue.loader import load_backend
-from abe.errors import ConfigurationError
+from abe.errors import BackendClosedError, ConfigurationError
 from abe.types import (
     ConsumerGroup,
     MessageQueueBackendProtocol,
@@ -42,6 +44,8 @@ from abe.types import (
 )
 
 __all__ = ["AsyncBackend", "aconnect"]
+
+T = TypeVar("T")
 
 
 def aconnect(
@@ -91,20 +95,15 @@ class AsyncBackend(BackendOperations):
         capabilities: What it declares.
     """
 
-    def __init__(
-        self, backend: MessageQueueBackendProtocol, host: BackendHost | None = None
-    ) -> None:
-        """Wrap ``backend``.
+    _bridged: ClassVar[bool] = False
+    """Whether its calls run elsewhere than on the loop that awaits them."""
 
-        Args:
-            backend: Any backend.
-            host: Where its calls run; by default, on the loop that awaits them.
-        """
+    def __init__(self, backend: MessageQueueBackendProtocol) -> None:
         self.backend: Any = backend
         self.name = backend_name(backend)
-        self._host: BackendHost = host if host is not None else LocalHost(backend)
-        self._local = host is None
         self._first_party = isinstance(backend, BaseBackend)
+        self._closed = False
+        self._closer: asyncio.Future[None] | None = None
 
     @classmethod
     def from_env(cls) -> Self:
@@ -120,7 +119,7 @@ class AsyncBackend(BackendOperations):
         return capabilities_of(self.backend)
 
     def __repr__(self) -> str:
-        return f"<AsyncBackend {self.name}{' closed' if self._host.closed else ''}>"
+        return f"<AsyncBackend {self.name}{' closed' if self._closed else ''}>"
 
     async def publish(
         self,
@@ -130,11 +129,11 @@ class AsyncBackend(BackendOperations):
         headers: Mapping[str, str] | None = None,
         delay: float = 0.0,
     ) -> None:
-        if self._host.closed:
-            self._host.check_open()
+        if self._closed or self._bridged:
+            self._bind()
         if self._first_party:
             call = self.backend.publish(key, payload, headers=headers, delay=delay)
-            await (call if self._local else self._host.run(call))
+            await (self._run(call) if self._bridged else call)
         else:
             await self.send(
                 self.prepare([payload], key=key, headers=headers, delay=delay, label=no_label)
@@ -155,8 +154,8 @@ class AsyncBackend(BackendOperations):
         return prepare(items, key, checked, delay, encode=encode_payload, label=label)
 
     async def send(self, prepared: Sequence[Outgoing]) -> None:
-        self._host.check_open()
-        await self._host.run(self._send(prepared))
+        self._bind()
+        await self._run(self._send(prepared))
 
     async def _send(self, prepared: Sequence[Outgoing]) -> None:
         if self._first_party:
@@ -178,20 +177,38 @@ class AsyncBackend(BackendOperations):
     def consume(
         self, keys: Keys = None, *, group: ConsumerGroup = None, prefetch: int | None = None
     ) -> MessageStream:
-        self._host.check_open()
-        return self._host.consume(keys, group, prefetch)
+        self._bind()
+        group = validate_group(group)
+        return open_stream(self.backend, group=group, keys=keys, prefetch=prefetch)
 
     async def aclose(self) -> None:
-        await self._host.aclose()
+        self._closed = True
+        if self._closer is None:
+            self._closer = asyncio.ensure_future(self._close())
+        elif self._closer.done():
+            return
+        await asyncio.shield(self._closer)
+
+    async def _close(self) -> None:
+        if hasattr(self.backend, "aclose"):
+            await self.backend.aclose()
 
     def _bind(self) -> None:
-        self._host.check_open()
+        if self._closed:
+            raise BackendClosedError(f"backend {self.name!r} is closed; open a new one")
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Return an awaitable of the running loop for a coroutine of the backend's."""
+        return coroutine
 
     async def _operate(self, method: str, **arguments: Any) -> Any:
         __tracebackhide__ = True
-        self._host.check_open()
+        self._bind()
         if method != "ping":
             check_method(self.capabilities, self.name, method)
         elif not hasattr(self.backend, method):
             raise unsupported(self.name, "ping()", "ping")
-        return await self._host.look(partial(getattr(self.backend, method), **arguments))
+        return await self._look(partial(getattr(self.backend, method), **arguments))
+
+    def _look(self, call: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        return call()
