@@ -34,17 +34,7 @@ def send_in_chunks(
 
     An interrupt lets the chunk on its way finish and then reports, so the last number that
     ``progress`` was given is exact. If that takes too long, a note on the interrupt says how many
-    more may have been published.
-
-    Args:
-        call: Runs a coroutine on the portal.
-        send: Publishes a chunk, all or what its `PublishError` says.
-        prepared: What to publish.
-        progress: Called with the number published so far.
-        first: Size of the first chunk; the others depend on how long it takes.
-
-    Raises:
-        PublishError: If not all were accepted; its positions are those in ``prepared``.
+    more may have been published. The positions of a `PublishError` are those in ``prepared``.
     """
     tally = _Tally(send)
     start, size = 0, first

@@ -60,12 +60,7 @@ class Drainable(Protocol):
 class SubscriptionPool:
     """The portal's side of a `SyncBackend`; all coroutines run on the portal.
 
-    Args:
-        portal: The event loop.
-        backend: The backend that it owns from now on.
-
     Attributes:
-        loans: Those in use.
         workers: The running ones; they keep their `SyncBackend` from being collected.
         undelivered: Messages that were acked for a `take` that an interrupt then ended.
         retains: Whether streams are kept rather than closed, because the backend never redelivers
@@ -88,12 +83,7 @@ class SubscriptionPool:
     # -- streams ---------------------------------------------------------------------------
 
     def select(self, keys: Keys, group: ConsumerGroup) -> Selector:
-        """Check the arguments of ``consume`` and ``take``, before anything is opened.
-
-        Raises:
-            InvalidKeyError: If ``group`` or a filter is malformed.
-            UnsupportedError: If ``keys`` is given and the backend cannot filter.
-        """
+        """Check the arguments of ``consume`` and ``take``, before anything is opened."""
         self.check_open()
         validate_group(group)
         if keys is None:
@@ -116,15 +106,10 @@ class SubscriptionPool:
         return self.backend.consume(keys, group=group, prefetch=prefetch)
 
     def give_back(self, selector: Selector, stream: MessageStream, *, idle: bool) -> None:
-        """Take a stream back; keep it if it is at rest, else close it.
+        """Take back a stream with nothing in hand; keep it if it is idle, else close it.
 
         A backend that never delivers again gets neither: its stream may hold what was put back,
         which only the next call for this selector can have.
-
-        Args:
-            selector: What it was borrowed for.
-            stream: The stream, with nothing in hand.
-            idle: Whether it waits for nothing and holds nothing that others could have.
         """
         if self.closed or stream.closed or not (idle or self.retains):
             self.in_background(stream.aclose())
@@ -226,11 +211,6 @@ class SubscriptionPool:
     # -- life ------------------------------------------------------------------------------
 
     def check_open(self) -> None:
-        """Raise if the backend was closed.
-
-        Raises:
-            BackendClosedError: If it was.
-        """
         if self.closed:
             if self.portal.exiting:
                 raise self.portal.refusal()
@@ -262,16 +242,12 @@ class SubscriptionPool:
             await asyncio.wait(list(self._closing), timeout=patience)
 
     def begin_close(self) -> None:
-        """Start closing, if that was not done before."""
         if self._closer is None:
             self._closer = asyncio.get_running_loop().create_task(self._close())
             self._closer.add_done_callback(self._left)
 
     async def aclose(self) -> None:
-        """Stop the workers, give back what is not settled, disconnect; idempotent.
-
-        Called from the handler of a worker, it only begins that: the handler is waited for.
-        """
+        """Close; called from the handler of a worker, only begin to: the handler is waited for."""
         self.begin_close()
         assert self._closer is not None
         if any(worker.is_caller for worker in self.workers):
@@ -301,17 +277,8 @@ class SubscriptionPool:
 class Loan:
     """A reader's hold on a subscription of the pool, opened when it is first needed.
 
-    The host of a `MessageStream` on another loop, and of the readers of the synchronous facade.
-
-    Args:
-        pool: Where the subscription comes from, and goes back to.
-        selector: Which group and keys.
-        prefetch: Maximum number of messages to receive ahead; ``None`` adapts.
-        owner: Kept from being collected, which would close the connection.
-
-    Attributes:
-        subscription: Set while it is open.
-        pop: Moves the next message into a hand, in the reader's thread; False: `wait`.
+    The host of a `MessageStream` on another loop, and of the readers of the synchronous facade;
+    ``owner`` is kept from being collected, which would close the connection.
     """
 
     pop: Callable[[list[Delivery]], bool]
@@ -337,7 +304,6 @@ class Loan:
     # -- the reader ------------------------------------------------------------------------
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Return an awaitable of any loop that runs ``coroutine`` on the portal."""
         return self._pool.portal.bridge(coroutine)
 
     def enter(self) -> None:
@@ -349,7 +315,6 @@ class Loan:
         return Loan(self._pool, self._selector, self._prefetch, self._owner)
 
     def forget(self, hand: list[Delivery], stream: object) -> None:
-        """Do as `leave`, from the finalizer of a reader in any thread, without waiting."""
         self._pool.portal.post_from_finalizer(partial(self.begin_leave, hand))
 
     def _pop_kept(self, hand: list[Delivery]) -> bool:
@@ -363,7 +328,6 @@ class Loan:
     # -- the portal ------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Borrow a subscription, unless that was done before."""
         if self._stream is not None or (self._opened and self._pool.closed):
             return
         self._opened = True
@@ -378,7 +342,6 @@ class Loan:
         self.pop = self._pop_kept if self._kept else self.subscription.pop
 
     async def connect(self) -> None:
-        """Return once the group exists."""
         await self.open()
         assert self.subscription is not None
         await self.subscription.open()
@@ -397,15 +360,9 @@ class Loan:
         return arrived
 
     def begin_leave(self, hand: list[Delivery]) -> None:
-        """Start to `leave`; the next call for the backlog waits for that."""
         self._pool.in_background(self.leave(hand))
 
     async def leave(self, hand: list[Delivery]) -> None:
-        """Give back the hand and the subscription, and wait until the broker knows.
-
-        Raises:
-            AbeError: If it refused a settlement permanently.
-        """
         stream, subscription = self._stream, self.subscription
         self._stream = self.subscription = None
         self.pop = _nothing

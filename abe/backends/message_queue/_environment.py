@@ -157,15 +157,6 @@ def refuse_unknown(
 
     Those of other installed backends pass, because a ``from_env`` may load one; so do the ones that
     the process has with the same value, and whole families such as ``AWS_``.
-
-    Args:
-        backend: Name of the backend.
-        settings: What it reads.
-        overlay: What was given.
-        others: Names of the other installed backends.
-
-    Raises:
-        ConfigurationError: If there are any; the text names the nearest spelling.
     """
     read = {setting.name for setting in settings} | {"QUEUE_BACKEND"}
     families = {_family(name) for name in read if not name.startswith("ABE_")}
@@ -179,10 +170,7 @@ def refuse_unknown(
 
 
 def unread(backend: str, settings: Sequence[Setting]) -> list[str]:
-    """Return the process's variables with the prefix of the backend that it does not read.
-
-    Each is returned once in a process.
-    """
+    """Return the process's variables with the backend's prefix that it does not read, each once."""
     read = {setting.name for setting in settings}
     with _lock():
         found = {n for n in os.environ if n.startswith(_prefix(backend))} - read - _told

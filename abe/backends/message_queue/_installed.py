@@ -77,12 +77,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class Installed:
-    """What is installed.
-
-    Attributes:
-        found: Those who claim a name, by name; names that differ by case only share their claims.
-        damaged: Distributions whose metadata cannot be read, as backends of no known name.
-    """
+    """Who claims which name, and the distributions whose metadata cannot be read."""
 
     found: dict[str, list[Candidate]] = field(default_factory=dict)
     damaged: list[BackendInfo] = field(default_factory=list)
@@ -152,7 +147,6 @@ def _scan() -> Installed:
 
 
 def _with_conflicts(result: Installed) -> Installed:
-    """Let names that differ by case only share their claims."""
     by_case: dict[str, list[Candidate]] = {}
     for name, claims in result.found.items():
         by_case.setdefault(name.lower(), []).extend(claims)
@@ -207,5 +201,4 @@ def _candidate(entry_point: EntryPoint, distribution: str, version: str) -> Cand
 
 
 def _normalized(distribution: str) -> str:
-    """Spell the name of a distribution as package indexes do."""
     return re.sub(r"[-_.]+", "-", distribution).lower()

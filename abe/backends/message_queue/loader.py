@@ -378,14 +378,11 @@ def _on_behalf_of(candidate: Candidate, what: str) -> Iterator[None]:
     with off_standard_output() as heard:
         yield
     if text := "".join(heard).strip():
-        logger.warning(
-            "backend %s of %s: %s printed %s",
-            candidate.info.name,
-            candidate,
-            what,
-            ascii(known.hide(text[:500])),
-            extra={"backend": candidate.info.name},
-        )
+        from abe.backends.message_queue.base.log import log
+
+        name, shown = candidate.info.name, ascii(known.hide(text[:500]))
+        record = "backend %s of %s: %s printed %s", name, candidate, what, shown
+        log(logger, logging.WARNING, *record, extra={"backend": name})
 
 
 def _presentable(error: BaseException) -> tuple[BaseException, str]:

@@ -31,22 +31,15 @@ class BrowserPortal:
 
     @property
     def forked(self) -> bool:
-        """Never: there are no processes."""
         return False
 
     @property
     def is_current(self) -> bool:
-        """Never: a call does not wait for this thread, it suspends it."""
         return False
 
     def call(
         self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
     ) -> T:
-        """Run ``coroutine`` and suspend the caller until it has ended.
-
-        Raises:
-            LoopError: If this caller cannot be suspended.
-        """
         __tracebackhide__ = True
         ffi = import_module("pyodide.ffi")
         if not ffi.can_run_sync():
@@ -60,20 +53,16 @@ class BrowserPortal:
         return result
 
     async def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Await ``coroutine``: every caller is on this loop."""
         return await coroutine
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
-        """Call ``callback`` soon."""
         self.loop.call_soon(callback, *arguments)
         return True
 
     def post_from_finalizer(self, callback: Callable[..., object]) -> None:
-        """Call ``callback`` soon."""
         self.post(callback)
 
     def refusal(self) -> BaseException:
-        """Return what a call raises once the interpreter is exiting."""
         return BackendClosedError("the backend is closed: the interpreter is exiting")
 
     def close(self, grace: float = 0.0) -> None:

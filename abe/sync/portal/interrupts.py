@@ -20,9 +20,6 @@ class Interrupts:
     ``cancel`` is called instead of raising at once, so that the outcome can be awaited. A second
     signal raises at once. A handler that returns (a service's own "stop soon") leaves the wait
     alone, and ignored signals stay ignored.
-
-    Args:
-        cancel: Called from the signal handler.
     """
 
     __slots__ = ("_cancel", "_previous", "raised")

@@ -18,11 +18,6 @@ class Operation(Generic[T]):
     `start`, `cancel` and `abandon` are called on the portal's loop, in the order in which the
     waiter posted them; so no lock is needed, and a result is given either to the waiter or to
     ``keep``, never to both and never to neither.
-
-    Args:
-        coroutine: What to run.
-        keep: Called on the loop with a result that the waiter did not pick up.
-        notify: Called on the loop once the outcome is there.
     """
 
     __slots__ = (
@@ -97,12 +92,7 @@ class Operation(Generic[T]):
         self._keep(task.result())
 
     def outcome(self) -> T:
-        """Return the result or raise the error; only after ``notify``.
-
-        Raises:
-            CancelledError: Of `concurrent.futures`, if somebody else cancelled it, or it was not
-                begun because the interpreter is exiting.
-        """
+        """Return the result or raise the error; only after ``notify``."""
         __tracebackhide__ = True
         task = self._task
         if task is None:

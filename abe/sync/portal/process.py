@@ -28,12 +28,7 @@ _this = PerProcess(_Process)
 
 
 def get_portal() -> Portal:
-    """Return the portal of this process, starting it if need be.
-
-    Raises:
-        BackendClosedError: If the interpreter is exiting.
-        ConnectionLostError: If its thread cannot be started now.
-    """
+    """Return the portal of this process, starting it if need be."""
     this = _this.get()
     portal = this.portal
     if portal is not None:

@@ -40,11 +40,7 @@ WAIT_SLICE = 0.25
 
 
 class ThreadPortal:
-    """An event loop on a daemon thread; implements `abe.sync.portal.Portal`.
-
-    Raises:
-        ConnectionLostError: If the thread cannot be started now.
-    """
+    """An event loop on a daemon thread."""
 
     threaded = True
 
@@ -73,12 +69,10 @@ class ThreadPortal:
 
     @property
     def forked(self) -> bool:
-        """Whether this process was forked from the portal's: its thread does not run here."""
         return self._process != identity.pid()
 
     @property
     def is_current(self) -> bool:
-        """Whether the calling thread is the portal's own."""
         return threading.get_ident() == self._ident and not self.forked
 
     # -- from threads ----------------------------------------------------------------------
@@ -89,20 +83,9 @@ class ThreadPortal:
         *,
         keep: Callable[[T], object] | None = None,
     ) -> T:
-        """Run ``coroutine`` on the portal and block until it has ended; return what it returns.
+        """Do as `Portal.call`; an interrupt cancels ``coroutine`` and waits for its real outcome.
 
-        It sees the caller's context variables. An interrupt cancels it, waits for its real
-        outcome, and then raises; a second one raises at once. So does any other exception out
-        of a signal handler.
-
-        Args:
-            coroutine: What to run.
-            keep: Called on the portal, before anything that is started later, with a result
-                that does not reach the caller because of an interrupt.
-
-        Raises:
-            LoopError: If called on the portal's own thread, or after a fork.
-            BackendClosedError: If the interpreter is exiting; `SystemExit` in a daemon thread.
+        A second one raises at once. So does any other exception out of a signal handler.
         """
         __tracebackhide__ = True
         if threading.get_ident() == self._ident and self.is_current:
@@ -136,12 +119,7 @@ class ThreadPortal:
             raise
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start ``coroutine`` on the portal in the caller's context and return its future.
-
-        Raises:
-            LoopError: After a fork.
-            BackendClosedError: If the interpreter is exiting.
-        """
+        """Start ``coroutine`` on the portal in the caller's context and return its future."""
         try:
             self._check()
             return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
@@ -150,7 +128,6 @@ class ThreadPortal:
             raise
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
-        """Call ``callback`` on the portal soon, from any thread; False if it is gone."""
         changed = self._process != identity.known or not identity.unforked[0]
         if self._closed or (changed and self.forked):
             return False
@@ -171,18 +148,7 @@ class ThreadPortal:
     # -- from event loops ------------------------------------------------------------------
 
     async def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run ``coroutine`` on the portal and await it, from any event loop.
-
-        Cancellation cancels it and waits for its real outcome; a second one does not wait. On
-        the portal's own loop it is simply awaited.
-
-        Args:
-            coroutine: What to run.
-
-        Raises:
-            LoopError: After a fork.
-            BackendClosedError: If the interpreter is exiting.
-        """
+        """Do as `Portal.bridge`; the first cancellation waits for the real outcome."""
         __tracebackhide__ = True
         here = asyncio.get_running_loop()
         if here is self.loop:
@@ -233,11 +199,7 @@ class ThreadPortal:
         operation.start(refused=self.refuses)  # the loop may stop before the first step
 
     def refusal(self) -> BaseException:
-        """Return what a call raises once the interpreter is exiting.
-
-        A daemon thread that works till the end ends without a word, instead of by an error that
-        nobody can do anything about.
-        """
+        """Return an error; a daemon thread that works till the end ends without a word instead."""
         if threading.current_thread().daemon:
             return SystemExit()
         return BackendClosedError("the backend is closed: the interpreter is exiting")
@@ -249,11 +211,6 @@ class ThreadPortal:
             operation.drop()
 
     def close(self, grace: float = EXIT_GRACE) -> None:
-        """Run the closers, cancel what is left, stop the loop and its thread; idempotent.
-
-        Args:
-            grace: Seconds for the closers together; a Ctrl-C cuts them short.
-        """
         self.exiting = True
         for seconds in (grace, 0.0):
             try:

@@ -17,16 +17,6 @@ from abe.backends.message_queue.base import (
 from abe.errors import PayloadError
 from abe.types import ConsumerGroup
 
-__all__ = [
-    "Receipt",
-    "deliveries",
-    "group_name",
-    "lua_patterns",
-    "published",
-    "read_letter",
-    "stored_group",
-]
-
 DEFAULT_GROUP = "$default"
 """No group can be called so: a leading ``$`` is reserved."""
 
@@ -81,14 +71,10 @@ def _headers(text: bytes) -> Mapping[str, str]:
 def deliveries(
     consumer: str, flat: Sequence[bytes], extras: Sequence[Any] = (), epoch: int = 0
 ) -> tuple[list[Delivery], dict[int, str]]:
-    """Return the messages that a script returned, and why some of them cannot be decoded.
+    """Return the messages that a script handed to a consumer, and why some cannot be decoded.
 
-    Args:
-        consumer: Who they were handed to.
-        flat: Id, key and payload of each.
-        extras: Position, attempt, begun handlings, headers, first id, and time of publishing of
-            those that are not plain.
-        epoch: The group's.
+    ``flat`` has id, key and payload of each; ``extras`` position, attempt, begun handlings,
+    headers, first id, and time of publishing of those that are not plain.
     """
     found: list[Delivery] = []
     broken: dict[int, str] = {}

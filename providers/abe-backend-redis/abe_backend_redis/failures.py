@@ -57,10 +57,7 @@ class RefusedError(ConfigurationError):
 class Translator(Secrets):
     """Turns the driver's exceptions into abe's.
 
-    Args:
-        where: The server, for the text.
-        cluster: The URL that would reach it as a node of a Cluster, where that is not the URL.
-        secrets: What must not appear in any text.
+    ``cluster`` is the URL that would reach the server as a node of a Cluster, if it is another.
     """
 
     def __init__(self, where: str, cluster: str | None, *secrets: str | None) -> None:
@@ -72,12 +69,7 @@ class Translator(Secrets):
         address has done what was asked before, or a Sentinel or Cluster names it."""
 
     def translate(self, error: BaseException, *, sent: bool = True) -> Exception:
-        """Return what to raise ``from error``.
-
-        Args:
-            error: What the driver raised.
-            sent: Whether there was a connection that a command may have been sent on.
-        """
+        """Return what to raise ``from error``; ``sent``: whether a command may have been sent."""
         self.clean(error)
         text = self.hide(str(error)) or type(error).__name__
         if refusal := self._refusal(error, text):

@@ -42,13 +42,9 @@ class Link:
     """A connection that opens when first used, and again after it was lost.
 
     A call that does not get its answer closes the connection, so that an answer never meets
-    another call.
-
-    Args:
-        server: Where to connect.
-        log: The first key of every script, which tells the format of the namespace.
-        timeout: Seconds for connecting; and seconds of silence in which an answer must begin, or
-            go on: a large one over a slow connection takes longer.
+    another call. ``timeout`` is for connecting, and for the silence before an answer begins or
+    goes on: a large one over a slow connection takes longer. ``log``, the first key of every
+    script, tells the format of the namespace.
     """
 
     def __init__(self, server: Server, log: str, timeout: float) -> None:
@@ -65,11 +61,7 @@ class Link:
         """How many connections there have been: which one it is now."""
 
     async def call(self, *command: str | bytes | int, limit: float | None = None) -> Any:
-        """Send a command and return its answer, undecoded.
-
-        Args:
-            command: Its name and arguments.
-            limit: Seconds in which the answer must begin, if not the usual time.
+        """Send a command and return its answer, undecoded; it must begin within ``limit`` seconds.
 
         Raises:
             UnreachedError: If there is no connection, or Redis cannot do it now.

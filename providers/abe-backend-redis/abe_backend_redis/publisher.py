@@ -46,13 +46,7 @@ class Limits(NamedTuple):
 class RedisPublisher(Publisher[Outgoing]):
     """Publishes in order, again while Redis has done nothing.
 
-    Args:
-        link: A connection of its own.
-        limits: What the broker may hold.
-        timeout: Seconds for which a broker that cannot be reached is tried again.
-        prefix: Named in warnings.
-        open_groups: Returns the groups that are made again before anything is published, should
-            Redis have lost its data.
+    Should Redis have lost its data, the groups that ``open_groups`` returns are made first.
     """
 
     def __init__(
@@ -109,8 +103,7 @@ class RedisPublisher(Publisher[Outgoing]):
             logger.warning(
                 "retention dropped %d messages of %s that a group had not settled "
                 "(ABE_REDIS_DROP_UNSETTLED)",
-                dropped,
-                self._prefix,
+                *(dropped, self._prefix),
                 extra={"backend": "redis"},
             )
         return self._problems(accepted, problem, len(items))
@@ -121,12 +114,9 @@ class RedisPublisher(Publisher[Outgoing]):
             return {}
         # Redis 6.2 says which line of the script it was.
         text = re.sub(r"^@user_script: \d+: -?", "", problem.decode(errors="replace").strip())
-        full = text == "FULL"
-        if full:
-            text = (
-                f"the namespace {self._prefix!r} holds {self._limits.backlog} messages "
-                "(ABE_REDIS_MAX_BACKLOG)"
-            )
+        if full := text == "FULL":
+            held = f"{self._limits.backlog} messages (ABE_REDIS_MAX_BACKLOG)"
+            text = f"the namespace {self._prefix!r} holds {held}"
         refused = PublishError(f"Redis refuses it: {text}", retryable=full or passes(text))
         others = refused if refused.retryable else UnreachedError(f"not tried: {text}")
         return {accepted: refused, **dict.fromkeys(range(accepted + 1, total), others)}

@@ -41,23 +41,16 @@ up Redis."""
 
 
 class Shared(NamedTuple):
-    """What all receivers of a backend share.
-
-    Attributes:
-        control: The connection for everything but taking and waiting.
-        prefix: What every Redis key begins with, hash tag included.
-        lease: Seconds until others may take what is neither settled nor extended.
-        open_groups: Returns the groups that the backend has open, as Redis knows them.
-        check: Called when a receiver has opened.
-        unanswered: Consumer and number of answers that did not arrive, by group.
-    """
+    """What all receivers of a backend share; ``control`` does all but taking and waiting."""
 
     control: Link
     prefix: str
     lease: float
     open_groups: Callable[[], Sequence[str]]
     check: Callable[[], Awaitable[None]]
+    """Called when a receiver has opened."""
     unanswered: defaultdict[str, dict[str, int]]
+    """Consumer and number of answers that did not arrive, by group."""
 
 
 class RedisReceiver(Receiver):
@@ -65,12 +58,6 @@ class RedisReceiver(Receiver):
 
     So a read that is cut or ended early strands nothing. Where an answer with messages may have
     got lost, these are recalled before anything else is taken: in order, and uncounted.
-
-    Args:
-        link: A connection of its own, for taking and waiting.
-        shared: What all receivers of a backend share.
-        group: The consumer group.
-        keys: Only keys that match.
     """
 
     def __init__(self, link: Link, shared: Shared, group: ConsumerGroup, keys: KeyFilter) -> None:
@@ -91,7 +78,7 @@ class RedisReceiver(Receiver):
         self._waker: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect, and make the group; if all groups were lost, every one that is open."""
+        # If Redis has lost all groups, every one that is open is made again.
         await self._link.run(scripts.OPEN, self._group, *self._shared.open_groups())
         await self._recall()
         await self._shared.check()
@@ -107,7 +94,6 @@ class RedisReceiver(Receiver):
                 unanswered.pop(name, None)
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
-        """Return messages as soon as there are any; nothing after ``timeout`` or `wake`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._woken and loop.time() < deadline:
@@ -136,12 +122,7 @@ class RedisReceiver(Receiver):
         try:
             answer: list[Any] = await self._link.run(
                 scripts.TAKE,
-                self._group,
-                self._name,
-                self._answers,
-                count,
-                READ_BYTES,
-                self._filter,
+                *(self._group, self._name, self._answers, count, READ_BYTES, self._filter),
             )
         except GroupMissingError as error:
             raise await self._missing(error) from error
@@ -153,7 +134,6 @@ class RedisReceiver(Receiver):
         return answer
 
     def _forget_answer(self) -> None:
-        """Have what the last answer handed over recalled."""
         self._shared.unanswered[self._group][self._name] = self._answers
 
     async def _missing(self, error: GroupMissingError) -> AbeError:
@@ -176,10 +156,7 @@ class RedisReceiver(Receiver):
             message = found[position].message
             logger.error(
                 "message %s of key %s is set aside, to the dead letters of group %r: it %s",
-                message.id,
-                message.key,
-                self._shown,
-                why,
+                *(message.id, message.key, self._shown, why),
                 extra={"backend": "redis"},
             )
         return [delivery for n, delivery in enumerate(found) if n not in broken]
@@ -213,7 +190,6 @@ class RedisReceiver(Receiver):
             self._waits = False
 
     def wake(self) -> None:
-        """End a waiting `receive`, and the next one if none waits."""
         self._woken = True
         if self._waits and self._waker is None:
             self._waker = asyncio.create_task(self._unblock(), name="abe-redis-unblock")
@@ -232,13 +208,11 @@ class RedisReceiver(Receiver):
             self._waker = None
 
     async def begin(self, deliveries: Sequence[Delivery]) -> None:
-        """Record that handling of these begins: `Delivery.begun` of later ones tells how often."""
         flat = [part for delivery in deliveries for part in delivery.receipt[:3]]
         with suppress(GroupMissingError):
             await self._control.run(scripts.BEGIN, self._group, *flat)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
-        """Tell Redis; deliveries that others own by now are reported lost."""
         try:
             lost = await self._settle(settlements)
         except ConnectionLostError:
@@ -253,7 +227,6 @@ class RedisReceiver(Receiver):
         return [SettleFailure(s) for s in settlements if s.delivery.receipt in lost]
 
     async def _settle(self, settlements: Sequence[Settlement]) -> set[Receipt]:
-        """Return the receipts of what is not ours any more."""
         # After a reconnection there may be several consumers: receipts keep the name they got.
         acks: defaultdict[tuple[str, int, int, int], list[str]] = defaultdict(list)
         others: list[Settlement] = []
@@ -292,7 +265,6 @@ class RedisReceiver(Receiver):
         return {settlements[position].delivery.receipt for position in lost}
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
-        """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
         begun = max(0, int(((self.lease or seconds) - seconds) * 1000))
         flat = [part for delivery in deliveries for part in delivery.receipt[:3]]
         try:
@@ -302,7 +274,6 @@ class RedisReceiver(Receiver):
         return [deliveries[position] for position in lost]
 
     async def aclose(self) -> None:
-        """Disconnect; what is still held stays so until its lease lapses."""
         self._woken = True
         if self._waker is not None:
             await asyncio.wait([self._waker])

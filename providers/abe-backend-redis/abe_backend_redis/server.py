@@ -167,9 +167,7 @@ class Server:
     async def connection(
         self, slot_key: str, timeout: float, heard: Callable[[], None]
     ) -> AbstractConnection:
-        """Return an unopened connection to the server that holds ``slot_key``.
-
-        ``heard`` is called whenever something arrives on it.
+        """Return an unopened connection to the server of ``slot_key``; arrivals call ``heard``.
 
         Raises:
             redis.RedisError: If Sentinel or Cluster do not tell which that is.
@@ -239,7 +237,6 @@ class Server:
         return self.addresses[0]
 
     def _shared(self, timeout: float) -> dict[str, Any]:
-        """Return the options for clients that only ask where the data is."""
         options: dict[str, Any] = {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,

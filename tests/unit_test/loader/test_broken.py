@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -164,6 +165,18 @@ class TestBroken:
             "backend odd of abe-odd 2.5: importing it printed 'imported'",
             "backend odd of abe-odd 2.5: from_env() printed 'from_env'",
         ]
+
+    def test_what_it_prints_cannot_be_logged(
+        self, fake_distribution: FakeDistribution, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A log handler that raises is no reason to do without the backend."""
+
+        def fail(record: logging.LogRecord) -> bool:
+            raise OSError("the log is full")
+
+        install(fake_distribution, from_env_that("print('from_env'); return cls('')"))
+        monkeypatch.setattr(loader.logger, "filters", [fail])
+        assert type(load_backend("odd")).__name__ == "Backend"
 
     @pytest.mark.parametrize(
         ("file", "content"),

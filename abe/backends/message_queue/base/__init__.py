@@ -6,7 +6,7 @@ from abe._redact import Secrets
 from abe.backends.message_queue.base.backend import BaseBackend
 from abe.backends.message_queue.base.backoff import Backoff, pause, transient
 from abe.backends.message_queue.base.batcher import Batcher
-from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of
+from abe.backends.message_queue.base.capabilities import COMPLETE, Capabilities, capabilities_of
 from abe.backends.message_queue.base.dead_letters import dead_headers, raw_payload
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.log import MessageContext
@@ -54,6 +54,7 @@ __all__ = [
     "BaseBackend",
     "BaseMessage",
     "Batcher",
+    "COMPLETE",
     "Capabilities",
     "Delivery",
     "EndOfStream",

@@ -8,7 +8,14 @@ from typing import Literal
 from abe.backends.message_queue.base.outcome import Outcome
 from abe.errors import ConfigurationError, UnsupportedError
 
-__all__ = ["Capabilities", "capabilities_of", "check_method", "check_settlement", "unsupported"]
+__all__ = [
+    "COMPLETE",
+    "Capabilities",
+    "capabilities_of",
+    "check_method",
+    "check_settlement",
+    "unsupported",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,29 @@ class Capabilities:
     stats: bool = False
     dead_letters: bool = False
     admin: bool = False
+
+
+_YEAR = 365 * 86_400.0
+
+COMPLETE = Capabilities(
+    groups=True,
+    backlog=True,
+    keys="consumer",
+    ordering="consumer",
+    redelivery="message",
+    release=True,
+    reject=True,
+    attempts="exact",
+    delay=_YEAR,
+    nack_delay=_YEAR,
+    headers=True,
+    publish_many=True,
+    peek=True,
+    stats=True,
+    dead_letters=True,
+    admin=True,
+)
+"""What a backend declares that can do everything; ``lease`` and ``durable`` are its own."""
 
 
 def capabilities_of(backend: object) -> Capabilities:

@@ -22,10 +22,6 @@ class DeadLetterKey:
 
     A dead letter must outlive its consumer, so the consumer's group must not receive the key.
     Copies are recognised by a mark, never by their content.
-
-    Args:
-        backend: Where to publish; one without dead letters of its own.
-        key: The key.
     """
 
     def __init__(self, backend: MessageQueueBackendProtocol, key: MessageQueueKey) -> None:
@@ -34,22 +30,14 @@ class DeadLetterKey:
         self._can = capabilities_of(backend)
 
     def check(self, group: ConsumerGroup, keys: Sequence[str] | str | None) -> None:
-        """Refuse a key that the consumer's own group receives, where the backend tells.
-
-        Raises:
-            ConfigurationError: If it does.
-        """
+        """Refuse a key that the consumer's own group receives, where the backend tells."""
         if self._can.reject or self._can == type(self._can)():
             return  # it is not used, or a plain backend tells nothing
         if self._can.keys == "none" or KeyFilter(keys).matches(self.key):
             raise self._refusal(group)
 
     def refuse_own(self, message: Message) -> None:
-        """Refuse a dead letter of ours that this consumer has received.
-
-        Raises:
-            ConfigurationError: If ``message`` is one; it stays unsettled.
-        """
+        """Refuse a dead letter of ours that this consumer has received; it stays unsettled."""
         if message.headers.get(MARK) == self.key:
             raise self._refusal(None)
 
@@ -61,11 +49,6 @@ class DeadLetterKey:
         )
 
     async def publish(self, message: Message, reason: str) -> None:
-        """Publish ``message`` with the `dead_headers`, where the backend has headers.
-
-        Raises:
-            Exception: Whatever the backend raises.
-        """
         headers = dead_headers(
             message.headers,
             reason=reason,

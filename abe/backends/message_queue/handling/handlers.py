@@ -24,15 +24,7 @@ class StillRunning(asyncio.CancelledError):
 
 
 def check_handler(handler: object, name: str = "handler") -> Callable[..., Any]:
-    """Return what is called with each message.
-
-    Args:
-        handler: A function, or an object with ``handle_event``.
-        name: What the error calls it.
-
-    Raises:
-        TypeError: If it cannot handle a message.
-    """
+    """Return what is called with each message; ``name`` is what the error calls the handler."""
     if isinstance(handler, type):
         raise TypeError(f"{name} is the class {handler.__name__}; give an instance of it")
     function: Any = handler
@@ -55,15 +47,7 @@ def check_handler(handler: object, name: str = "handler") -> Callable[..., Any]:
 
 
 def adapt_handler(handler: EventHandlerFunc, threads: DaemonThreads) -> Handler:
-    """Return an async function that handles one message.
-
-    Args:
-        handler: A sync function, an async function, or an object with ``handle_event``.
-        threads: Where a sync function runs, given a `SyncMessage`.
-
-    Raises:
-        TypeError: If ``handler`` cannot handle a message.
-    """
+    """Return an async function that handles one message, a sync one in ``threads``."""
     function = check_handler(handler)
     if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
         return partial(_in_context, function)

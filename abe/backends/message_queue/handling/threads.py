@@ -34,7 +34,6 @@ class DaemonExecutor(ThreadPoolExecutor):
         self._started = 0
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run ``function`` in a thread; an idle one if there is one."""
         future: Future[T] = Future()
         job = partial(_run, future, partial(function, *args, **kwargs))
         if not self._idle.acquire(blocking=False) and not self._start() and not self._started:
@@ -44,7 +43,6 @@ class DaemonExecutor(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let the threads end once they have nothing left to do; never waits."""
         for _ in range(self._started):
             self._jobs.put(None)
 
@@ -77,8 +75,7 @@ class DaemonThreads:
     def submit(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run ``function(*args)`` in a thread, in a copy of the caller's context.
 
-        Returns:
-            A future of the running loop. Cancelling it ends the waiting, not the function.
+        Cancelling the future that is returned ends the waiting, not the function.
         """
         if self._closed:
             raise RuntimeError(f"the threads {self._name} are closed")
@@ -96,7 +93,6 @@ class DaemonThreads:
         return waiting
 
     def close(self) -> None:
-        """Let the threads end once they have nothing left to do."""
         self._closed = True
         self._executor.shutdown()
 

@@ -28,21 +28,12 @@ class Verdicts:
     """Settles messages by the outcome of their handling.
 
     Nothing that a handler, its exception or its message does raises here: a verdict that fails is
-    logged, and the message is redelivered.
+    logged, and the message is redelivered. ``stopped_within`` waits some seconds and tells whether
+    to stop.
 
     Attributes:
         needs_original: Whether a retry or a dead letter is made from the message itself: elsewhere
             the broker has the original.
-
-    Args:
-        can: What the stream declares.
-        policy: When a failed message is tried again.
-        dead_key: Where messages are published that are given up, if the backend has no dead
-            letters.
-        counters: Counts failures, retries and messages given up.
-        backend: The backend's name, for the log.
-        group: The consumer group, for the log.
-        stopped_within: Waits some seconds; True if told to stop meanwhile.
     """
 
     def __init__(
@@ -145,11 +136,7 @@ class Verdicts:
         self.log(logging.ERROR, "dropped: " + reason.partition("\n")[0], message)
 
     async def _publish_dead(self, dead: DeadLetterKey, message: Message, reason: str) -> bool:
-        """Publish under the dead-letter key, however often the broker is away.
-
-        Returns:
-            False if told to stop before that.
-        """
+        """Publish, however often the broker is away; False if told to stop before that."""
         failures = 0
         while True:
             try:
@@ -181,7 +168,6 @@ class Verdicts:
     def log(
         self, level: int, text: str, message: Message, error: BaseException | None = None
     ) -> None:
-        """Log about one message."""
         log_message(
             logger, level, text, message, backend=self._backend, group=self._group, error=error
         )

@@ -8,12 +8,13 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Self
 
 from abe.backends.message_queue.base import (
+    COMPLETE,
     BaseBackend,
-    Capabilities,
     Delivery,
     KeyFilter,
     Message,
@@ -35,8 +36,6 @@ from abe.types import ConsumerGroup, KeyStats, QueueStats
 __all__ = ["MemoryBackend"]
 
 logger = logging.getLogger(__name__)
-
-YEAR = 365 * 86_400.0
 
 
 class _Stores:
@@ -127,25 +126,7 @@ class MemoryBackend(BaseBackend):
         given = {"maxsize": maxsize, "publish_timeout": publish_timeout, "lease": lease}
         check_settings(self.settings, **given)
         self.store_name = name = validate_key(name)
-        self.capabilities = Capabilities(
-            groups=True,
-            backlog=True,
-            keys="consumer",
-            ordering="consumer",
-            redelivery="message",
-            release=True,
-            reject=True,
-            attempts="exact",
-            lease=lease,
-            delay=YEAR,
-            nack_delay=YEAR,
-            headers=True,
-            publish_many=True,
-            peek=True,
-            stats=True,
-            dead_letters=True,
-            admin=True,
-        )
+        self.capabilities = replace(COMPLETE, lease=lease)
         self._maxsize = math.inf if maxsize is None else maxsize
         self._publish_timeout = publish_timeout
         self._lease = lease

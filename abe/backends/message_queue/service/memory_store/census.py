@@ -17,12 +17,7 @@ STEP = 10_000
 
 
 class Census:
-    """What a group had when this was made, and its numbers once all is counted.
-
-    Args:
-        name: The group's name.
-        group: The group; it is not looked at later.
-    """
+    """What a group had when this was made, and its numbers once all is counted."""
 
     def __init__(self, name: ConsumerGroup, group: Group) -> None:
         self._name = name
@@ -50,7 +45,6 @@ class Census:
         return counted == STEP
 
     def entries(self) -> list[KeyStats]:
-        """Return the numbers, by key."""
         now = time.time()
         return [
             KeyStats(

@@ -182,7 +182,6 @@ class Group:
         return heapq.merge(fresh, returned, key=lambda record: record.seq)
 
     def due(self) -> float:
-        """When `advance` will next have something to do."""
         return min(self.next_expiry, self.delayed[0][0] if self.delayed else math.inf)
 
     def unsettled(self) -> Iterator[Record]:
@@ -202,7 +201,6 @@ class Group:
             self.put_back(record)
 
     def bury(self, lease: Lease, reason: str) -> None:
-        """A delivery ended by reject."""
         record = lease.record
         headers = dead_headers(
             record.headers, reason=reason, attempts=lease.attempt, id=record.id, key=record.key

@@ -54,7 +54,6 @@ class Store:
         return time.monotonic() + self._offset
 
     def advance_time(self, seconds: float) -> None:
-        """Let ``seconds`` pass for delays and leases, for tests."""
         with self._lock:
             self._offset += seconds
             woken = self._wake(None)
@@ -143,10 +142,7 @@ class Store:
     def take(
         self, group: Group, view: View, limit: int, lease: float
     ) -> tuple[list[Lease], asyncio.Future[None] | None, float]:
-        """Lease up to ``limit`` messages; if there are none, a future and how long it may wait.
-
-        Neither from a deleted group.
-        """
+        """Lease up to ``limit`` messages; if there are none, a future and how long it may wait."""
         with self._lock:
             if group.deleted:
                 return [], None, 0.0
@@ -212,7 +208,6 @@ class Store:
         return lost
 
     def begin(self, group: Group, leases: Sequence[Lease]) -> None:
-        """Count that the handling of leased messages begins."""
         with self._lock:
             for lease in leases:
                 seq = lease.record.seq

@@ -42,14 +42,7 @@ SLICE = 2000
 
 
 class Position(NamedTuple):
-    """How far work in slices has come; it ends with what was there when it began.
-
-    Attributes:
-        table: What is being worked off.
-        after: The last row seen there.
-        last: The last row that was there at the beginning.
-        done: How many were worked off.
-    """
+    """How far work in slices has come: ``last`` is the last row that was there when it began."""
 
     table: str
     after: int
@@ -60,7 +53,6 @@ class Position(NamedTuple):
 def peek(
     c: sqlite3.Connection, group: ConsumerGroup, keys: KeyFilter, limit: int, now: float
 ) -> list[Message]:
-    """Return what the group could take now, in publish order."""
     gid = gid_of(c, group)
     found: list[Iterator[Place]] = []
     if gid is not None:
@@ -175,7 +167,6 @@ def _age(c: sqlite3.Connection, seq: int | None) -> float | None:
 
 
 def dead_letters(c: sqlite3.Connection, group: ConsumerGroup, limit: int) -> list[Message]:
-    """Return the group's dead letters, the first that died first."""
     query = f"SELECT {COLUMNS}, headers, attempts FROM dead WHERE gid = ? ORDER BY rowid LIMIT ?"  # noqa: S608
     found = []
     for *row, headers, attempts in c.execute(query, (gid_of(c, group), limit)):
@@ -192,7 +183,6 @@ def replay(
     limit: int,
     position: Position | None = None,
 ) -> tuple[int, Position | None]:
-    """Make a slice of the dead letters ready again for their group."""
     gid = gid_of(c, group)
     if position is None:
         (last,) = c.execute("SELECT coalesce(max(rowid), 0) FROM dead").fetchone()
@@ -271,11 +261,7 @@ _WAITING = {
 def delete_group(
     c: sqlite3.Connection, group: ConsumerGroup, now: float, position: Position | None = None
 ) -> tuple[int, Position | None]:
-    """Drop a slice of what a group holds, and with the last slice the group.
-
-    Raises:
-        ConfigurationError: If there is no such group.
-    """
+    """Drop a slice of what a group holds, and with the last slice the group."""
     gid = gid_of(c, group)
     if gid is None:
         if position is None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from abe.backends.message_queue.base import (
+    COMPLETE,
     BaseBackend,
-    Capabilities,
     KeyFilter,
     Message,
     Outgoing,
@@ -32,7 +33,6 @@ Call = tuple[asyncio.Future[None], Sequence[Outgoing]]
 """A call of publish, and what it publishes."""
 
 DEFAULT_PATH = ".abe/queue.sqlite3"
-YEAR = 365 * 86_400.0
 
 T = TypeVar("T")
 
@@ -112,26 +112,7 @@ class SQLiteBackend(BaseBackend):
             raise ConfigurationError(
                 f"path is {str(path)!r}; there is no such home directory"
             ) from None
-        self.capabilities = Capabilities(
-            durable=True,
-            groups=True,
-            backlog=True,
-            keys="consumer",
-            ordering="consumer",
-            redelivery="message",
-            release=True,
-            reject=True,
-            attempts="exact",
-            lease=lease,
-            delay=YEAR,
-            nack_delay=YEAR,
-            headers=True,
-            publish_many=True,
-            peek=True,
-            stats=True,
-            dead_letters=True,
-            admin=True,
-        )
+        self.capabilities = replace(COMPLETE, durable=True, lease=lease)
         self._lease = lease
         self._clock_offset = 0.0
         self._calls: dict[asyncio.AbstractEventLoop, list[Call]] = {}

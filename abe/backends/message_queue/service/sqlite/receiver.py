@@ -36,12 +36,7 @@ LONGEST_WAIT = 1.0
 class SQLiteReceiver:
     """Leases messages and settles them, and waits without a lock while there are none.
 
-    Args:
-        worker: The backend's connection.
-        group: The consumer group.
-        keys: Which messages to take.
-        lease: Seconds that a lease lasts.
-        now: The clock of leases and delays, read when a transaction runs, not when it is queued.
+    ``now`` is the clock of leases and delays, read when a transaction runs, not when it is queued.
     """
 
     def __init__(

@@ -146,7 +146,6 @@ class QueueConnection(sqlite3.Connection):
     start = 0.0
 
     def now(self) -> float:
-        """Return the time: about the seconds since the epoch."""
         return self.start + (time.clock_gettime(time.CLOCK_BOOTTIME) if BOOT else time.time())
 
     def set_clock(self) -> None:
@@ -178,7 +177,6 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def primary_code(error: BaseException) -> int:
-    """Return SQLite's primary result code of ``error``; 0 if it has none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
@@ -186,8 +184,7 @@ def connect(path: Path) -> QueueConnection:
     """Open the queue file, creating or migrating it; waits for no lock.
 
     Raises:
-        ConfigurationError: If the file is corrupt, not ours, or from a newer version; it is then
-            left untouched.
+        ConfigurationError: If the file is corrupt, not ours, or newer; it is then left untouched.
         PermissionError: If it, its log or its folder may not be read and written.
         OSError: If its folder cannot be created or read.
         sqlite3.Error: If it cannot be opened or written; `sqlite3.SQLITE_BUSY`: not yet.
@@ -231,7 +228,6 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _marks(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return to whom the file belongs, and its version."""
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return owner, version
@@ -255,11 +251,7 @@ def _not_ours(path: Path, owner: int, version: int, *, empty: bool = False) -> s
 
 
 def _refuse(path: Path) -> None:
-    """Raise for a file that is not to be opened; looks in ways that write nothing.
-
-    Raises:
-        ConfigurationError: If the file is corrupt, not ours, or from a newer version.
-    """
+    """Raise for a file that is not to be opened; looks in ways that write nothing."""
     problem = _problem(path)
     for _ in range(4):
         if not problem:
@@ -271,11 +263,7 @@ def _refuse(path: Path) -> None:
 
 
 def _check_access(path: Path) -> None:
-    """Raise for files that SQLite could only read, or not even that: it does not say so itself.
-
-    Raises:
-        PermissionError: If there is one.
-    """
+    """Raise for files that SQLite could only read, or not even that: it does not say so itself."""
     log = path.with_name(path.name + "-wal")
     needed = [path if path.exists() else path.parent, log if log.exists() else path.parent]
     for file in needed:
@@ -316,13 +304,8 @@ def _judge(path: Path, option: str, *, check: bool, partial: bool = False) -> st
 
     Through SQLite, because reading a database in any other way would drop, as POSIX has it, the
     locks that this process may hold on it. And read-only, because a normal connection to a corrupt
-    file may write to it when it is closed.
-
-    Args:
-        path: The file.
-        option: ``immutable=1`` leaves no trace; ``mode=ro`` also reads the log.
-        check: Whether to look at every page.
-        partial: Whether the file may be in the middle of a change.
+    file may write to it when it is closed. ``immutable=1`` leaves no trace, ``mode=ro`` also reads
+    the log; ``partial``: the file may be in the middle of a change.
     """
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?{option}", uri=True, timeout=0)) as c:

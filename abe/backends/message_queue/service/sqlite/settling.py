@@ -15,7 +15,6 @@ __all__ = ["begin", "extend", "forget", "settle"]
 
 
 def begin(c: sqlite3.Connection, gid: int, claims: Iterable[Claim]) -> None:
-    """Count that the handling of leased messages begins."""
     c.executemany(
         "INSERT INTO begun SELECT gid, ?2, 1 FROM leased"
         " WHERE gid = ?1 AND ?2 BETWEEN first AND last AND token = ?3"

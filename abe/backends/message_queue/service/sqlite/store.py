@@ -57,11 +57,7 @@ class GroupGoneError(Exception):
 
 
 class Nothing(NamedTuple):
-    """There is nothing to claim.
-
-    Attributes:
-        pause: Seconds until the next delay or lease of the group ends, if any does.
-    """
+    """There is nothing to claim; the next delay or lease of the group ends in ``pause`` seconds."""
 
     pause: float | None
 
@@ -131,11 +127,7 @@ def gid_of(c: sqlite3.Connection, group: ConsumerGroup) -> int | None:
 
 
 def glance(c: sqlite3.Connection, gid: int, keys: KeyFilter, now: float) -> Nothing | None:
-    """Return `Nothing` if a claim would take nothing, ``None`` if it may take something.
-
-    Raises:
-        GroupGoneError: If the group was deleted.
-    """
+    """Return `Nothing` if a claim would take nothing, ``None`` if it may take something."""
     news, lapse, delay = c.execute(
         "SELECT (SELECT cursor FROM groups WHERE gid = :gid)"
         " < (SELECT coalesce(max(seq), 0) FROM entries),"
@@ -163,11 +155,7 @@ def claim(
     seconds: float,
     token: int,
 ) -> Batch:
-    """Lease up to ``limit`` messages, in publish order; a suspect comes alone.
-
-    Raises:
-        GroupGoneError: If the group was deleted.
-    """
+    """Lease up to ``limit`` messages, in publish order; a suspect comes alone."""
     advance(c, gid, now)
     places = ready(c, gid, keys, limit)
     new: tuple[int, int] | None = None

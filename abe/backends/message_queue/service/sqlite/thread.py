@@ -105,13 +105,8 @@ class Listeners:
 class ConnectionThread:
     """Runs jobs in transactions, as many to a commit as are waiting, and looks for news.
 
-    Args:
-        path: The file.
-        durable: Whether commits that are to be durable wait for the disk.
-        busy_timeout: Seconds to wait while another process writes.
-        listeners: Whom to tell when another process has written.
-        announce: Called with ``path`` after a commit that others of this process wait for.
-        after: The thread that is ending, whose jobs come first.
+    ``announce`` is called with the path after a commit that others of this process wait for; the
+    jobs of ``after``, a thread that is ending, come first.
     """
 
     def __init__(
@@ -147,11 +142,6 @@ class ConnectionThread:
     # -- from any thread -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread.
-
-        Raises:
-            ConnectionLostError: If it cannot be started now.
-        """
         self._thread = start_thread(self._work, "abe-sqlite")
 
     def join(self) -> None:
@@ -166,7 +156,6 @@ class ConnectionThread:
             return not self.stopping
 
     def stop(self) -> None:
-        """Let the thread end after what is queued."""
         if self._process != os.getpid():
             return  # nothing runs here, and a fork may have left the lock locked
         with self._putting:
@@ -184,7 +173,6 @@ class ConnectionThread:
         self._disconnect()
 
     def after_fork(self) -> None:
-        """In the parent: go on, with a new connection."""
         self._using.release()
 
     def after_fork_in_child(self) -> None:
@@ -193,11 +181,7 @@ class ConnectionThread:
         self.stopping = True
 
     def close_inherited(self) -> None:
-        """In a child whose fork ran no hooks: close the connection before there is another.
-
-        Raises:
-            LoopError: If it was in use at that moment, with locks that nobody will release.
-        """
+        """In a child whose fork ran no hooks: close the connection, unless it was in use."""
         if not self._using.acquire(blocking=False):
             raise LoopError(
                 f"process {os.getpid()} was forked while {self._path} was in use, in a way that "
@@ -300,11 +284,7 @@ class ConnectionThread:
     def _commit(
         self, connection: QueueConnection, batch: list[Job], outcomes: list[Outcome]
     ) -> list[Job]:
-        """Run ``batch`` in one transaction; returns what is to be run again without one at fault.
-
-        Raises:
-            sqlite3.Error: If it cannot be begun or committed.
-        """
+        """Run ``batch`` in one transaction; returns what to run again, without one at fault."""
         mode = max(job.mode for job in batch)
         if mode:
             self._sync(connection, mode is Mode.DURABLE)
@@ -324,7 +304,6 @@ class ConnectionThread:
         return []
 
     def _sync(self, connection: sqlite3.Connection, wanted: bool) -> None:
-        """Have commits wait for the disk, or not."""
         if self._durable and wanted is not self._synced:
             # Not execute(): it caches statements, and this one acts when it is compiled.
             connection.executescript(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
@@ -372,7 +351,6 @@ class ConnectionThread:
             self._version = -1
 
     def _look(self) -> None:
-        """Tell listeners if another connection has committed since the last look."""
         now = time.monotonic()
         if now < self._look_at:
             return

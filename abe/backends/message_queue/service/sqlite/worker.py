@@ -64,15 +64,9 @@ class Worker:
     """Runs functions on a connection, each inside a transaction, many to a commit.
 
     What only reads has a connection of its own, so that it never keeps anybody from writing.
-
     Loop-agnostic and thread-safe; the thread starts when first needed. A function that fails is
     left out of the shared transaction and the others run again, so functions must not have other
     effects than on the file.
-
-    Args:
-        path: The file.
-        synchronous: ``"FULL"`` or ``"NORMAL"``.
-        busy_timeout: Seconds to wait while another process writes.
     """
 
     def __init__(self, path: Path, *, synchronous: str, busy_timeout: float) -> None:
@@ -93,7 +87,6 @@ class Worker:
 
     @property
     def threads(self) -> list[ConnectionThread]:
-        """The threads that were started."""
         return [thread for thread in (self._writer, self._reader) if thread is not None]
 
     @property
@@ -111,14 +104,8 @@ class Worker:
     ) -> T:
         """Run ``function(connection)`` and return its result once it is committed.
 
-        A cancelled caller does not know whether it was run.
-
-        Args:
-            function: What to do.
-            mode: Whether it writes, which takes a lock that other processes wait for.
-            news: Whether listeners are to be told once it is committed.
-            glance: Reads, before any lock is taken; unless it returns ``None``, its result is
-                the job's, and ``function`` is not run.
+        A cancelled caller does not know whether it was run. With ``news`` listeners are told then.
+        ``glance`` reads before any lock is taken; unless it returns ``None``, that is the result.
 
         Raises:
             sqlite3.Error: If it failed; then nothing of it was stored.
@@ -141,8 +128,7 @@ class Worker:
 
         Raises:
             ConnectionLostError: If the file cannot be read or written now.
-            ConfigurationError: If it is damaged, or not a queue file, or this user has no
-                permission to read and write it.
+            ConfigurationError: If it is not to be used, or this user may not read and write it.
         """
         try:
             return await self.run(function, mode=mode, news=news, glance=glance)
@@ -180,18 +166,15 @@ class Worker:
         self._listeners.add(listener)
 
     def unlisten(self, listener: Listener) -> None:
-        """Tell ``listener`` no more."""
         self._listeners.discard(listener)
 
     def tell(self) -> None:
-        """Tell every listener."""
         self._listeners.tell()
 
     async def aclose(self) -> None:
         """Finish what is queued, close the connection and wait for the thread.
 
-        What is asked for later, by streams that another event loop has yet to close, is still
-        done: on a connection that is closed at once.
+        What streams of another event loop ask for later is done on a connection closed at once.
         """
         with self._lock:
             self._closed = True
@@ -243,11 +226,7 @@ class Worker:
 
 
 def _close_inherited() -> None:
-    """Close the connections of a parent whose fork ran no hooks, before SQLite is used here.
-
-    Raises:
-        LoopError: If one was in use at the moment of the fork.
-    """
+    """Close the connections of a parent whose fork ran no hooks, before SQLite is used here."""
     for workers in _workers.inherited():
         for worker in list(workers.all):
             for thread in worker.threads:
