@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / ".github" / "workflows"
 PAGES = ROOT / "docs" / "explanation"
 SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-ACTION = re.compile(r"(actions|pypa)/[\w-]+@([0-9a-f]{40}|v\d+|release/v\d+)")
+ACTION = re.compile(r"(actions|pypa)/[\w-]+@[0-9a-f]{40}")
 
 
 def text_of(path: Path) -> str:
