@@ -7,7 +7,6 @@ import sys
 __all__ = ["main"]
 
 INTERRUPTED = 130
-_NEEDED = {"rich", "typer"}
 
 
 def main() -> int:
@@ -22,11 +21,9 @@ def main() -> int:
 
         return run()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        if (error.name or "").partition(".")[0] != "typer":
             raise
-        text = (
-            f'abe: the command line needs {error.name}; from the checkout: pip install -e ".[cli]"'
-        )
+        text = 'abe: the command line needs typer; from the checkout: pip install -e ".[cli]"'
         print(text, file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

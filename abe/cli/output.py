@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import select
+import shutil
 import sys
 
 from abe._redact import known
@@ -68,27 +68,10 @@ def emit_line(text: str) -> None:
 
 def emit_table(table: Table) -> None:
     """Write a table and its notes; the caption alone if it has no rows."""
-    if not table.rows:
-        emit_line(table.caption)
-        return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(table.columns))
-    for column in table.columns:
-        grid.add_column(column, overflow="fold")
-    for row in table.rows:
-        grid.add_row(*map(Text, row))
-    # Into a string first: at a broken pipe rich would end the process.
-    target = io.StringIO()
-    terminal = writes_to_terminal()
-    width = None if terminal else 10_000  # programs get one line a row
-    console = Console(file=target, width=width, force_terminal=terminal, highlight=False)
-    console.print(grid)
-    lines = [line.rstrip() for line in target.getvalue().splitlines()]
-    emit("".join(f"{line}\n" for line in (*lines, *table.notes)))
+    # On a terminal cells are folded; programs get one line a row.
+    width = shutil.get_terminal_size().columns if writes_to_terminal() else None
+    lines = [*table.lines(width), *table.notes] if table.rows else [table.caption]
+    emit_line("\n".join(lines))
 
 
 def clean(text: str) -> str:

@@ -6,9 +6,12 @@ import html
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from abe.display.text import MAX_LINE, visible
 
+NARROWEST = 8
+"""Width below which a column is not folded."""
 _TEXT = ' style="text-align:left"'
 _WHOLE = ' style="text-align:left;white-space:nowrap"'
 _NUMBER = ' style="text-align:right;white-space:nowrap"'
@@ -68,13 +71,24 @@ class Table:
 
     def to_text(self) -> str:
         """Return the table as aligned text."""
-        lines = [_line(self.caption)]
-        if self.rows:
-            grid = [[_line(text) for text in row] for row in (self.columns, *self.rows)]
-            widths = [max(_width(text) for text in column) for column in zip(*grid, strict=True)]
-            grid.insert(1, ["-" * width for width in widths])
-            lines += ["  ".join(map(_pad, row, widths)).rstrip() for row in grid]
-        return "\n".join([*lines, *map(_line, self._notes())])
+        return "\n".join([_line(self.caption), *self.lines(), *map(_line, self._notes())])
+
+    def lines(self, width: int | None = None) -> list[str]:
+        """Return the heads and rows as aligned text; cells are folded to fit into ``width``."""
+        if not self.rows:
+            return []
+        heads = [self.columns] if any(self.columns) else []
+        grid = [[_line(text) for text in row] for row in (*heads, *self.rows)]
+        widths = [max(_width(text) for text in column) for column in zip(*grid, strict=True)]
+        while width and sum(widths) + 2 * len(widths) - 2 > width and max(widths) > NARROWEST:
+            widths[widths.index(max(widths))] -= 1
+        if heads:
+            grid.insert(1, ["-" * size for size in widths])
+        return [
+            "  ".join(map(_pad, texts, widths)).rstrip()
+            for row in grid
+            for texts in zip_longest(*map(_fold, row, widths), fillvalue="")
+        ]
 
     def _notes(self) -> list[str]:
         hidden = (self.total or 0) - len(self.rows)
@@ -98,6 +112,17 @@ def _html(text: str) -> str:
 
 def _line(text: str) -> str:
     return visible(text, MAX_LINE)
+
+
+def _fold(text: str, width: int) -> list[str]:
+    if _width(text) <= width:
+        return [text]
+    parts = [""]
+    for character in text:
+        if _width(parts[-1] + character) > width:
+            parts.append("")
+        parts[-1] += character
+    return parts
 
 
 def _pad(text: str, width: int) -> str:

@@ -241,6 +241,18 @@ def test_text_tables_are_aligned() -> None:
     ]
 
 
+def test_wide_tables_are_folded() -> None:
+    table = Table("caption", ["a", "long"], [["k", "日本語日本語 and more"], ["1", "y"]])
+    assert table.lines(12) == [
+        "a  long",
+        "-  ---------",
+        "k  日本語日",
+        "   本語 and",
+        "   more",
+        "1  y",
+    ]
+
+
 def test_long_lists_are_cut() -> None:
     messages = Messages(Message({"i": i}, key="k") for i in range(10_000))
     assert repr(messages).endswith("… and 9,950 more, not shown")
