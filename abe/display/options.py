@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from abe._redact import redact
 from abe.display.text import visible
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Option:
     """An option of a magic, a command or both.
 
@@ -33,7 +34,7 @@ class Option:
     default: str = ""
     repeat: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Key of the value among the values of all options."""
         return self.long[2:].replace("-", "_")

@@ -12,6 +12,7 @@ import keyword
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from IPython.core.error import UsageError
@@ -21,7 +22,7 @@ from abe.display.text import did_you_mean
 from abe.ipython.expressions import Evaluate, ExpressionError, expand, find_expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Syntax:
     """The arguments that one magic accepts.
 
@@ -42,7 +43,7 @@ class Syntax:
     completes: str = ""
     max_words: int | None = None
 
-    @property
+    @cached_property
     def names(self) -> dict[str, Option]:
         """The options by each of their spellings."""
         return {name: o for o in self.options for name in (o.long, o.short) if name}
@@ -104,7 +105,7 @@ def parse(syntax: Syntax, line: str, evaluate: Evaluate) -> Arguments:
         for option, text in given:
             value = True if text is None else _convert(syntax, option, expand(text, evaluate))
             options[option.name] = [*options[option.name], value] if option.repeat else value
-        words = [expand(word, evaluate) for word in words]
+        words = [expand(it, evaluate) if "{{" in it else it for it in words]
     except ExpressionError as error:
         raise syntax.error(str(error)) from None
     if syntax.max_words is not None and len(words) > syntax.max_words:

@@ -119,9 +119,9 @@ def _payloads(call: Call) -> Payloads:
     text = call.payload if call.body is None else call.body
     variable, path = options.get("in"), options.get("file")
     sources = {"-i {}": variable, "--file {}": path, "a payload ({})": text}
-    found = [form.format(cell(it, 40)) for form, it in sources.items() if it is not None]
-    if len(found) > 1:
-        raise syntax.error(f"only one of {' and '.join(found)} can be published")
+    if len(found := [form for form, it in sources.items() if it is not None]) > 1:
+        shown = " and ".join(form.format(cell(str(sources[form]), 40)) for form in found)
+        raise syntax.error(f"only one of {shown} can be published")
     if variable is not None:
         return payloads_of(call.variable(variable), variable)
     if path is not None:

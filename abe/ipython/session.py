@@ -89,7 +89,8 @@ class Session:
     def note(self, keys: Iterable[str | None] = (), groups: Iterable[str | None] = ()) -> None:
         """Remember keys and groups, for completion."""
         self.keys = _newest_first(self.keys, keys)
-        self.groups = _newest_first(self.groups, groups)
+        if groups:
+            self.groups = _newest_first(self.groups, groups)
 
     def open(self, name: str | None, env: Mapping[str, str] | None = None) -> SyncBackend:
         """Open the backend called ``name``, or select one and print the choice and its reason."""
