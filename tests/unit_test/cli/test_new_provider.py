@@ -74,7 +74,14 @@ class TestScaffold:
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         }
         assert files == {
-            *(".github/workflows/ci.yml", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md"),
+            *(
+                ".github/dependabot.yml",
+                ".github/workflows/ci.yml",
+                ".gitignore",
+                "CHANGELOG.md",
+                "LICENSE",
+                "README.md",
+            ),
             *("abe_backend_my_nats/__init__.py", "abe_backend_my_nats/backend.py"),
             *("abe_backend_my_nats/py.typed", "abe_backend_my_nats/transport.py"),
             *("pyproject.toml", "tests/test_backend.py", "tests/test_contract.py"),
