@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from abe.backends.message_queue.service.sqlite import thread as _sqlite_thread
-from abe.backends.message_queue.service.sqlite.worker import Mode, Worker
-from abe.errors import ConnectionLostError, LoopError
+from abe.backends.message_queue.service.sqlite.worker import Job, Mode, Worker
+from abe.errors import ConfigurationError, ConnectionLostError, LoopError
 
 Connection = sqlite3.Connection
 
@@ -106,7 +106,7 @@ def test_a_job_that_fails_is_left_out_and_the_others_are_stored(tmp_path: Path) 
         waiting = [asyncio.ensure_future(worker.run(insert(x))) for x in xs]
         await statements.release(held)
         results = await asyncio.gather(*waiting, return_exceptions=True)
-        failed = [n for n, result in enumerate(results) if isinstance(result, sqlite3.Error)]
+        failed = [n for n, result in enumerate(results) if isinstance(result, ConfigurationError)]
         assert failed == [2, 4]
         assert statements.count("COMMIT") == 1
         assert await worker.run(rows, mode=Mode.READ) == [1, 2, 3, 4]
@@ -287,7 +287,7 @@ def test_what_is_asked_for_after_closing_is_done_and_leaves_nothing_open(tmp_pat
     async def main(worker: Worker) -> None:
         await worker.aclose()
         await asyncio.gather(*(worker.run(insert(n)) for n in range(5)))
-        worker.post(insert(5))
+        worker.post(Job(insert(5)))
         assert await worker.run(rows, mode=Mode.WRITE) == [0, 1, 2, 3, 4, 5]
         await worker.aclose()
 
@@ -420,7 +420,7 @@ def test_a_thread_that_cannot_start_is_an_error_that_may_pass(tmp_path: Path) ->
             limited.setattr(threading.Thread, "start", refuse)
             with pytest.raises(ConnectionLostError, match="limit of processes"):
                 await worker.run(lambda c: None)
-            worker.post(lambda c: None)  # nobody waits for it, so nobody is told
+            worker.post(Job(lambda c: None))  # nobody waits for it, so nobody is told
             await worker.aclose()
         assert await worker.run(lambda c: 42) == 42
         await worker.aclose()

@@ -51,7 +51,7 @@ class SQLiteHarness(Harness):
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
             connection.execute(f"PRAGMA max_page_count = {pages + 1}")
 
-        await backend._worker.transact(limit)
+        await backend._worker.run(limit)
         return backend
 
     def make_unreachable(self, namespace: str) -> SQLiteBackend:

@@ -23,7 +23,13 @@ from abe.backends.message_queue.base import (
 from abe.backends.message_queue.service.sqlite import admin, store
 from abe.backends.message_queue.service.sqlite.receiver import SQLiteReceiver
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection
-from abe.backends.message_queue.service.sqlite.worker import Mode, Worker, may_pass, what_to_permit
+from abe.backends.message_queue.service.sqlite.worker import (
+    Job,
+    Mode,
+    Worker,
+    may_pass,
+    what_to_permit,
+)
 from abe.errors import ConfigurationError, PublishError
 from abe.types import ConsumerGroup, QueueStats
 
@@ -144,12 +150,17 @@ class SQLiteBackend(BaseBackend):
             ) from error
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        calls = [call for call in self._calls.pop(loop) if not call[0].cancelled()]
+        if calls := [call for call in self._calls.pop(loop) if not call[0].cancelled()]:
+            self._worker.post(self._publishing(calls))
+
+    def _publishing(self, calls: Sequence[Call]) -> Job:
         items = list(chain.from_iterable(items for _, items in calls))
-        if items:
-            self._worker.share(
-                lambda c: store.publish(c, items, self._now(c)), [future for future, _ in calls]
-            )
+        return Job(
+            lambda c: store.publish(c, items, self._now(c)),
+            [future for future, _ in calls],
+            Mode.DURABLE,
+            parts=(lambda: [self._publishing([call]) for call in calls]) if calls[1:] else None,
+        )
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> SQLiteReceiver:
         return SQLiteReceiver(self._worker, group, keys, self._lease, self._now)
@@ -199,7 +210,7 @@ class SQLiteBackend(BaseBackend):
         await self._read(admin.group_names)
 
     async def _read(self, query: Callable[[QueueConnection], T]) -> T:
-        return await self._worker.transact(query, mode=Mode.READ)
+        return await self._worker.run(query, mode=Mode.READ)
 
     async def _in_slices(
         self,
@@ -211,7 +222,7 @@ class SQLiteBackend(BaseBackend):
         total = 0
         position: admin.Position | None = None
         while True:
-            number, position = await self._worker.transact(partial(step, position), news=news)
+            number, position = await self._worker.run(partial(step, position), news=news)
             total += number
             if position is None:
                 return total

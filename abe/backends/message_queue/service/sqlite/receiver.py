@@ -21,7 +21,7 @@ from abe.backends.message_queue.base.log import log_message
 from abe.backends.message_queue.service.sqlite import settling, store
 from abe.backends.message_queue.service.sqlite.content import Batch, message_of, shown
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection
-from abe.backends.message_queue.service.sqlite.worker import Mode, Worker
+from abe.backends.message_queue.service.sqlite.worker import Job, Mode, Worker
 from abe.errors import ConfigurationError, ConnectionLostError, PayloadError
 from abe.types import ConsumerGroup
 
@@ -62,7 +62,7 @@ class SQLiteReceiver:
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._worker.listen(self)
-        self._gid = await self._worker.transact(
+        self._gid = await self._worker.run(
             lambda c: store.open_group(c, self._group),
             glance=lambda c: store.opened(c, self._group),
         )
@@ -98,7 +98,7 @@ class SQLiteReceiver:
 
     async def _decoded_singly(self, batch: Batch) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        for claim, row in await self._worker.transact(lambda c: store.singly(c, batch.claims)):
+        for claim, row in await self._worker.run(lambda c: store.singly(c, batch.claims)):
             try:
                 message = message_of(row, claim.attempt)
             except PayloadError as error:
@@ -110,7 +110,7 @@ class SQLiteReceiver:
     def _set_aside(self, delivery: Delivery, reason: str) -> None:
         rejected = [Settlement(delivery, Outcome.REJECT, reason=reason)]
         gid = self._gid
-        self._worker.post(lambda c: settling.settle(c, gid, rejected, self._now(c)))
+        self._worker.post(Job(lambda c: settling.settle(c, gid, rejected, self._now(c))))
         text = "cannot be decoded and was put with the dead letters: " + reason
         log_message(
             logger, logging.ERROR, text, delivery.message, backend="sqlite", group=self._group
@@ -126,7 +126,7 @@ class SQLiteReceiver:
             return store.claim(c, gid, self._keys, limit, self._now(c), self._seconds, token)
 
         try:
-            found = await self._worker.transact(
+            found = await self._worker.run(
                 claim,
                 mode=Mode.WRITE,
                 glance=lambda c: store.glance(c, gid, self._keys, self._now(c)),
@@ -136,7 +136,7 @@ class SQLiteReceiver:
             # While the event loop stood still, these leases may have lapsed.
             return [] if time.monotonic() - began > self._seconds else await self._decoded(found)
         except asyncio.CancelledError:
-            self._worker.post(lambda c: store.give_back(c, gid, token), news=True)
+            self._worker.post(Job(lambda c: store.give_back(c, gid, token)))
             raise
         except store.GroupGoneError:
             raise self._gone() from None
@@ -158,7 +158,7 @@ class SQLiteReceiver:
                 await self._news.wait()
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
-        lost = await self._worker.transact(
+        lost = await self._worker.run(
             lambda c: settling.settle(c, self._gid, settlements, self._now(c)),
             news=any(s.outcome in (Outcome.NACK, Outcome.RELEASE) for s in settlements),
         )
@@ -166,14 +166,14 @@ class SQLiteReceiver:
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         claims = [d.receipt for d in deliveries]
-        lost = await self._worker.transact(
+        lost = await self._worker.run(
             lambda c: settling.extend(c, self._gid, claims, self._now(c), seconds), mode=Mode.WRITE
         )
         return [deliveries[n] for n in lost]
 
     async def begin(self, deliveries: Sequence[Delivery]) -> None:
         claims = [d.receipt for d in deliveries]
-        await self._worker.transact(lambda c: settling.begin(c, self._gid, claims))
+        await self._worker.run(lambda c: settling.begin(c, self._gid, claims))
 
     def wake(self) -> None:
         self._woken = True

@@ -58,11 +58,13 @@ class Job(NamedTuple):
     """What a caller asks for; see `Worker.run`."""
 
     function: Callable[[QueueConnection], Any]
-    futures: Sequence[asyncio.Future[Any]]
+    futures: Sequence[asyncio.Future[Any]] = ()
     """Of those who wait for it, all on one event loop."""
-    mode: Mode
-    news: bool
-    glance: Callable[[QueueConnection], Any] | None
+    mode: Mode = Mode.WRITE
+    news: bool = True
+    glance: Callable[[QueueConnection], Any] | None = None
+    parts: Callable[[], list[Job]] | None = None
+    """What to run instead if it fails."""
 
 
 Outcome = tuple[Job, Any, BaseException | None]
@@ -297,8 +299,10 @@ class ConnectionThread:
                 if primary_code(error) in BUSY + BROKEN:
                     raise
                 self._roll_back()
-                outcomes.append((job, None, error))
-                return batch[:position] + batch[position + 1 :]
+                if job.parts is None:
+                    outcomes.append((job, None, error))
+                instead = job.parts() if job.parts is not None else []
+                return batch[:position] + instead + batch[position + 1 :]
         connection.execute("COMMIT")
         outcomes += done
         return []

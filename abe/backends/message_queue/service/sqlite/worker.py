@@ -8,8 +8,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from abe.backends.message_queue.service.sqlite.thread import (
 )
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 
-__all__ = ["Listener", "Mode", "Worker", "may_pass", "what_to_permit"]
+__all__ = ["Job", "Listener", "Mode", "Worker", "may_pass", "what_to_permit"]
 
 T = TypeVar("T")
 
@@ -108,30 +107,13 @@ class Worker:
         ``glance`` reads before any lock is taken; unless it returns ``None``, that is the result.
 
         Raises:
-            sqlite3.Error: If it failed; then nothing of it was stored.
-            OSError: If the file cannot be created.
-            ConfigurationError: If the file is not to be used.
-        """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(Job(function, (future,), mode, news, glance))
-        return await future
-
-    async def transact(
-        self,
-        function: Callable[[QueueConnection], T],
-        *,
-        mode: Mode = Mode.DURABLE,
-        news: bool = False,
-        glance: Callable[[QueueConnection], T | None] | None = None,
-    ) -> T:
-        """Do what `run` does, with errors that streams understand.
-
-        Raises:
             ConnectionLostError: If the file cannot be read or written now.
             ConfigurationError: If it is not to be used, or this user may not read and write it.
         """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(Job(function, (future,), mode, news, glance))
         try:
-            return await self.run(function, mode=mode, news=news, glance=glance)
+            return await future
         except (sqlite3.Error, OSError) as error:
             raise self._translated(error) from error
 
@@ -144,21 +126,12 @@ class Worker:
             f"{self.path} is damaged ({error}). Restore a copy, or move it away to start anew"
         )
 
-    def post(self, function: Callable[[QueueConnection], object], *, news: bool = False) -> None:
-        """Run ``function(connection)`` after what is queued, if it can be; wait for nothing."""
-        with suppress(AbeError):
-            self._put(Job(function, (), Mode.WRITE, news, None))
-
-    def share(
-        self,
-        function: Callable[[QueueConnection], None],
-        futures: Sequence[asyncio.Future[None]],
-    ) -> None:
-        """Run what several callers on one event loop have asked for, durably; it makes news."""
+    def post(self, job: Job) -> None:
+        """Run ``job`` after what is queued; its futures, if any, get its errors as they are."""
         try:
-            self._put(Job(function, futures, Mode.DURABLE, True, None))
+            self._put(job)
         except AbeError as error:
-            for future in futures:
+            for future in job.futures:
                 future.set_exception(error)
 
     def listen(self, listener: Listener) -> None:
