@@ -1,5 +1,6 @@
 # Two commands for everyone, demo and test; the others are for development.
-# PYTHON=... chooses the interpreter, ARGS=... is passed on to pytest.
+# PYTHON=... chooses the interpreter, ARGS=... is passed on to pytest: -m quick runs the quick tests,
+# -n 0 all in one process.
 .PHONY: help demo test lint typing bench docs serve clean
 .NOTPARALLEL:
 
@@ -12,9 +13,9 @@ demo: ## execute the quickstart notebook and show what it consumed
 	@sh scripts/setup_venv.sh demo
 	@$(RUN) -m scripts.demo
 
-test: ## run all tests
+test: ## run all tests; ARGS="-m quick" those that take a minute
 	@sh scripts/setup_venv.sh test
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: ## check style, import rules, structure, docstrings, spelling, scripts, workflows, notebooks
 	@sh scripts/setup_venv.sh dev

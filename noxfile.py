@@ -11,6 +11,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).resolve().parent
+PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "worksteal")
 # Inside the project's .venv everything is installed already; elsewhere nox makes an environment.
 BACKEND = "none" if Path(sys.prefix).resolve() == ROOT / ".venv" else "venv"
 
@@ -121,7 +122,7 @@ def matrix(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, once for each interpreter found."""
     prepare(session, "test", providers="providers/*")
-    run(session, "-m", "pytest", *session.posargs)
+    run(session, *PYTEST, *session.posargs)
 
 
 @nox.session(venv_backend=BACKEND)
@@ -130,17 +131,17 @@ def distribution(session: nox.Session) -> None:
     (folder,) = session.posargs or ["."]
     if folder == ".":
         prepare(session, "test")
-        run(session, "-m", "pytest", "tests")
+        run(session, *PYTEST, "tests")
         return
     prepare(session, "test", providers=folder)
-    run(session, "-m", "pytest", folder)
+    run(session, *PYTEST, folder)
 
 
 @nox.session(venv_backend=BACKEND)
 def notebooks(session: nox.Session) -> None:
     """Only the tests that execute notebooks."""
     prepare(session, "test", providers="providers/*")
-    run(session, "-m", "pytest", "-k", "notebook", *session.posargs)
+    run(session, *PYTEST, "-k", "notebook", *session.posargs)
 
 
 @nox.session(venv_backend=BACKEND)

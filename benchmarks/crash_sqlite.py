@@ -1,12 +1,14 @@
 """Kill a producer and four consumers of one SQLite queue with SIGKILL, again and again.
 
-    python benchmarks/crash_sqlite.py [--rounds 100] [--seed N] [--json] [--dir FOLDER]
+    python benchmarks/crash_sqlite.py [--rounds 100] [--published 0] [--seed N] [--json] [--dir DIR]
 
 Each process notes in a file of its own what ``publish`` has returned for, what it received, and
 what ``flush`` has confirmed as settled. Each is killed at a moment of its own, a few milliseconds
 to half a second after its start, often while the file is being made. After every few rounds the
-rest is drained and compared; the next round begins a new file. Exits with 1 if a message is lost,
-delivered after its settlement was confirmed, or a ``publish_many`` is found half done.
+rest is drained and compared; the next round begins a new file. Rounds are added until ``publish``
+has returned for at least ``--published`` messages, however slow the machine. Exits with 1 if a
+message is lost, delivered after its settlement was confirmed, or a ``publish_many`` is found half
+done.
 """
 
 from __future__ import annotations
@@ -223,6 +225,7 @@ def main() -> int:
     """Run the rounds that the command line asks for and print the figures."""
     parser = argparse.ArgumentParser(description="SIGKILL processes that share a SQLite queue")
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--published", type=int, default=0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--dir", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
@@ -233,11 +236,12 @@ def main() -> int:
     chance = random.Random(seed)
     result = Result()
     started = time.monotonic()
-    while result.rounds < given.rounds:
+    while result.rounds < given.rounds or result.published < given.published:
         with tempfile.TemporaryDirectory(prefix="abe-crash-", dir=given.dir) as folder:
             place = Round(Path(folder), chance)
             result.files += 1
-            for _ in range(min(ROUNDS_PER_FILE, given.rounds - result.rounds)):
+            left = max(1, given.rounds - result.rounds)
+            for _ in range(min(ROUNDS_PER_FILE, left)):
                 place.run()
                 result.rounds += 1
             place.finish()

@@ -8,5 +8,6 @@ for name in $(env | sed -n 's/^\(ABE_[A-Za-z0-9_]*\)=.*/\1/p'); do
         *) unset "$name" ;;
     esac
 done
-unset QUEUE_BACKEND
+# Hundreds of processes would each compile what they import.
+unset QUEUE_BACKEND PYTHONDONTWRITEBYTECODE
 exec "$@"

@@ -11,10 +11,35 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.support")
 
 GROUP = "abe.backends.message_queue"
+QUICK = ("tests/unit_test/", "tests/contract_test/backends/message_queue/test_memory.py")
+MAX_WORKERS = 8
+EXAMPLES = int(os.environ.get("ABE_TEST_EXAMPLES", "1"))
+"""Multiplies the random examples; they are the same in every run unless there are more."""
+
+settings.register_profile(
+    "abe", max_examples=50 * EXAMPLES, derandomize=EXAMPLES == 1, deadline=None, database=None
+)
+settings.load_profile("abe")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker more than there are cores: many tests wait for other processes."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores + 1, MAX_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test ARGS="-m quick"` runs."""
+    for item in items:
+        if item.nodeid.startswith(QUICK):
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -82,7 +82,6 @@ def test_every_capability_has_a_case() -> None:
         PlainBackend,
         "tests.selftest.variants:PlainBackend",
     ],
-    ids=str,
 )
 def test_targets(target: Any) -> None:
     report = run_contract(target, select="what_is_published_arrives")

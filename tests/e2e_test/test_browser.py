@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,8 +200,6 @@ def test_the_size_of_a_message_does_not_matter(kernel: Kernel) -> None:
         "q.publish('k', {'x': 'y' * 5_000_000})\n"
         "q.publish('k', dict.fromkeys(map(str, range(10_000)), 1))"
     )
-    started = time.monotonic()
     shown = kernel.ok("%abe_peek")
-    assert time.monotonic() - started < 2
     assert len(shown.results[0]["text/html"]) < 3000
     kernel.ok("%unload_ext abe")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,9 @@ def test_ctrl_c(simple: Terminal) -> None:
         "'abe_consume', '-n 2 -t 60 -q 60')"
     )
     simple.child.expect("waiting")
-    started = time.monotonic()
     simple.child.sendintr()
     simple.child.expect("KeyboardInterrupt")
     simple.child.expect(PROMPT)
-    assert time.monotonic() - started < 2
     simple.run('%abe_publish k {"n": 2}')
     simple.run("got = %abe_consume -n 2 -t 20 -q 20")
     assert simple.run("print([m['n'] for m in got])") == "[1, 2]"

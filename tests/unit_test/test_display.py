@@ -178,11 +178,11 @@ def test_the_size_of_the_data_does_not_matter(value: Any) -> None:
     messages = Messages([Message(payload, key="k")] * 3)
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.thread_time()
         assert len(repr(messages)) < 2000
         assert len(messages._repr_html_()) < 4000
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.25
+        times.append(time.thread_time() - start)
+    assert min(times) < 0.25, "seconds of this thread, whatever else the machine does"
 
 
 def test_deep_values() -> None:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from abe.backends.message_queue.base import check_headers, decode_payload, encode_payload
@@ -98,7 +98,6 @@ def refusal(payload: Any) -> str:
 
 
 @given(PAYLOADS)
-@settings(max_examples=300)
 def test_every_json_object_arrives_exactly(payload: dict[str, Any]) -> None:
     before = copy.deepcopy(payload)
     assert identical(arrived(payload), before)
@@ -107,7 +106,6 @@ def test_every_json_object_arrives_exactly(payload: dict[str, Any]) -> None:
 
 
 @given(PAYLOADS, NOT_JSON, st.data())
-@settings(max_examples=200)
 def test_one_wrong_value_anywhere_is_refused_with_its_path(
     payload: dict[str, Any], wrong: Any, data: st.DataObject
 ) -> None:

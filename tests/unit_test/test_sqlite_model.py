@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
 
 from abe.backends.message_queue.base import (
     Delivery,
@@ -31,7 +32,7 @@ FILTERS = (None, None, "a", "a.*", "*.x", ["a.x", "b.x.y"], "b.**")
 GROUPS = (None, "g")
 OUTCOMES = (Outcome.ACK, Outcome.NACK, Outcome.RELEASE, Outcome.REJECT)
 LEASE = 10.0
-WALKS = 30
+WALKS = settings.default.max_examples // 5
 
 
 class Expected(Store):

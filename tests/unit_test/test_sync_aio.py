@@ -277,7 +277,7 @@ def test_a_cancelled_stream_does_not_swallow_what_arrives_later(
 
     started = time.monotonic()
     asyncio.run(main())
-    assert time.monotonic() - started < 5.0, "a quarter of the lease"
+    assert time.monotonic() - started < 15.0, "half of the lease"
 
 
 def test_closing_ends_who_is_waiting(queue: SyncBackend) -> None:

@@ -98,7 +98,7 @@ def test_the_shell_offers_it(known: InteractiveShell) -> None:
     assert "%abe_peek" in offered(known, "%abe_p")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(AbeMagics.syntaxes)), st.text())
 def test_it_never_raises(run: Run, shell: InteractiveShell, magic: str, text: str) -> None:
     for name in complete(shell, f"{magic} {text}"):

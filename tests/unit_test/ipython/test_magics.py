@@ -286,7 +286,7 @@ def test_secrets_on_the_line_are_not_echoed(run: Run, capsys: pytest.CaptureFixt
 LINE_ENDS = "\x85\u2028\u2029"  # IPython ends a line at them; JSON text may escape them
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(json_objects, st.booleans())
 def test_any_object_passes_through_ipython(
     run: Run, q: abe.SyncBackend, payload: dict[str, Any], ascii_only: bool
@@ -306,9 +306,7 @@ def test_any_object_passes_through_ipython(
     assert q.take(4) == [payload] * 4
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(json_objects)
 def test_any_object_passes_through_every_other_way_in(
     shell: InteractiveShell,

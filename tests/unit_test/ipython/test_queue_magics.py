@@ -193,7 +193,7 @@ def test_consume_ends_when_it_is_quiet(run: Run, q: abe.SyncBackend) -> None:
     q.publish_many([{"n": 1}, {"n": 2}], key="k")
     started = time.monotonic()
     assert len(run("%abe_consume -t 30")) == 2
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     q.publish("k", {"n": 3})
     assert len(run("%abe_consume -t 30 -q 0")) == 1
 
