@@ -132,15 +132,26 @@ def fake_distribution(
     importlib.invalidate_caches()
 
 
+@pytest.fixture(scope="session")
+def providers() -> list[metadata.Distribution]:
+    """The providers of the environment that runs the tests; to look through all takes a while."""
+    return [
+        found
+        for found in metadata.distributions()
+        if GROUP in (found.read_text("entry_points.txt") or "")
+        and found.metadata["Name"] != "abstract-backend"
+    ]
+
+
 @pytest.fixture
-def no_providers(fake_distribution: FakeDistribution) -> None:
+def no_providers(
+    providers: list[metadata.Distribution], fake_distribution: FakeDistribution
+) -> None:
     """Hide the providers of the environment that runs the tests; abe's own backends stay.
 
     An installed distribution is hidden by one of the same name that comes first on ``sys.path``
     and registers nothing.
     """
-    for distribution in list(metadata.distributions()):
-        name = distribution.metadata["Name"]
-        text = distribution.read_text("entry_points.txt") or ""
-        if GROUP in text and name not in {"abstract-backend", *fake_distribution.names}:
-            fake_distribution(name, version=distribution.version)
+    for provider in providers:
+        if provider.metadata["Name"] not in fake_distribution.names:
+            fake_distribution(provider.metadata["Name"], version=provider.version)

@@ -32,7 +32,7 @@ FILTERS = (None, None, "a", "a.*", "*.x", ["a.x", "b.x.y"], "b.**")
 GROUPS = (None, "g")
 OUTCOMES = (Outcome.ACK, Outcome.NACK, Outcome.RELEASE, Outcome.REJECT)
 LEASE = 10.0
-WALKS = settings.default.max_examples // 5
+WALKS = settings().max_examples // 5
 
 
 class Expected(Store):

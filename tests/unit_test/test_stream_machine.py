@@ -427,7 +427,7 @@ def test_random_programs(trouble: bool) -> None:
     steps = EVERYDAY + 2 * TROUBLE if trouble else EVERYDAY
 
     @settings(
-        max_examples=2 * settings.default.max_examples,
+        max_examples=2 * settings().max_examples,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )
