@@ -89,7 +89,6 @@ class EventHandlerProtocol(Protocol):
 
     async def handle_event(self, event: Any) -> object:
         """Handle one message; returning settles it, raising fails it."""
-        ...
 
 
 EventHandlerFunc: TypeAlias = SyncEventHandlerFunc | AsyncEventHandlerFunc | EventHandlerProtocol
@@ -111,31 +110,23 @@ class MessageQueueBackendProtocol(Protocol):
         Raises:
             ConfigurationError: If a variable is missing or malformed.
         """
-        ...
 
     async def publish(self, key: MessageQueueKey, payload: MessageQueuePayload) -> None:
         """Publish one message; returns once the broker has accepted it.
 
-        Args:
-            key: Its routing key.
-            payload: A JSON object; the caller may change it afterwards.
+        The caller may change ``payload``, a JSON object, afterwards.
 
         Raises:
             InvalidKeyError: If ``key`` is malformed.
             PayloadError: If ``payload`` would not arrive exactly as given.
             PublishError: If the broker does not accept it.
         """
-        ...
 
     def consume(self, *, group: ConsumerGroup = None) -> AsyncIterator[MessageQueueMessage]:
         """Iterate over the messages of ``group``, waiting for new ones; it never ends by itself.
 
         Each group sees every message; within a group each message goes to one consumer.
-
-        Args:
-            group: The consumer group.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +167,7 @@ class QueueStats:
     def total(self, number: str, *, group: ConsumerGroup = None) -> int:
         """Sum of one number (``"ready"``, ``"dead"`` …) over the keys of ``group``.
 
-        Args:
-            number: Name of a number of `KeyStats`.
-            group: The group.
-
-        Returns:
-            The sum; keys for which the broker cannot say count as 0.
+        Keys for which the broker cannot say count as 0.
         """
         return sum(getattr(e, number) or 0 for e in self.entries if e.group == group)
 
@@ -196,7 +182,6 @@ class SupportsKeys(Protocol):
 
         ``*`` stands for one segment, a final ``**`` for one or more.
         """
-        ...
 
 
 class SupportsHeaders(Protocol):
@@ -210,7 +195,6 @@ class SupportsHeaders(Protocol):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Publish ``payload`` under ``key`` with ``headers``, which become ``message.headers``."""
-        ...
 
 
 class SupportsDelay(Protocol):
@@ -220,7 +204,6 @@ class SupportsDelay(Protocol):
         self, key: MessageQueueKey, payload: MessageQueuePayload, *, delay: float = 0.0
     ) -> None:
         """Publish ``payload`` under ``key``, delivered after ``delay`` seconds at the earliest."""
-        ...
 
 
 @runtime_checkable
@@ -230,17 +213,13 @@ class SupportsPublishMany(Protocol):
     async def publish_many(
         self, items: Iterable[Any], *, key: MessageQueueKey | None = None
     ) -> int:
-        """Publish ``(key, payload)`` pairs, or payloads if ``key`` is given, in order.
+        """Publish ``(key, payload)`` pairs, or payloads if ``key`` is given; return how many.
 
-        Everything is checked before anything is sent.
-
-        Returns:
-            The number of messages published.
+        In order, and everything is checked before anything is sent.
 
         Raises:
             PublishError: If some were not accepted; its ``published`` and ``failed`` say which.
         """
-        ...
 
 
 @runtime_checkable
@@ -258,7 +237,6 @@ class SupportsPeek(Protocol):
 
         ``keys`` limits them to those that match one of these filters.
         """
-        ...
 
 
 @runtime_checkable
@@ -267,7 +245,6 @@ class SupportsStats(Protocol):
 
     async def stats(self) -> QueueStats:
         """Return the backlog of every key and group."""
-        ...
 
 
 @runtime_checkable
@@ -278,7 +255,6 @@ class SupportsDeadLetters(Protocol):
         self, *, group: ConsumerGroup = None, limit: int = 100
     ) -> Sequence[MessageQueueMessage]:
         """Return up to ``limit`` dead letters of ``group``, oldest first, taking none."""
-        ...
 
     async def replay(
         self,
@@ -287,17 +263,10 @@ class SupportsDeadLetters(Protocol):
         ids: Iterable[str] | None = None,
         limit: int | None = None,
     ) -> int:
-        """Put dead letters back for ``group`` alone, counted as never delivered.
+        """Put dead letters back for ``group`` alone, counted as never delivered; return how many.
 
-        Args:
-            group: The group whose dead letters are replayed.
-            ids: Only the messages with these ids; ``None`` for all.
-            limit: At most this many, oldest first.
-
-        Returns:
-            The number of messages replayed.
+        Only those with one of ``ids``, if given; at most ``limit``, oldest first.
         """
-        ...
 
 
 @runtime_checkable
@@ -306,17 +275,14 @@ class SupportsAdmin(Protocol):
 
     async def groups(self) -> Sequence[ConsumerGroup]:
         """Return the groups that exist; ``None`` stands for the default group."""
-        ...
 
     async def delete_group(self, name: ConsumerGroup) -> None:
         """Forget a group, its backlog and its dead letters."""
-        ...
 
     async def purge(
         self, keys: Sequence[str] | str | None = None, *, group: ConsumerGroup = None
     ) -> int:
         """Drop what waits for ``group`` (not what is in flight) and return the number."""
-        ...
 
 
 @runtime_checkable
@@ -324,12 +290,7 @@ class SupportsPing(Protocol):
     """Health: does the broker answer?"""
 
     async def ping(self, timeout: float = 5.0) -> None:
-        """Return once the broker has answered.
-
-        Raises:
-            ConnectionLostError: If it has not within ``timeout`` seconds.
-        """
-        ...
+        """Return once the broker has answered; `ConnectionLostError` after ``timeout`` seconds."""
 
 
 @runtime_checkable
@@ -338,4 +299,3 @@ class SupportsClose(Protocol):
 
     async def aclose(self) -> None:
         """Close streams and connections; closing twice is fine."""
-        ...

@@ -50,11 +50,9 @@ class Drainable(Protocol):
     @property
     def is_caller(self) -> bool:
         """Whether this is called by its own handler, which nothing may wait for there."""
-        ...
 
     async def drain(self) -> None:
         """Shut down and return once it has ended."""
-        ...
 
 
 class SubscriptionPool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from abe.backends.message_queue.base import Delivery, Message, MessageStream, SyncMessage
@@ -117,12 +116,7 @@ class SyncStream(Unshareable, Iterator[SyncMessage]):
         self._portal.call(self._loan.connect())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         __tracebackhide__ = True
         self.close()
 
@@ -166,12 +160,7 @@ class SyncBatch(Unshareable):
             self._pool.portal.post(self._release)
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
         try:
             if kind is None:

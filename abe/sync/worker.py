@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import logging
 import threading
-from types import TracebackType
 from typing import Self
 
 from abe.backends.message_queue.base.log import log
@@ -143,12 +142,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         __tracebackhide__ = True
         self.stop()
 

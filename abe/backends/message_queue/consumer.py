@@ -28,11 +28,7 @@ from abe.backends.message_queue.handling.retry import RetryPolicy
 from abe.backends.message_queue.handling.threads import DaemonThreads
 from abe.backends.message_queue.handling.verdicts import Verdicts, release
 from abe.errors import ConfigurationError, LoopError
-from abe.types import (
-    ConsumerGroup,
-    EventHandlerFunc,
-    MessageQueueBackendProtocol,
-)
+from abe.types import ConsumerGroup, EventHandlerFunc, MessageQueueBackendProtocol
 
 __all__ = ["AsyncLoopConsumer", "RetryPolicy"]
 

@@ -34,12 +34,7 @@ from abe.backends.message_queue._installed import (
     Candidate,
     installed,
 )
-from abe.errors import (
-    AbeError,
-    AmbiguousBackendError,
-    BackendLoadError,
-    UnknownBackendError,
-)
+from abe.errors import AbeError, AmbiguousBackendError, BackendLoadError, UnknownBackendError
 from abe.types import MessageQueueBackendProtocol
 
 if TYPE_CHECKING:
@@ -131,9 +126,7 @@ def load_backend(
 
 
 def load_backend_class(name: str) -> type[MessageQueueBackendProtocol]:
-    """Import the backend called ``name`` and return its class, without instantiating it.
-
-    For tools: it does not warn of a deprecated class.
+    """Import the backend called ``name`` and return its class, warning of nothing, for tools.
 
     Raises:
         UnknownBackendError: If no backend of that name is installed.
@@ -144,14 +137,7 @@ def load_backend_class(name: str) -> type[MessageQueueBackendProtocol]:
 
 
 def choose_backend(name: str | None = None, *, env: Mapping[str, str] | None = None) -> Choice:
-    """Tell which backend `load_backend` would take with these arguments, importing nothing.
-
-    Args:
-        name: Name of an installed backend.
-        env: Environment variables that overlay the process's.
-
-    Returns:
-        The backend and why it would be taken.
+    """Tell which backend `load_backend` would take with ``name`` and ``env``, importing nothing.
 
     Raises:
         UnknownBackendError: If no backend of that name is installed.
@@ -169,8 +155,7 @@ def list_backends(*, check: bool = False) -> list[BackendInfo]:
             instantiated. Without it nothing is imported.
 
     Returns:
-        One entry for each name and distribution; a distribution with malformed metadata is listed
-        as a broken backend by its own name.
+        One entry for each name and distribution; one with malformed metadata goes by its own name.
     """
     here = installed()
     rows = list(here.damaged)
@@ -204,7 +189,6 @@ def settings_of(name: str | None = None) -> tuple[Setting, ...]:
 
 
 def _inspected(candidate: Candidate) -> BackendInfo:
-    """Import a backend and return what that tells."""
     try:
         backend_class = _import_class(candidate)
     except BackendLoadError as error:
@@ -216,7 +200,6 @@ def _inspected(candidate: Candidate) -> BackendInfo:
 
 
 def _choose(name: str | None, overlay: Mapping[str, str]) -> tuple[Choice, Candidate]:
-    """Apply the order of selection."""
     if not isinstance(name, str | None):
         raise TypeError(f"the name of a backend must be a str, not {type(name).__name__}")
     here = installed()
@@ -258,12 +241,6 @@ def _choice_of_first(candidate: Candidate, others: Sequence[str]) -> Choice:
 def _the_one(
     name: str, found: _Candidates, reason: str, damaged: Sequence[BackendInfo] = ()
 ) -> Candidate:
-    """Return the only candidate for ``name``.
-
-    Raises:
-        UnknownBackendError: If there is none.
-        AmbiguousBackendError: If there are several.
-    """
     candidates = found.get(name)
     if not candidates:
         raise _unknown(name, found, reason, damaged)

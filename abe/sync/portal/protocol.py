@@ -33,12 +33,10 @@ class Portal(Protocol):
     @property
     def forked(self) -> bool:
         """Whether this is the portal of a parent process."""
-        ...
 
     @property
     def is_current(self) -> bool:
         """Whether a blocking call made here would wait for itself."""
-        ...
 
     def call(
         self, coroutine: Coroutine[Any, Any, T], *, keep: Callable[[T], object] | None = None
@@ -47,24 +45,18 @@ class Portal(Protocol):
 
         ``keep`` is called on the loop with a result that an interrupt keeps from the caller.
         """
-        ...
 
     async def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` on the loop and await it, from any event loop."""
-        ...
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> bool:
         """Call ``callback`` on the loop soon, from any thread; False if the loop is gone."""
-        ...
 
     def post_from_finalizer(self, callback: Callable[..., object]) -> None:
         """`post` from ``__del__``."""
-        ...
 
     def refusal(self) -> BaseException:
         """Return what a call raises once the interpreter is exiting."""
-        ...
 
     def close(self, grace: float = ...) -> None:
         """Run the closers, for ``grace`` seconds at most, and stop the loop; idempotent."""
-        ...

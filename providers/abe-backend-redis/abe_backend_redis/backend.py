@@ -23,13 +23,7 @@ from abe.backends.message_queue.base import (
 from abe.errors import AbeError, ConfigurationError
 from abe.types import ConsumerGroup, KeyStats, QueueStats
 from abe_backend_redis import scripts
-from abe_backend_redis.codec import (
-    deliveries,
-    group_name,
-    lua_patterns,
-    read_letter,
-    stored_group,
-)
+from abe_backend_redis.codec import deliveries, group_name, lua_patterns, read_letter, stored_group
 from abe_backend_redis.failures import GroupMissingError
 from abe_backend_redis.link import Link
 from abe_backend_redis.publisher import Limits, RedisPublisher

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from abe.backends.message_queue.base import (
@@ -59,12 +58,7 @@ class TakeIgnoresItsTimeout(Streamed):
 class _ExitNeverAcks(MessageStream):
     __slots__ = ()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
 

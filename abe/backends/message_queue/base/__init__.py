@@ -15,11 +15,7 @@ from abe.backends.message_queue.base.mover import Mover
 from abe.backends.message_queue.base.operations import BackendOperations, Keys
 from abe.backends.message_queue.base.outcome import Outcome
 from abe.backends.message_queue.base.outgoing import Outgoing
-from abe.backends.message_queue.base.payload import (
-    check_headers,
-    decode_payload,
-    encode_payload,
-)
+from abe.backends.message_queue.base.payload import check_headers, decode_payload, encode_payload
 from abe.backends.message_queue.base.protocol import EventConsumer, MessageQueueBackend
 from abe.backends.message_queue.base.publisher import Publisher, not_published
 from abe.backends.message_queue.base.receiver import (

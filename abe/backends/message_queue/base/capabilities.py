@@ -117,23 +117,14 @@ _NEEDED = {
 
 
 def check_method(can: Capabilities, backend: str, method: str) -> None:
-    """Check that ``backend`` has one of the methods that look or clean up.
-
-    Raises:
-        UnsupportedError: If it does not declare it.
-    """
+    """Refuse a method that looks or cleans up and is not declared."""
     capability = _NEEDED.get(method, method)
     if not getattr(can, capability):
         raise unsupported(backend, f"{method}()", capability)
 
 
 def check_settlement(can: Capabilities, backend: str, outcome: Outcome, delay: float) -> None:
-    """Check that a delivery of ``backend`` can end so.
-
-    Raises:
-        UnsupportedError: If the backend does not declare it.
-        ConfigurationError: If ``delay`` is no number of seconds.
-    """
+    """Refuse a settlement that the backend does not declare, and a malformed delay."""
     if outcome is Outcome.NACK:
         if can.redelivery == "none":
             raise unsupported(backend, "nack()", "redelivery")

@@ -23,8 +23,7 @@ def log(
 ) -> None:
     """Log, whatever the application's handlers and filters raise.
 
-    A record that cannot be logged is lost; a settlement or a reconnection must not be lost with
-    it.
+    A record that cannot be logged is lost; a settlement or a reconnection must not be lost with it.
     """
     with suppress(Exception):
         logger.log(level, text, *arguments, extra=extra, exc_info=error)
@@ -40,17 +39,7 @@ def log_message(
     group: ConsumerGroup,
     error: BaseException | None = None,
 ) -> None:
-    """Log ``text`` with the fields that identify ``message``, in the text and as attributes.
-
-    Args:
-        logger: The logger of the module that speaks.
-        level: Of `logging`.
-        text: What happened.
-        message: Whom it happened to.
-        backend: The backend's name.
-        group: The consumer group.
-        error: Logged with its traceback.
-    """
+    """Log ``text`` with the fields that identify ``message``, in the text and as attributes."""
     fields = _fields(message, backend, group)
     log(
         logger,

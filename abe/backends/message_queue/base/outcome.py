@@ -43,4 +43,3 @@ class Settler(Protocol):
 
     def settle(self, delivery: Any, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
         """Record ``outcome``; False if ``delivery`` was settled differently before."""
-        ...

@@ -43,13 +43,7 @@ class Outgoing(NamedTuple):
 def check_extras(
     name: str, can: Capabilities, headers: Mapping[str, str] | None, delay: float
 ) -> Mapping[str, str]:
-    """Return a copy of ``headers``.
-
-    Raises:
-        PayloadError: If they are not text.
-        ConfigurationError: If ``delay`` is no number of seconds.
-        UnsupportedError: If the backend called ``name`` cannot carry headers or delay as long.
-    """
+    """Return a copy of ``headers``; refuse what is malformed, or not declared."""
     if headers and not can.headers:
         raise unsupported(name, "publish(headers=…)", "headers")
     if delay:
@@ -72,9 +66,7 @@ def prepare(
 ) -> list[Outgoing]:
     """Check and encode ``items``: ``(key, payload)`` pairs, or payloads if ``key`` is given.
 
-    Raises:
-        InvalidKeyError: If a key is malformed; the text names the item.
-        PayloadError: If a payload is not JSON; the text names the item.
+    Errors name the item.
     """
     prepared: list[Outgoing] = []
     if key is not None:

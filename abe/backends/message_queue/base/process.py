@@ -45,7 +45,6 @@ class _Identity:
             self._page = self.unforked = page
 
     def pid(self) -> int:
-        """Return the id of this process."""
         if not self.unforked[0]:
             self.known = os.getpid()
             if self.unforked != b"\0":
@@ -57,11 +56,7 @@ identity = _Identity()
 
 
 class PerProcess(Generic[T]):
-    """A value that every process makes for itself; a child never sees its parent's.
-
-    Args:
-        make: Makes the value when a process first asks for it.
-    """
+    """A value that every process makes for itself; a child never sees its parent's."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -79,7 +74,6 @@ class PerProcess(Generic[T]):
         self._values[identity.pid()] = value
 
     def inherited(self) -> list[T]:
-        """Return the values of this process's ancestors."""
         return [value for process, value in self._values.items() if process != identity.pid()]
 
 
@@ -108,8 +102,7 @@ def start_thread(function: Callable[[], Any], name: str) -> threading.Thread:
     """Start ``function`` on a new daemon thread and return the thread.
 
     Raises:
-        ConnectionLostError: If no thread can be started now, as at a limit of processes or, in
-            Python 3.12, while the interpreter exits.
+        ConnectionLostError: If none can be started now, as at a limit of processes.
     """
     thread = threading.Thread(target=function, name=name, daemon=True)
     try:

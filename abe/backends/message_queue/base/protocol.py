@@ -16,8 +16,6 @@ class EventConsumer(Protocol):
 
     async def run(self, handler: EventHandlerFunc) -> None:
         """Handle messages until `shutdown`."""
-        ...
 
     async def shutdown(self) -> None:
         """Stop taking messages and return once those in hand are settled."""
-        ...

@@ -102,29 +102,24 @@ class Receiver(Protocol):
 
     async def open(self) -> None:
         """Connect, and create the group if it does not exist."""
-        ...
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to ``max_messages`` deliveries as soon as there are any.
 
         Returns an empty sequence after ``timeout`` seconds, or soon after `wake`.
         """
-        ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         """Tell the broker; an empty result means that it accepted them all.
 
         Settling a delivery that somebody else now owns changes nothing and is reported lost.
         """
-        ...
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
-        ...
 
     def wake(self) -> None:
         """End a waiting `receive` early, and the next one if none waits."""
-        ...
 
     async def aclose(self) -> None:
         """Give the connection back. Never settles anything; closing twice is fine.
@@ -132,15 +127,10 @@ class Receiver(Protocol):
         A `receive` that waits ends soon, empty or with `abe.errors.ConnectionLostError`: where
         `settle` or `extend` found the connection broken, it is closed under a waiting `receive`.
         """
-        ...
 
 
 def checked(failures: Sequence[T] | None, receiver: Receiver, method: str) -> Sequence[T]:
-    """Return what ``settle`` or ``extend`` returned, unless it forgot to.
-
-    Raises:
-        TypeError: If it is ``None``.
-    """
+    """Return what ``settle`` or ``extend`` returned, unless it forgot to."""
     if failures is None:
         raise TypeError(
             f"{type(receiver).__name__}.{method}() returned None; it must return a list of what"

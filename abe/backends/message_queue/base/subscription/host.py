@@ -24,16 +24,13 @@ class StreamHost(Protocol):
     @property
     def subscription(self) -> Subscription | None:
         """The subscription, once `open` has run."""
-        ...
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Return an awaitable of the stream's loop that runs ``coroutine`` on the host's."""
-        ...
 
     @property
     def pop(self) -> Callable[[list[Delivery]], bool]:
         """Moves the next message into a hand, in the reader's thread."""
-        ...
 
     def enter(self) -> None:
         """Refuse a reader on a loop that it cannot be read from.
@@ -41,19 +38,15 @@ class StreamHost(Protocol):
         Raises:
             LoopError: If it is.
         """
-        ...
 
     async def open(self) -> None:
         """Make sure, on the host's loop, that there is a subscription and its group exists."""
-        ...
 
     async def leave(self, hand: list[Delivery]) -> None:
         """Give back, on the host's loop, what is in ``hand`` and close the subscription."""
-        ...
 
     def forget(self, hand: list[Delivery], stream: object) -> None:
         """Do as `leave`, from the finalizer of ``stream`` in any thread, without waiting."""
-        ...
 
 
 class LocalHost:

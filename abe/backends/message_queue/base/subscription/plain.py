@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from abe.backends.message_queue.base.capabilities import (
-    Capabilities,
-    capabilities_of,
-    unsupported,
-)
+from abe.backends.message_queue.base.capabilities import Capabilities, capabilities_of, unsupported
 from abe.backends.message_queue.base.keys import KeyFilter
 from abe.backends.message_queue.base.message import BaseMessage, Message
 from abe.backends.message_queue.base.receiver import (

@@ -7,7 +7,6 @@ import logging
 import sys
 from asyncio import get_running_loop
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from abe.backends.message_queue.base.capabilities import Capabilities
@@ -355,12 +354,7 @@ class MessageStream(Unshareable):
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
         if kind is None:
             if self._took:

@@ -14,12 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from itertools import islice
 
-from abe.backends.message_queue.base import (
-    KeyFilter,
-    Outcome,
-    Outgoing,
-    Settlement,
-)
+from abe.backends.message_queue.base import KeyFilter, Outcome, Outgoing, Settlement
 from abe.backends.message_queue.service.memory_store.census import Census
 from abe.backends.message_queue.service.memory_store.group import (
     DeadLetter,

@@ -10,13 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from abe.backends.message_queue.base import (
-    Delivery,
-    KeyFilter,
-    Outcome,
-    SettleFailure,
-    Settlement,
-)
+from abe.backends.message_queue.base import Delivery, KeyFilter, Outcome, SettleFailure, Settlement
 from abe.backends.message_queue.base.log import log_message
 from abe.backends.message_queue.service.sqlite import settling, store
 from abe.backends.message_queue.service.sqlite.content import Batch, message_of, shown

@@ -14,12 +14,7 @@ from typing import NamedTuple
 
 from abe.backends.message_queue.base import KeyFilter, Outgoing
 from abe.backends.message_queue.base.process import PerProcess
-from abe.backends.message_queue.service.sqlite.content import (
-    COLUMNS,
-    Batch,
-    Claim,
-    Row,
-)
+from abe.backends.message_queue.service.sqlite.content import COLUMNS, Batch, Claim, Row
 from abe.types import ConsumerGroup
 
 __all__ = ["GroupGoneError", "Nothing"]
