@@ -126,6 +126,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend=BACKEND)
+def model(session: nox.Session) -> None:
+    """Play random histories on every backend: `-- --seeds 200`, which is also the default."""
+    prepare(session, "test", providers="providers/*")
+    options = session.posargs or ["--seeds", "200"]
+    env = {"ABE_TEST_SEEDS": options[1]}
+    run(session, "-m", "pytest", "-k", "Histories", "--timeout", "3600", *options[2:], **env)
+
+
+@nox.session(venv_backend=BACKEND)
 def distribution(session: nox.Session) -> None:
     """All tests, the contract suite among them; of the core, or of a folder given."""
     (folder,) = session.posargs or ["."]

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from abe.testing import BackendContract, ConsumerContract, Harness
+from abe.testing.model import Histories
 from abe.testing.process import kill_consumer, kill_publisher
 from abe.types import ConsumerGroup
 from abe_backend_redis.backend import RedisBackend
@@ -121,6 +122,9 @@ class TestRedis(_OnNewest, BackendContract): ...
 
 
 class TestRedisConsumer(_OnNewest, ConsumerContract): ...
+
+
+class TestRedisHistories(_OnNewest, Histories): ...
 
 
 if has_wheel("6.2") or find_server("6.2") is not None:
