@@ -15,7 +15,7 @@ Under pytest, subclass `BackendContract` and `ConsumerContract` and give them a 
 
 Without pytest, `run_contract` does the same and returns a `ContractReport`. Installed backends run
 with ``pytest --abe-backend=NAME`` or ``abe contract NAME``. `list_cases` is the specification:
-every obligation with the capabilities and hooks it depends on.
+every obligation with the capabilities and hooks it depends on. `Histories` plays random histories.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from abe.testing.case import Case
     from abe.testing.contract import BackendContract, ConsumerContract, list_cases
     from abe.testing.harness import GROUPS, Harness
+    from abe.testing.model import Histories
     from abe.testing.report import ContractReport, ContractRow
     from abe.testing.run import run_contract
 
@@ -38,6 +39,7 @@ __all__ = [
     "ContractRow",
     "GROUPS",
     "Harness",
+    "Histories",
     "list_cases",
     "run_contract",
 ]
@@ -50,6 +52,7 @@ _MODULES = {
     "GROUPS": "harness",
     "Case": "case",
     "Harness": "harness",
+    "Histories": "model",
     "list_cases": "contract",
     "run_contract": "run",
 }

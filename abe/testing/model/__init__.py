@@ -1,9 +1,7 @@
 """The state machine: random histories of a backend, checked against one oracle.
 
-Under pytest, subclass `Histories` and give it the harness that the contract suite has::
-
-    class TestMyHistories(Histories):
-        harness = MyHarness
+`Histories` plays them under pytest. A step whose hook the harness lacks is left out: so for memory
+no process is killed and no connection cut, and of a Redis server's clock no step is tried.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Hand:
         counted: Whether its lapsed lease already counts as an attempt.
         superseded: Whether the group was given it again since.
         outcome: What was recorded for it.
+        delay: With which it was nacked, in seconds.
     """
 
     copy: Copy
@@ -76,7 +77,7 @@ class Hand:
     counted: bool = False
     superseded: bool = False
     outcome: Outcome | None = None
-    reason: str = ""
+    delay: float = 0.0
 
     @property
     def live(self) -> bool:
@@ -89,6 +90,8 @@ class Copy:
     """A message in a group.
 
     Attributes:
+        due: Before which moment it must not come.
+        latest: When its delay is over at the latest.
         may: What may have become of it.
         low: How many earlier deliveries certainly count as attempts.
         high: How many may.
@@ -104,6 +107,7 @@ class Copy:
     sent: Sent
     group: ConsumerGroup
     due: float
+    latest: float
     may: set[str] = field(default_factory=lambda: {THERE})
     low: int = 0
     high: int = 0

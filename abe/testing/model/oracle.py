@@ -62,7 +62,7 @@ class Oracle:
         sent.sure, sent.ended = True, sent.began
 
     def _copy(self, group: ConsumerGroup, sent: Sent) -> Copy:
-        copy = Copy(sent, group, sent.due)
+        copy = Copy(sent, group, sent.due, sent.due)
         copy.blurred = len(self.readers_of(group)) > 1
         self.groups[group][sent.key, sent.payload["n"]] = copy
         return copy
@@ -92,14 +92,15 @@ class Oracle:
             for copy in self.groups[group].values():
                 copy.blurred = True
 
-    def closed(self, reader: Reader, *, delivered: bool = True) -> None:
+    def closed(self, reader: Reader, now: float, *, delivered: bool = True) -> None:
         """A reader is closed.
 
         Args:
             reader: Which.
+            now: When, in seconds.
             delivered: Whether the broker has answered for its settlements.
         """
-        self.settled(reader, delivered=delivered)
+        self.settled(self.recorded_by(reader), now, delivered=delivered)
         self.readers.remove(reader)
         for hand in self.hands_of(reader):
             hand.copy.hands.remove(hand)
@@ -199,8 +200,7 @@ class Oracle:
     ) -> None:
         """A settlement is recorded."""
         copy = hand.copy
-        hand.outcome = outcome
-        hand.reason = why
+        hand.outcome, hand.delay = outcome, delay
         if outcome in ENDS:
             if outcome is Outcome.REJECT:
                 copy.reasons.add(why)
@@ -212,19 +212,22 @@ class Oracle:
         elif outcome is Outcome.RELEASE and hand.counted:
             copy.low -= 1
 
-    def settled(self, reader: Reader, *, delivered: bool = True) -> None:
-        """The broker has answered for what ``reader`` had recorded, or will not."""
-        for hand in self.hands_of(reader):
-            if hand.outcome is None:
-                continue
+    def recorded_by(self, reader: Reader) -> list[Hand]:
+        """Return what a reader has settled and not flushed."""
+        return [hand for hand in self.hands_of(reader) if hand.outcome is not None]
+
+    def settled(self, hands: list[Hand], now: float, *, delivered: bool = True) -> None:
+        """The broker has answered for settlements that were recorded, or will not."""
+        for hand in hands:
             copy = hand.copy
             copy.hands.remove(hand)
+            copy.latest = now + hand.delay
             if not delivered:
                 self._doubtful(hand)
             elif hand.message.outcome is Outcome.LOST:
-                assert hand.doubt, f"{copy}: {hand.outcome} of {reader} was lost in its lease"
+                assert hand.doubt, f"{copy}: {hand.outcome} of {hand.reader} was lost in its lease"
                 if THERE in copy.may and not any(h.outcome is hand.outcome for h in copy.hands):
-                    copy.may.discard(ENDS.get(hand.outcome, ""))
+                    copy.may.discard(ENDS.get(hand.outcome or Outcome.LOST, ""))
             elif hand.outcome in ENDS:
                 self._ended(hand, ENDS[hand.outcome])
 
@@ -323,8 +326,8 @@ class Oracle:
         return [str(it) for it in copies if it not in away and it.sent.key not in held_up]
 
     def _away(self, copy: Copy, now: float) -> bool:
-        held = any(hand.outcome is None and not hand.counted for hand in copy.hands)
-        return held or copy.stuck or copy.due > now or not copy.required
+        held = any(hand.outcome or not hand.counted for hand in copy.hands)
+        return held or copy.stuck or copy.latest > now or not copy.required
 
     def check_stats(self, stats: QueueStats) -> None:
         """Compare the numbers of every key and group, while no settlement is on its way."""

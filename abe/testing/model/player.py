@@ -97,7 +97,7 @@ class Player(Readers):
             await asyncio.wait_for(enough.wait(), 3 * self.poll)
         await self.within(consumer.shutdown(), f"shutdown() of {reader}")
         await self.within(running, f"run() of {reader}")
-        self.oracle.closed(reader)
+        self.oracle.closed(reader, self.now())
 
     def _decide(self, hand: Hand, choice: int) -> None:
         """Return from a handler or raise, and record the verdict that has to follow."""

@@ -213,9 +213,10 @@ class Readers(Publishers):
             await self._flush_stream(opened)
 
     async def _flush_stream(self, opened: Stream) -> None:
+        recorded = self.oracle.recorded_by(opened.reader)
         await self.within(opened.stream.flush(), f"flush() of {opened.reader}")
         self.note(f"{opened.reader} flushed")
-        self.oracle.settled(opened.reader)
+        self.oracle.settled(recorded, self.now())
         opened.mine = [hand for hand in opened.mine if hand.outcome is None]
 
     async def _close(self, step: Step) -> None:
@@ -229,7 +230,7 @@ class Readers(Publishers):
         A waiter sees the end. A closing that is cancelled is repeated.
         """
         self.streams.remove(opened)
-        acks = clean and opened.way == "take" and opened.asking is None
+        acks = clean and opened.way == "take"
         for hand in opened.hand:  # what comes from receive() is its owner's
             if hand.outcome is None:
                 self._record(hand, Outcome.ACK if acks else Outcome.RELEASE)
@@ -241,4 +242,4 @@ class Readers(Publishers):
             await self._end(opened.asking, f"{opened.way} of {opened.reader}, which was closed")
         self.context.forget(opened.stream)
         self.note(f"closed {opened.reader} {error or ''}")
-        self.oracle.closed(opened.reader, delivered=error is None)
+        self.oracle.closed(opened.reader, self.now(), delivered=error is None)

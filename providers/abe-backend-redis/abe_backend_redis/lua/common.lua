@@ -8,7 +8,8 @@
 --                       stream here, is refused by Redis and harms nothing
 --   messages            one entry for each message, its first field is KEY = payload; then, where they
 --                       apply, h headers, i its id if that is not the entry's, t when it was published
---                       (ms), g the only groups it is for. The consumer groups are on this stream
+--                       (ms), g the only groups it is for, x those that have purged it. The consumer groups
+--                       are on this stream
 --   scheduled, delayed  messages to come: id -> when they are due (ms), id -> fields packed as in an entry
 --   meta                largest payload there has been, keep (settled ones are kept for later groups, by
 --                       length or age),
@@ -97,7 +98,7 @@ end
 -- Publishes a message; returns the id of its entry, or an error.
 local function store(key, payload, more)
   local flat = {key, payload}
-  for _, name in ipairs({'h', 'i', 't', 'g'}) do
+  for _, name in ipairs({'h', 'i', 't', 'g', 'x'}) do
     if more[name] then
       flat[#flat + 1] = name
       flat[#flat + 1] = more[name]
@@ -292,12 +293,20 @@ local function matcher(filter)
   return found
 end
 
+local function lists(names, name)
+  return names and string.find(' ' .. names .. ' ', ' ' .. name .. ' ', 1, true)
+end
+
+-- Whether a message with these further fields is for a group of that name.
+local function is_for(more, name)
+  return (not more.g or lists(more.g, name)) and not lists(more.x, name)
+end
+
 -- Whether the group may have a message: it may be for others, or left out by the group's own filter.
 local own
 local function is_ours(key, more)
   own = own or call('GET', B .. 'filter:' .. G) or ''
-  return (own == '' or matcher(own)(key))
-    and not (more.g and not string.find(' ' .. more.g .. ' ', ' ' .. G .. ' ', 1, true))
+  return (own == '' or matcher(own)(key)) and is_for(more, G)
 end
 
 local filters

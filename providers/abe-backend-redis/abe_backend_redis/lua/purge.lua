@@ -48,11 +48,10 @@ if phase == 'scheduled' then
       count = count + 1
       local left = {}
       for _, name in ipairs(others) do
-        local wants = not m.g or string.find(' ' .. m.g .. ' ', ' ' .. name .. ' ', 1, true)
-        if wants then left[#left + 1] = name end
+        if is_for(m, name) then left[#left + 1] = name end
       end
       if #left > 0 then
-        m.g = table.concat(left, ' ')
+        m.x = m.x and m.x .. ' ' .. G or G
         call('HSET', DELAYED, id, cmsgpack.pack(m))
         from = from + 1
       else
