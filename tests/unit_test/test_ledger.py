@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
-from abe.backends.message_queue.base.subscription.ledger import MAX_BATCH, MAX_WAIT
+import abe
+from abe.backends.message_queue.base import Delivery, Outcome
+from abe.backends.message_queue.base.subscription.ledger import MAX_BATCH, MAX_WAIT, Ledger
+from abe.backends.message_queue.service.memory import MemoryBackend
 
 if TYPE_CHECKING:
     from tests.support.scripted_broker import Broker
@@ -77,3 +82,45 @@ async def test_a_synchronous_loop_asks_for_a_refill_before_it_runs_dry(broker: B
             await anext(stream)
     asked = [call.detail[0] for call in broker.called("receive")]
     assert asked[4:20] == [4] * 16
+
+
+def test_a_loop_that_is_quicker_than_the_thread_can_say_that_it_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Waking the loop lets it run: it has settled before the thread goes on."""
+    told = threading.Event()
+    report = Ledger.report_lost
+
+    def report_lost(self: Ledger, delivery: Delivery) -> None:
+        report(self, delivery)
+        told.set()
+
+    monkeypatch.setattr(Ledger, "report_lost", report_lost)
+
+    async def take_over() -> None:
+        backend._store.advance_time(31.0)
+        async with MemoryBackend("quick-loop") as other, other.consume() as stream:
+            assert len(await stream.take(1, 10.0)) == 1
+
+    backend = MemoryBackend("quick-loop")
+    with abe.connect(backend) as q:
+        q.publish("k", {})
+        messages = q.consume()
+        message = next(messages)
+        asyncio.run(take_over())
+        (subscription,) = backend._subscriptions
+        loop = subscription.loop
+        assert loop is not None
+        wake = loop.call_soon_threadsafe
+
+        def wake_and_wait(callback: Callable[..., object], *args: object) -> asyncio.Handle:
+            handle = wake(callback, *args)
+            if asyncio._get_running_loop() is None:
+                told.wait(10.0)
+            return handle
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", wake_and_wait)
+            message.nack()
+        assert told.is_set()
+        assert message.outcome is Outcome.LOST

@@ -108,8 +108,8 @@ class Ledger:
             delivery.claims.append(Outcome.LOST.code)
         delivery.claims.append(outcome.code)
         won = delivery.claims[0] == outcome.code
-        if won:
-            delivery.message._outcome = outcome
+        if not won:
+            delivery.message._outcome = OUTCOMES[delivery.claims[0]]
         return won
 
     def ack(self, delivery: Delivery) -> bool:
@@ -147,7 +147,6 @@ class Ledger:
             else:
                 self._post(Settlement(delivery, ACK))
                 delivery.claims.append(ACK_CODE)
-                delivery.message._outcome = ACK
         hand.clear()
 
     def _post(self, settlement: Settlement) -> bool:
@@ -157,6 +156,9 @@ class Ledger:
         assert self._loop is not None
         if self._loop.is_closed():
             return False
+        if not settlement.delivery.claims:
+            # First: waking the loop lets it run at once, and it may find that the lease was lost.
+            settlement.delivery.message._outcome = settlement.outcome
         self._inbox.append(settlement)
         if not self._awake:
             self._awake = True
