@@ -1,6 +1,6 @@
 # Two commands for everyone, demo and test; the others are for development.
-# PYTHON=... chooses the interpreter, ARGS=... is passed on to pytest: -m quick runs the quick tests,
-# -n 0 all in one process.
+# PYTHON=... chooses the interpreter, ARGS=... is passed on to pytest: -m quick takes a minute, and
+# -n 0 runs all in one process.
 .PHONY: help demo test lint typing bench docs serve clean
 .NOTPARALLEL:
 
