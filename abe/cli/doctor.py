@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from abe.sync import SyncBackend, connect
 
 EXTRAS = {
     "notebook": "ipykernel",
-    "nest": "nest-asyncio2",
+    "nest": "nest_asyncio2",
     "testing": "pytest",
     "cli": "typer",
-    "logging": "python-json-logger",
+    "logging": "pythonjsonlogger",
 }
-"""The distribution by which each extra is recognised."""
+"""The module by which each extra is recognised."""
 
 
 def doctor(
@@ -74,7 +74,7 @@ def examine(target: Target, timeout: float) -> Diagnosis:
         interpreter=f"{platform.python_version()}, {sys.executable}",
         version=_version.__version__,
         location=str(Path(_version.__file__).parent),
-        extras=[extra for extra, name in EXTRAS.items() if _is_installed(name)],
+        extras=[extra for extra, name in EXTRAS.items() if find_spec(name)],
     )
     try:
         found.backends = list_backends(check=True)
@@ -88,14 +88,6 @@ def examine(target: Target, timeout: float) -> Diagnosis:
     except Exception as error:  # a backend may raise anything
         found.problems.append(clean(f"{type(error).__name__}: {error}"))
     return found
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _ping(q: SyncBackend, timeout: float) -> str:

@@ -21,15 +21,11 @@ if TYPE_CHECKING:
     from abe.testing import ContractReport
     from abe.testing.report import ContractRow
 
-    Rows = Listing[ContractRow]
-else:
-    Rows = Listing
-
 _ORDER = {"fail": 0, "pass": 1, "skip": 2}
 _REASON = 600
 
 
-class Contract(Rows):
+class Contract(Listing["ContractRow"]):
     """The result of the contract suite: a list of its rows, shown as a table, failures first.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import typer.main
@@ -10,9 +10,6 @@ import typer.main
 import abe
 from abe.cli import options, output
 from abe.cli.app import app
-
-if TYPE_CHECKING:
-    pass
 from abe.ipython.magics import AbeMagics
 from tests.unit_test.cli.support import Abe
 
