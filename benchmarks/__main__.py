@@ -3,6 +3,7 @@
 python benchmarks [--quick] [--rounds N]
 python benchmarks calls          counts the calls inside abe that a message costs
 python benchmarks alternate DIR  CPU time of every path beside that of the checkout in DIR
+python benchmarks scale          cost of a message as backlog, keys, groups and consumers grow
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ of the ratios in each round, which can differ a little. Repeat them with `make b
 
 def main() -> int:
     """Run all; the page is written only if all of them ran."""
-    if sys.argv[1:2] in (["calls"], ["alternate"]):
+    if sys.argv[1:2] in (["calls"], ["alternate"], ["scale"]):
         name, *rest = sys.argv[1:]
         command = [sys.executable, str(HERE / f"{name}.py"), *rest]
         return subprocess.run(command, check=False).returncode

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Case", "Options", "Peer", "Stopwatch", "Target", "main"]
+__all__ = ["Case", "Options", "Peer", "Stopwatch", "Target", "facts", "main"]
 
 Peer = Callable[[Path, "Options"], float]
 
@@ -125,15 +125,15 @@ def main(title: str, cases: Sequence[Case], argv: Sequence[str] | None = None) -
     given = parser.parse_args(argv)
     options = Options(given.quick, given.rounds or (2 if given.quick else 7))
     print(f"# {title}\n")
-    facts = _facts(given.dir, options)
-    print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    known = facts(given.dir, options)
+    print("\n".join(f"- {name}: {value}" for name, value in known.items()))
     results = []
     for case in cases:
         if given.only.lower() in case.title.lower():
             samples = _measure(case, options, given.dir)
             results.append(_report(case, samples))
     if given.json is not None:
-        text = json.dumps({"title": title, "facts": facts, "cases": results}, indent=2)
+        text = json.dumps({"title": title, "facts": known, "cases": results}, indent=2)
         given.json.write_text(text + "\n", encoding="utf-8")
 
 
@@ -197,7 +197,7 @@ def _report(case: Case, samples: Mapping[str, Sequence[float]]) -> dict[str, Any
     }
 
 
-def _facts(folder: Path | None, options: Options) -> dict[str, str]:
+def facts(folder: Path | None, options: Options) -> dict[str, str]:
     """What the numbers depend on."""
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return {
