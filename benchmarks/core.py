@@ -33,6 +33,7 @@ from abe.backends.message_queue.base import (
     MessageStream,
     SettleFailure,
     Settlement,
+    Subscription,
 )
 from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.backends.message_queue.service.sqlite import SQLiteBackend
@@ -243,7 +244,8 @@ async def engine_stream(count: int, watch: Stopwatch) -> None:
     can = Capabilities(redelivery="message", release=True, attempts="exact", lease=30.0)
     # One more than is consumed, so that nobody waits and the run can end.
     receiver = Scripted(count + 1024)
-    async with MessageStream(lambda: receiver, capabilities=can, backend="scripted") as stream:
+    subscription = Subscription(lambda: receiver, capabilities=can, backend="scripted")
+    async with MessageStream(subscription) as stream:
         seen = 0
         with watch.timing():
             async for _ in stream:

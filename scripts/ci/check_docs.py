@@ -12,10 +12,10 @@ import abe
 from abe import errors
 from abe.backends.message_queue.base import BaseBackend, Subscription
 from abe.backends.message_queue.base.subscription import (
+    leases,
     ledger,
     prefetch,
     reconnect,
-    stream,
     subscription,
 )
 from abe.backends.message_queue.loader import settings_of
@@ -108,12 +108,12 @@ def figures() -> Iterator[str]:
         "delivery-semantics.md": (
             f"{ledger.MAX_WAIT * 1000:g} ms for company, or until {ledger.MAX_BATCH} have",
             f"{prefetch.MAX_PREFETCH} messages ({MemoryBackend.max_prefetch} on `memory`)",
-            f"`max_hold` ({stream.MAX_HOLD / 60:g} minutes)",
+            f"`max_hold` ({leases.MAX_HOLD / 60:g} minutes)",
             f"acks for {subscription.CLOSE_TIMEOUT:g} s while the stream closes",
             f"they set out up to {ledger.INTERVAL * 1000:g} ms later",
         ),
         "runtime-flow.md": (
-            f"for {stream.MAX_HOLD / 60:g} minutes at most",
+            f"for {leases.MAX_HOLD / 60:g} minutes at most",
             f"allows {policy.max_attempts} attempts, waiting {waits} seconds",
             f"every {ledger.INTERVAL * 1000:g} ms in bursts",
             f"{reconnect.BACKOFF.first:g} s, doubling to {reconnect.BACKOFF.maximum:g} s",

@@ -17,6 +17,7 @@ from abe.backends.message_queue.base import (
     MessageStream,
     SettleFailure,
     Settlement,
+    Subscription,
 )
 from abe.errors import ConnectionLostError
 
@@ -118,9 +119,10 @@ class Broker:
     # -- for the test ----------------------------------------------------------------------
 
     def stream(self, **options: Any) -> MessageStream:
-        options.setdefault("max_hold", 900.0)
         return MessageStream(
-            self.receiver, capabilities=self.capabilities, backend="scripted", **options
+            Subscription(
+                self.receiver, capabilities=self.capabilities, backend="scripted", **options
+            )
         )
 
     def receiver(self) -> ScriptedReceiver:

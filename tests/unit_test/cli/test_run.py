@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from abe.backends.message_queue.base.subscription.stream import MAX_HOLD
+from abe.backends.message_queue.base import MAX_HOLD
 from abe.backends.message_queue.client import AsyncBackend
 from abe.cli import worker
 from abe.errors import ConnectionLostError

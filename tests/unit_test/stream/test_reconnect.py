@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from abe.backends.message_queue.base import MessageStream, Outcome
+from abe.backends.message_queue.base import MessageStream, Outcome, Subscription
 from tests.support.scripted_broker import Broker
 from tests.unit_test.stream.support import LEASE, RESET, ask_with_timeout, now, several, warned
 
@@ -144,8 +144,8 @@ async def test_a_factory_that_cannot_connect_is_retried(broker: Broker) -> None:
         return broker.receiver()
 
     broker.publish(1)
-    stream = MessageStream(factory, capabilities=broker.capabilities, backend="scripted")
-    async with stream:
+    can = broker.capabilities
+    async with MessageStream(Subscription(factory, capabilities=can, backend="s")) as stream:
         assert await anext(stream) == {"n": 0}
 
 

@@ -31,13 +31,14 @@ from abe.backends.message_queue.base.settings import (
     naming_variables,
     read_settings,
 )
+from abe.backends.message_queue.base.subscription.leases import MAX_HOLD
 from abe.backends.message_queue.base.subscription.plain import (
     backend_name,
     check_backend,
     open_stream,
 )
 from abe.backends.message_queue.base.subscription.read_ahead import SUSPECT_ATTEMPT
-from abe.backends.message_queue.base.subscription.stream import MAX_HOLD, MessageStream
+from abe.backends.message_queue.base.subscription.stream import MessageStream
 from abe.backends.message_queue.base.subscription.subscription import Subscription
 
 __all__ = [

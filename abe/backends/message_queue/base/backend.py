@@ -167,7 +167,7 @@ class BaseBackend(BackendOperations):
                 self._bind_loop()
             return self._receiver(group, chosen)
 
-        return MessageStream(
+        subscription = Subscription(
             factory,
             capabilities=self.capabilities,
             backend=self.name,
@@ -176,6 +176,7 @@ class BaseBackend(BackendOperations):
             on_opened=self._subscriptions.add,
             on_closed=self._subscriptions.discard,
         )
+        return MessageStream(subscription)
 
     async def ping(self, timeout: float = 5.0) -> None:
         self._bind()

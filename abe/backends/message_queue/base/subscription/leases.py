@@ -13,7 +13,7 @@ from abe.backends.message_queue.base.receiver import Delivery, Receiver, checked
 from abe.backends.message_queue.base.subscription.ledger import Ledger
 from abe.backends.message_queue.base.subscription.reconnect import ReconnectingReceiver, ask
 
-__all__ = ["LeaseExtender", "clock_of"]
+__all__ = ["MAX_HOLD", "LeaseExtender", "clock_of"]
 
 DEFAULT_LEASE = 30.0
 """Seconds assumed where the broker has no lease, for what is measured in leases."""
@@ -23,6 +23,9 @@ LONGEST_TICK = 2.0
 """Seconds; four ticks without demand let others have the messages a stuck reader has buffered."""
 EARLY = 0.6
 """A lease is extended when no more than this part of it is left."""
+
+MAX_HOLD = 900.0
+"""Longest time, in seconds, for which the lease of one message is extended."""
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

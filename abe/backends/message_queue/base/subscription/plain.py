@@ -18,6 +18,7 @@ from abe.backends.message_queue.base.receiver import (
     Settlement,
 )
 from abe.backends.message_queue.base.subscription.stream import MessageStream
+from abe.backends.message_queue.base.subscription.subscription import Subscription
 from abe.errors import ConnectionLostError
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol, MessageQueueMessage
 
@@ -85,12 +86,9 @@ def open_stream(
     def receiver() -> _PlainReceiver:
         return _PlainReceiver(sources.pop() if sources else backend.consume(group=group, **extras))
 
+    name = backend_name(backend)
     return MessageStream(
-        receiver,
-        capabilities=Capabilities(),
-        backend=backend_name(backend),
-        group=group,
-        prefetch=1,
+        Subscription(receiver, capabilities=Capabilities(), backend=name, group=group, prefetch=1)
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.capabilities import Capabilities, check_settlement
 from abe.backends.message_queue.base.outcome import Outcome
 from abe.backends.message_queue.base.receiver import Delivery, EndOfStream, Receiver, Settlement
-from abe.backends.message_queue.base.subscription.leases import LeaseExtender
+from abe.backends.message_queue.base.subscription.leases import MAX_HOLD, LeaseExtender
 from abe.backends.message_queue.base.subscription.ledger import Ledger
 from abe.backends.message_queue.base.subscription.prefetch import MAX_PREFETCH
 from abe.backends.message_queue.base.subscription.read_ahead import ReadAhead
@@ -29,15 +30,8 @@ class Pump:
     """Receives ahead of the readers, as far as they ask for more, and records settlements.
 
     Releases happen between two calls of ``receive`` and are waited for: otherwise a receive that
-    is out would overtake the messages that are on their way back.
-
-    Args:
-        factory: Makes a receiver; called again after a lost connection.
-        capabilities: What the backend declares.
-        backend: The backend's name, for errors and the log.
-        group: The consumer group, for the log.
-        prefetch: Maximum number of messages to hold ahead of the readers; ``None`` = adaptive.
-        max_hold: Seconds for which the lease of one message is extended.
+    is out would overtake the messages that are on their way back. The arguments are those of
+    `Subscription`.
     """
 
     def __init__(
@@ -46,9 +40,11 @@ class Pump:
         *,
         capabilities: Capabilities,
         backend: str,
-        group: ConsumerGroup,
-        prefetch: int | None,
-        max_hold: float,
+        group: ConsumerGroup = None,
+        prefetch: int | None = None,
+        max_hold: float = MAX_HOLD,
+        on_opened: Callable[[Any], None] | None = None,
+        on_closed: Callable[[Any], None] | None = None,
     ) -> None:
         if prefetch is None:
             prefetch = 1 if capabilities.attempts == "upper" else MAX_PREFETCH
@@ -57,6 +53,8 @@ class Pump:
         self.capabilities = capabilities
         self.backend = backend
         self.group = group
+        self._on_opened = on_opened
+        self._on_closed = on_closed
         self.loop: asyncio.AbstractEventLoop | None = None
         self.clock: Callable[[], float] = float
         self.error: Exception | None = None
@@ -76,6 +74,7 @@ class Pump:
             on_settled=self._settled,
             on_failure=self._fail,
         )
+        self.finish = self._ledger.finish
         self._leases = LeaseExtender(
             self._connection,
             self._ledger,

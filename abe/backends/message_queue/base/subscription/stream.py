@@ -13,20 +13,16 @@ from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.process import Unshareable
-from abe.backends.message_queue.base.receiver import Delivery, Receiver
+from abe.backends.message_queue.base.receiver import Delivery
 from abe.backends.message_queue.base.subscription.host import LocalHost, StreamHost
 from abe.backends.message_queue.base.subscription.subscription import Subscription
 from abe.errors import ConfigurationError
-from abe.types import ConsumerGroup
 
-__all__ = ["MAX_HOLD", "MessageStream"]
+__all__ = ["MessageStream"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-MAX_HOLD = 900.0
-"""Longest time, in seconds, for which the lease of one message is extended."""
 
 
 class MessageStream(Unshareable):
@@ -43,44 +39,12 @@ class MessageStream(Unshareable):
     be called by many. Close it with ``async with`` or `aclose`: messages in hand and buffered ones
     are then released. A stream dropped with a message in hand warns (`ResourceWarning`) and
     releases it if it can.
-
-    Args:
-        factory: Makes the `Receiver`; called again after a lost connection.
-        capabilities: What the backend declares.
-        backend: The backend's name, for errors and the log.
-        group: The consumer group.
-        prefetch: Maximum number of messages to receive ahead of the caller; ``None`` adapts to its
-            speed.
-        max_hold: Longest time, in seconds, for which one message's lease is extended.
-        on_opened: Called with the subscription when the stream is first used.
-        on_closed: Called with it once the stream is closed.
     """
 
     __slots__ = ("__weakref__", "_can", "_ended", "_hand", "_host", "_iterating", "_local", "_took")
 
-    def __init__(
-        self,
-        factory: Callable[[], Receiver],
-        *,
-        capabilities: Capabilities,
-        backend: str,
-        group: ConsumerGroup = None,
-        prefetch: int | None = None,
-        max_hold: float = MAX_HOLD,
-        on_opened: Callable[[Subscription], None] | None = None,
-        on_closed: Callable[[Subscription], None] | None = None,
-    ) -> None:
-        subscription = Subscription(
-            factory,
-            capabilities=capabilities,
-            backend=backend,
-            group=group,
-            prefetch=prefetch,
-            max_hold=max_hold,
-            on_opened=on_opened,
-            on_closed=on_closed,
-        )
-        self._set_up(LocalHost(subscription), capabilities)
+    def __init__(self, subscription: Subscription) -> None:
+        self._set_up(LocalHost(subscription), subscription.capabilities)
 
     @classmethod
     def hosted(cls, host: StreamHost, capabilities: Capabilities) -> Self:

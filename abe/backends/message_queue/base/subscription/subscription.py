@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 
 from abe.backends.message_queue.base.backoff import transient
-from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.log import log
-from abe.backends.message_queue.base.receiver import Delivery, Receiver
+from abe.backends.message_queue.base.receiver import Delivery
 from abe.backends.message_queue.base.subscription.leases import clock_of
 from abe.backends.message_queue.base.subscription.pump import Pump
 from abe.backends.message_queue.base.subscription.reconnect import ask
 from abe.errors import LoopError
-from abe.types import ConsumerGroup
 
 __all__ = ["Subscription"]
 
@@ -41,12 +38,12 @@ class Subscription(Pump):
     the loop that first calls `start`.
 
     Args:
-        factory: Makes a receiver; called again after a lost connection.
+        factory: Makes the `Receiver`; called again after a lost connection.
         capabilities: What the backend declares.
         backend: The backend's name, for errors and the log.
         group: The consumer group, for the log.
         prefetch: Maximum number of messages to hold ahead of the readers; ``None`` = adaptive.
-        max_hold: Seconds for which the lease of one message is extended.
+        max_hold: Longest time, in seconds, for which one message's lease is extended.
         on_opened: Called with this subscription when it first runs.
         on_closed: Called with it once everything is given back.
 
@@ -58,33 +55,10 @@ class Subscription(Pump):
         stopping: Whether it takes no more.
     """
 
-    def __init__(
-        self,
-        factory: Callable[[], Receiver],
-        *,
-        capabilities: Capabilities,
-        backend: str,
-        group: ConsumerGroup,
-        prefetch: int | None,
-        max_hold: float,
-        on_opened: Callable[[Subscription], None] | None,
-        on_closed: Callable[[Subscription], None] | None,
-    ) -> None:
-        super().__init__(
-            factory,
-            capabilities=capabilities,
-            backend=backend,
-            group=group,
-            prefetch=prefetch,
-            max_hold=max_hold,
-        )
-        self.finish = self._ledger.finish
-        self.surfaced = False
-        self._on_opened = on_opened
-        self._on_closed = on_closed
-        self._pump: asyncio.Task[None] | None = None
-        self._impatience: asyncio.TimerHandle | None = None
-        self._unattended = False
+    surfaced = False
+    _pump: asyncio.Task[None] | None = None
+    _impatience: asyncio.TimerHandle | None = None
+    _unattended = False
 
     # -- life -----------------------------------------------------------------------------
 

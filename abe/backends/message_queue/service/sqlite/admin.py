@@ -17,7 +17,7 @@ from abe.backends.message_queue.service.sqlite.content import COLUMNS, shown
 from abe.backends.message_queue.service.sqlite.settling import forget
 from abe.backends.message_queue.service.sqlite.store import (
     IN_HAND,
-    Place,
+    Queued,
     advance,
     gid_of,
     pass_over,
@@ -54,7 +54,7 @@ def peek(
     c: sqlite3.Connection, group: ConsumerGroup, keys: KeyFilter, limit: int, now: float
 ) -> list[Message]:
     gid = gid_of(c, group)
-    found: list[Iterator[Place]] = []
+    found: list[Iterator[Queued]] = []
     if gid is not None:
         found.append(iter(ready(c, gid, keys, limit)))
     for where, values in (

@@ -126,6 +126,6 @@ def extend(
     for position, (seq, token, attempt) in enumerate(claims):
         if position not in lost:
             by_token.setdefault(token, []).append((seq, attempt))
-    for token, places in by_token.items():
-        lease(c, gid, token, now + seconds, runs(sorted(places)))
+    for token, queued in by_token.items():
+        lease(c, gid, token, now + seconds, runs(sorted(queued)))
     return sorted(lost)

@@ -37,7 +37,7 @@ AFTER_DOT = "/"
 AFTER_ALL_KEYS = "\U0010ffff" * 51
 """Bounds of ranges of keys: what no key holds, or is longer than any."""
 
-Place = tuple[int, int]
+Queued = tuple[int, int]
 """Where a message stands, and how often it was delivered before."""
 
 IN_HAND = {
@@ -152,34 +152,34 @@ def claim(
 ) -> Batch:
     """Lease up to ``limit`` messages, in publish order; a suspect comes alone."""
     advance(c, gid, now)
-    places = ready(c, gid, keys, limit)
+    queued = ready(c, gid, keys, limit)
     new: tuple[int, int] | None = None
-    if len(places) < limit and not _suspect(places):
-        new = _pass_run(c, gid, keys, limit - len(places), now)
+    if len(queued) < limit and not _suspect(queued):
+        new = _pass_run(c, gid, keys, limit - len(queued), now)
         looks = SCAN_LIMIT if new is None else 0
         step = SCAN_LIMIT if keys else limit
-        while len(places) < limit and looks > 0 and pass_over(c, gid, now, step):
-            places = ready(c, gid, keys, limit)
+        while len(queued) < limit and looks > 0 and pass_over(c, gid, now, step):
+            queued = ready(c, gid, keys, limit)
             looks -= step
-    if suspect := _suspect(places):
-        places = places[: max(1, suspect - 1)]
-    taken = runs(places)
+    if suspect := _suspect(queued):
+        queued = queued[: max(1, suspect - 1)]
+    taken = runs(queued)
     c.executemany(
         "DELETE FROM ready WHERE gid = ? AND seq BETWEEN ? AND ?",
         [(gid, first, last) for first, last, _ in taken],
     )
     if new is not None:
         first, last = new
-        places += zip(range(first, last + 1), repeat(0))
+        queued += zip(range(first, last + 1), repeat(0))
         taken.append((first, last, 0))
-    claims = [Claim(seq, token, attempts + 1) for seq, attempts in places]
+    claims = [Claim(seq, token, attempts + 1) for seq, attempts in queued]
     lease(c, gid, token, now + seconds, [(first, last, n + 1) for first, last, n in taken])
     return _read(c, gid, claims)
 
 
-def _suspect(places: Sequence[Place]) -> int:
+def _suspect(queued: Sequence[Queued]) -> int:
     """Return which is the first suspect, counted from 1; 0 if none is."""
-    found = (n for n, (_, attempts) in enumerate(places, 1) if attempts + 1 >= SUSPECT_ATTEMPT)
+    found = (n for n, (_, attempts) in enumerate(queued, 1) if attempts + 1 >= SUSPECT_ATTEMPT)
     return next(found, 0)
 
 
@@ -219,8 +219,8 @@ def advance(c: sqlite3.Connection, gid: int, now: float) -> None:
             c.execute(f"DELETE {due}", (gid, now))
 
 
-def ready(c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int) -> list[Place]:
-    """Return the places of ready messages that pass the filter, in publish order."""
+def ready(c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int) -> list[Queued]:
+    """Return the ready messages that pass the filter, in publish order."""
     if not keys:
         query = "SELECT seq, attempts FROM ready WHERE gid = ? ORDER BY seq LIMIT ?"
         return c.execute(query, (gid, limit)).fetchall()
@@ -332,13 +332,13 @@ def _cursor(c: sqlite3.Connection, gid: int) -> int:
 
 
 Run = tuple[int, int, int]
-"""The first and the last of consecutive places, and how often they were delivered."""
+"""The first and the last of consecutive messages, and how often they were delivered."""
 
 
-def runs(places: Iterable[Place]) -> list[Run]:
+def runs(queued: Iterable[Queued]) -> list[Run]:
     found: list[Run] = []
     first, after, of = 0, 0, -1
-    for seq, attempts in places:
+    for seq, attempts in queued:
         if seq != after or attempts != of:
             if after:
                 found.append((first, after - 1, of))
