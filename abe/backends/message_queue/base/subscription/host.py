@@ -33,11 +33,7 @@ class StreamHost(Protocol):
         """Moves the next message into a hand, in the reader's thread."""
 
     def enter(self) -> None:
-        """Refuse a reader on a loop that it cannot be read from.
-
-        Raises:
-            LoopError: If it is.
-        """
+        """Refuse a reader on a loop that it cannot be read from."""
 
     async def open(self) -> None:
         """Make sure, on the host's loop, that there is a subscription and its group exists."""
@@ -59,19 +55,15 @@ class LocalHost:
         self.pop = subscription.pop
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Return ``coroutine`` itself."""
         return coroutine
 
     def enter(self) -> None:
-        """Bind the subscription to the running loop; refuse another one later."""
         self.subscription.start()
 
     async def open(self) -> None:
-        """Start the subscription."""
         self.subscription.start()
 
     async def leave(self, hand: list[Delivery]) -> None:
-        """Close the subscription, which releases the hand."""
         await self.subscription.aclose()
 
     def forget(self, hand: list[Delivery], stream: object) -> None:

@@ -42,15 +42,10 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class LeaseExtender:
-    """Keeps the broker waiting for what is held.
+    """Keeps the broker waiting for what is held, at most ``max_hold`` seconds for each message.
 
-    Args:
-        connection: Whose receiver extends.
-        ledger: Knows what is held.
-        max_hold: Seconds for which the lease of one message is extended.
-        on_tick: Called sixteen times in a lease while anything is held.
-        on_lost: Called with a delivery that belongs to somebody else by now.
-        on_failure: Called with the error when the broker refuses permanently.
+    ``on_tick`` is called sixteen times in a lease while anything is held, ``on_lost`` with a
+    delivery that belongs to somebody else by now, ``on_failure`` when the broker refuses for good.
     """
 
     def __init__(
@@ -87,17 +82,14 @@ class LeaseExtender:
 
     @property
     def ticking(self) -> bool:
-        """Whether anything has been held lately."""
         return self._timer is not None
 
     def begin(self) -> None:
-        """Begin to tick: something is held."""
         loop = asyncio.get_running_loop()
         self._clock = clock_of(loop)
         self._timer = loop.call_later(min(self.seconds / TICKS, LONGEST_TICK), self._tick)
 
     async def close(self) -> None:
-        """Stop extending."""
         if self._timer is not None:
             self._timer.cancel()
         if self._extension is not None:

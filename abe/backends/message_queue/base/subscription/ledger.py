@@ -37,19 +37,10 @@ class Ledger:
 
     `record` and `finish` may be called in any thread; the other methods belong to the loop. A
     settlement from elsewhere goes through the inbox first and is claimed second, so that an
-    interrupt between the two leaves it recorded; the loop completes the claim.
-
-    Args:
-        capabilities: What the backend declares.
-        backend: The backend's name, for the log.
-        group: The consumer group, for the log.
-        connection: Where to send settlements.
-        on_settled: Called on the loop with each settlement recorded by a reader that counts and
-            is no ack; with acks, too, while `watched`.
-        on_failure: Called with the error when the broker refuses a settlement permanently.
-
-    Attributes:
-        watched: Whether the end of any delivery may be waited for.
+    interrupt between the two leaves it recorded; the loop completes the claim. ``on_settled`` is
+    called on the loop with each settlement by a reader that counts and is no ack; with acks, too,
+    while `watched`: the end of any delivery may then be waited for. ``on_failure`` gets the error
+    when the broker refuses a settlement permanently.
     """
 
     def __init__(
@@ -82,23 +73,17 @@ class Ledger:
         self._process = 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Bind to the subscription's loop."""
         self._loop = loop
         self._process = identity.pid()
 
     @property
     def here(self) -> bool:
-        """Whether this is the process that receives."""
         return identity.pid() == self._process
 
     # -- any thread ------------------------------------------------------------------------
 
     def record(self, settlement: Settlement) -> bool:
-        """Record how a delivery ended; False if it was settled differently before.
-
-        Raises:
-            LoopError: In a process forked from the one that received the delivery.
-        """
+        """Record how a delivery ended; False if it was settled differently before."""
         delivery, outcome = settlement.delivery, settlement.outcome
         if _get_running_loop() is self._loop:
             self.drain()
@@ -273,14 +258,12 @@ class Ledger:
         self.warn(f"held for {seconds:g} s: its lease is no longer extended", delivery)
 
     def warn(self, text: str, delivery: Delivery, level: int = logging.WARNING) -> None:
-        """Log about one message."""
         message = delivery.message
         log_message(logger, level, text, message, backend=self._backend, group=self._group)
 
     # -- sending ---------------------------------------------------------------------------
 
     def send(self) -> None:
-        """Start sending what is recorded."""
         if self._acked:
             self._pass_on()
         self._batcher.send()
@@ -293,10 +276,7 @@ class Ledger:
 
     @property
     def owes(self) -> bool:
-        """Whether a settlement other than a release is not answered for.
-
-        A release that never arrives does no harm: the lease lapses.
-        """
+        """Whether a settlement is not answered for, but for releases, which do no harm if lost."""
         return bool(self._acked) or self._batcher.has(
             lambda settlement: settlement.outcome is not Outcome.RELEASE
         )

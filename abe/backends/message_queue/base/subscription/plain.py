@@ -65,8 +65,7 @@ def open_stream(
         backend: Any backend.
         group: The consumer group.
         keys: Only keys that match one of these.
-        prefetch: Most messages to receive ahead of the caller; ``None`` adapts to its speed. A
-            plain backend is always read one at a time.
+        prefetch: Most messages to receive ahead of the caller; ``None`` adapts to its speed.
 
     Raises:
         UnsupportedError: If ``keys`` is given and the backend cannot filter.

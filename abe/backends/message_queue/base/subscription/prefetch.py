@@ -18,10 +18,7 @@ TICKS = 4
 
 
 class PrefetchController:
-    """Receives little ahead at first and more while the reader is fast.
-
-    Args:
-        most: Maximum number of messages to hold ahead of the reader.
+    """Receives little ahead at first and more while the reader is fast, ``most`` at most.
 
     Attributes:
         yielded: How many messages the reader was given.
@@ -80,7 +77,6 @@ class PrefetchController:
             self._set(self._limit)
 
     def asked(self) -> None:
-        """The reader wants messages."""
         self._idle = False
 
     def rest(self) -> None:
@@ -107,7 +103,6 @@ class PrefetchController:
         self._waited = 0.0
 
     def begin(self) -> None:
-        """Begin a new demand window."""
         self._ticks.clear()
 
     def tick(self, buffered: int, now: float, lease: float, *, waiting: bool) -> int:

@@ -262,14 +262,7 @@ class Pump:
     def settle(
         self, delivery: Delivery, outcome: Outcome, delay: float = 0.0, reason: str = ""
     ) -> bool:
-        """Record how ``delivery`` ended, in any thread, without waiting.
-
-        Returns:
-            False if it was settled differently before.
-
-        Raises:
-            UnsupportedError: If the backend cannot end a delivery in this way.
-        """
+        """Record how ``delivery`` ended, in any thread; False if it was settled otherwise."""
         if outcome is Outcome.ACK:
             return self._ledger.ack(delivery)
         check_settlement(self.capabilities, self.backend, outcome, delay)

@@ -22,12 +22,8 @@ class ReadAhead:
     Whoever pops a delivery owns it: no result has to survive the way to another thread. Only the
     loop adds at the right and takes from the right; only readers take from the left.
 
-    Args:
-        most: Maximum number of messages to hold.
-
     Attributes:
         buffer: The messages, oldest first.
-        prefetch: How many to hold.
         wanted: How many the readers wait for.
         approved: A message that may be handed over although `prefetch` is careful.
     """
@@ -68,11 +64,9 @@ class ReadAhead:
 
     @property
     def waiting(self) -> bool:
-        """Whether a reader waits."""
         return bool(self._waiters)
 
     def add(self, deliveries: Sequence[Delivery]) -> None:
-        """Append what has arrived, one message or more."""
         for delivery in deliveries:
             if delivery.message.attempt >= SUSPECT_ATTEMPT:
                 self.prefetch.be_careful(True)
@@ -105,7 +99,6 @@ class ReadAhead:
         return [delivery for delivery in rest if delivery.deadline < now]
 
     def discard(self, delivery: Delivery) -> None:
-        """Remove a message that belongs to somebody else by now."""
         if delivery in self.buffer:
             rest = self.remove_after(0)
             self.buffer.extend(other for other in rest if other is not delivery)

@@ -27,9 +27,8 @@ CLOSE_TIMEOUT = 5.0
 async def ask(call: Awaitable[T]) -> T:
     """Await what a method of a receiver returned.
 
-    Raises:
-        ConnectionLostError: If it was cancelled and nobody had asked for that: drivers do so to
-            what waits on a connection that is gone.
+    A cancellation that nobody asked for is a `ConnectionLostError`: drivers do so to what waits on
+    a connection that is gone.
     """
     try:
         return await call
@@ -43,10 +42,7 @@ async def ask(call: Awaitable[T]) -> T:
 class ReconnectingReceiver:
     """Opens receivers, and replaces a broken one with backoff, whoever notices first.
 
-    Args:
-        factory: Makes a receiver; called again for every reconnection.
-        name: The backend's name, for the log.
-        on_lost: Called once per outage, before reconnecting.
+    ``on_lost`` is called once per outage, before reconnecting.
     """
 
     def __init__(
@@ -72,11 +68,7 @@ class ReconnectingReceiver:
             return self.receiver
 
     async def recover(self, broken: Receiver, error: BaseException) -> None:
-        """Replace ``broken``; returns at once if that has already happened.
-
-        Raises:
-            ConnectionLostError: If the broker cannot be reached and the stream is closing.
-        """
+        """Replace ``broken``; returns at once if that has already happened."""
         async with self._lock:
             if self.receiver is not broken:
                 return
