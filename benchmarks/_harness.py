@@ -30,11 +30,15 @@ Peer = Callable[[Path, "Options"], float]
 
 @dataclass(frozen=True)
 class Target:
-    """What is aimed at: ``peer`` reaches ``ratio`` times the best of ``others``."""
+    """What is aimed at: ``peer`` reaches ``ratio`` times the best of ``others``.
+
+    With ``server``, the server takes at most ``ratio`` times the processor time of theirs.
+    """
 
     peer: str
     ratio: float
     others: Sequence[str]
+    server: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,10 @@ class Rate(float):
 
     Attributes:
         cpu: Seconds of processor time for each.
+        server: Those of the server, where there is one.
     """
 
-    cpu = math.nan
+    cpu = server = math.nan
 
 
 @dataclass
@@ -92,25 +97,30 @@ class Stopwatch:
     Attributes:
         seconds: What has been measured so far.
         cpu: Seconds of processor time of this process, all its threads together.
+        server: Those of the server, which ``server_clock`` returns.
     """
 
+    server_clock: Callable[[], float] = field(default=lambda: math.nan)
     seconds: float = field(default=0.0)
     cpu: float = field(default=0.0)
+    server: float = field(default=0.0)
 
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Count the time that the block takes."""
+        served = self.server_clock()
         started, busy = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - started
             self.cpu += time.process_time() - busy
+            self.server += self.server_clock() - served
 
     def rate(self, count: int) -> Rate:
         """Return ``count`` per second measured."""
         rate = Rate(count / self.seconds)
-        rate.cpu = self.cpu / count
+        rate.cpu, rate.server = self.cpu / count, self.server / count
         return rate
 
 
@@ -159,41 +169,56 @@ def _report(case: Case, samples: Mapping[str, Sequence[float]]) -> dict[str, Any
     print(f"\n## {case.title}\n")
     if case.notes:
         print(f"{case.notes}\n")
-    cpu = {
-        name: statistics.median(getattr(value, "cpu", math.nan) * 1e6 for value in values)
-        for name, values in samples.items()
-    }
-    print(f"| {'peer':<{width}} | {case.unit:>12} | {'min – max':>19} | ratio | CPU, µs each |")
-    print(f"|{'-' * (width + 2)}|{'-' * 13}:|{'-' * 20}:|------:|-------------:|")
+    cpu, served = (
+        {
+            name: statistics.median(getattr(value, side, math.nan) * 1e6 for value in values)
+            for name, values in samples.items()
+        }
+        for side in ("cpu", "server")
+    )
+    more = not math.isnan(served[case.baseline])
+    columns = f"{case.unit:>12} | {'min – max':>19} | ratio | CPU, µs each"
+    print(f"| {'peer':<{width}} | {columns} |{' of the server |' if more else ''}")
+    lines = f"{'-' * 13}:|{'-' * 20}:|------:|-------------:|{'--------------:|' if more else ''}"
+    print(f"|{'-' * (width + 2)}|{lines}")
     for name, median in sorted(medians.items(), key=lambda item: -item[1]):
         spread = f"{min(samples[name]):,.0f} – {max(samples[name]):,.0f}"
         numbers = f"{median:>12,.0f} | {spread:>19} | {median / base:>5.2f} | {cpu[name]:>12.1f}"
-        print(f"| {name:<{width}} | {numbers} |")
-    verdicts = []
-    for target in case.targets:
-        # Of rounds, because a peer and its competitor met the same conditions in each.
-        ratios = [
-            own / max(others)
-            for own, *others in zip(
-                samples[target.peer], *(samples[other] for other in target.others), strict=True
-            )
-        ]
-        ratio = statistics.median(ratios)
-        reached = ratio >= target.ratio
-        of = target.others[0] if len(target.others) == 1 else f"the best of {len(target.others)}"
-        verdict = "reached" if reached else "NOT REACHED"
-        print(f"\n{target.peer}: {ratio:.2f} x {of}; target {target.ratio:g}: {verdict}")
-        verdicts.append(
-            {"peer": target.peer, "of": [*target.others], "target": target.ratio, "ratio": ratio}
-        )
+        print(f"| {name:<{width}} | {numbers} |{f' {served[name]:>13.1f} |' if more else ''}")
+    verdicts = [_verdict(target, samples) for target in case.targets]
     return {
         "title": case.title,
         "unit": case.unit,
         "baseline": case.baseline,
         "medians": medians,
         "cpu": {name: value for name, value in cpu.items() if not math.isnan(value)},
+        "server": served if more else {},
         "samples": {name: list(values) for name, values in samples.items()},
         "targets": verdicts,
+    }
+
+
+def _verdict(target: Target, samples: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Print and return whether a target is reached."""
+
+    def numbers(peer: str) -> list[float]:
+        return [rate.server if target.server else rate for rate in samples[peer]]
+
+    # Of rounds, because a peer and its competitor met the same conditions in each.
+    best = min if target.server else max
+    rounds = zip(numbers(target.peer), *map(numbers, target.others), strict=True)
+    ratio = statistics.median(own / best(others) for own, *others in rounds)
+    reached = ratio <= target.ratio if target.server else ratio >= target.ratio
+    of = target.others[0] if len(target.others) == 1 else f"the best of {len(target.others)}"
+    verdict = "reached" if reached else "NOT REACHED"
+    what = f"{target.peer}, the server's CPU" if target.server else target.peer
+    print(f"\n{what}: {ratio:.2f} x {of}; target {target.ratio:g}: {verdict}")
+    return {
+        "peer": target.peer,
+        "of": [*target.others],
+        "server": target.server,
+        "target": target.ratio,
+        "ratio": ratio,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -73,32 +74,37 @@ def deliveries(
 ) -> tuple[list[Delivery], dict[int, str]]:
     """Return the messages that a script handed to a consumer, and why some cannot be decoded.
 
-    ``flat`` has id, key and payload of each; ``extras`` position, attempt, begun handlings,
-    headers, first id, and time of publishing of those that are not plain.
+    ``flat`` has id and text of each: key and payload in one; ``extras`` position, attempt, begun
+    handlings, headers, first id, and time of publishing of those that are not plain.
     """
-    found: list[Delivery] = []
     broken: dict[int, str] = {}
-    keys = {key: key.decode(errors="backslashreplace") for key in set(flat[1::3])}
-    odd = {position: rest for position, *rest in zip(*[iter(extras)] * 6, strict=True)}
+    found: list[Delivery] = []
+    if not flat:
+        return found, broken
+    entries = b" ".join(flat[::2]).decode().split(" ")
+    heads, _, texts = zip(*[text.partition(b" ") for text in flat[1::2]], strict=True)
     millisecond, when = "", 0.0
-    for id_, key, body in zip(flat[::3], flat[1::3], _payloads(flat[2::3], broken), strict=True):
-        entry = id_.decode()
+    for entry, key, body in zip(entries, map(_key, heads), _payloads(texts, broken), strict=True):
         if entry[:13] != millisecond:  # so many digits until 2286
             millisecond, when = entry[:13], published(entry)
-        if odd and len(found) in odd:
-            attempt, begun, text, first, since = odd[len(found)]
-            try:
-                headers = _headers(text)
-            except ValueError as error:
-                headers, broken[len(found)] = _NO_HEADERS, f"the headers cannot be decoded: {error}"
-            own = first.decode() or entry
-            stamp = int(since) / 1000 if since else published(own)
-            message = Message(body, own, keys[key], stamp, attempt, headers)
-            found.append(Delivery(message, (consumer, entry, attempt, epoch, 0), begun=begun))
-        else:
-            message = Message(body, entry, keys[key], when)
-            found.append(Delivery(message, (consumer, entry, 1, epoch, 0)))
+        message = Message(body, entry, key, when)
+        found.append(Delivery(message, (consumer, entry, 1, epoch, 0)))
+    for n, attempt, begun, text, first, since in zip(*[iter(extras)] * 6, strict=True):
+        try:
+            headers = _headers(text)
+        except ValueError as error:
+            headers, broken[n] = _NO_HEADERS, f"the headers cannot be decoded: {error}"
+        own = first.decode() or entries[n]
+        stamp = int(since) / 1000 if since else published(own)
+        message = found[n].message
+        message = Message({**message}, own, message.key, stamp, attempt, headers)
+        found[n] = Delivery(message, (consumer, entries[n], attempt, epoch, 0), begun=begun)
     return found, broken
+
+
+@lru_cache(maxsize=4096)
+def _key(head: bytes) -> str:
+    return head.decode(errors="backslashreplace")
 
 
 def _payloads(texts: Sequence[bytes], broken: dict[int, str]) -> Iterable[dict[str, Any]]:
@@ -130,7 +136,7 @@ def read_letter(row: Mapping[bytes, bytes]) -> Message:
     return Message(
         _payload(0, row[b"p"], {}),
         id_,
-        row[b"k"].decode(errors="backslashreplace"),
+        _key(row[b"k"]),
         int(since) / 1000 if (since := row.get(b"t")) else published(id_),
         int(row[b"n"]),
         headers,

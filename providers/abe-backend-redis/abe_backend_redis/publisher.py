@@ -81,12 +81,13 @@ class RedisPublisher(Publisher[Outgoing]):
         head = (limits.backlog, limits.length, int(limits.age * 1000), int(limits.drop))
         args: list[str | int] = []
         for key, body, headers, delay in items:
-            if not headers and not delay:
-                args += (key, body)
-                continue
-            written = json.dumps(headers, ensure_ascii=False) if headers else ""
-            # Rounded up: a delay is a lower bound.
-            args += ("", key, body, written, int(delay * 1000 + 0.999))
+            text = f"{key} {body}"
+            if headers or delay:
+                written = json.dumps(headers, ensure_ascii=False) if headers else ""
+                # Rounded up: a delay is a lower bound.
+                args += ("", text, written, int(delay * 1000 + 0.999))
+            else:
+                args.append(text)
         try:
             answer = await self._link.run(scripts.PUBLISH, "", *head, len(groups), *groups, *args)
         except UnreachedError:

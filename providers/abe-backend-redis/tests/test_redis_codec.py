@@ -22,8 +22,8 @@ def test_the_default_group_has_a_name_that_no_group_can_have() -> None:
 
 
 def test_what_a_script_returns_becomes_deliveries() -> None:
-    rows = [(b"1700000000000-1", b"a", b'{"n":1}'), (b"1700000000000-2", "ö".encode(), b"{}")]
-    rows.append((b"1700000000001-0", b"a", '{"n":["ü",{}]}'.encode()))
+    rows = [(b"1700000000000-1", b'a {"n":1}'), (b"1700000000000-2", "ö {}".encode())]
+    rows.append((b"1700000000001-0", 'a {"n":["ü",{}]}'.encode()))
     flat = [field for row in rows for field in row]
     extras = [1, 3, 2, b'{"h":"v"}', b"1600000000000-7", b""]
     found, broken = deliveries("c", flat, extras, 5)
@@ -59,20 +59,20 @@ def test_what_a_script_returns_becomes_deliveries() -> None:
 def test_what_abe_did_not_write_is_told_from_the_rest(
     first: bytes, second: bytes, broken: int, shown: str
 ) -> None:
-    found, reasons = deliveries("c", [b"7-1", b"k", first, b"7-2", b"k", second])
+    found, reasons = deliveries("c", [b"7-1", b"k " + first, b"7-2", b"k " + second])
     assert broken in reasons
     assert found[broken].message == {"abe-raw": shown}
     assert [delivery.message.id for delivery in found] == ["7-1", "7-2"]
 
 
 def test_headers_that_abe_did_not_write() -> None:
-    found, reasons = deliveries("c", [b"7-1", b"k", b"{}"], [0, 1, 0, b"[]", b"", b""])
+    found, reasons = deliveries("c", [b"7-1", b"k {}"], [0, 1, 0, b"[]", b"", b""])
     assert "headers" in reasons[0]
     assert found[0].message == {}
 
 
 def test_an_id_that_a_caller_gave_tells_no_time() -> None:
-    row = [b"1700000000000-1", b"k", b"{}"]
+    row = [b"1700000000000-1", b"k {}"]
     found, _ = deliveries("c", row, [0, 1, 0, b"", b"order-7", b"1600000000000"])
     assert found[0].message.id == "order-7"
     assert found[0].message.timestamp == datetime.fromtimestamp(1.6e9, UTC)

@@ -11,10 +11,11 @@ for i = 2, #ARGV, 7 do
     -- A nack or release that was done before has brought the message back, as a lapsed lease has.
     if not again or outcome == 'reject' and not is_done(id) then lost[#lost + 1] = (i - 2) / 7 end
   elseif outcome == 'reject' then
-    local key, payload, more = entry_of(id)
-    if key then
+    local text, more = entry_of(id)
+    if text then
+      local key = key_of(text)
       call('XADD', DEAD, '*', 'i', more.i or id, 'k', key, 't', more.t or '', 'n', attempt,
-        'p', payload, 'h', more.h or '', 'd', ARGV[i + 6])
+        'p', sub(text, #key + 2), 'h', more.h or '', 'd', ARGV[i + 6])
     end
     buried[#buried + 1] = id
   else

@@ -6,11 +6,11 @@
 --
 --   log                 the format, '2'. It is a string, so a version for format 1, which keeps a
 --                       stream here, is refused by Redis and harms nothing
---   messages            one entry for each message, its first field is KEY = payload; then, where they
---                       apply, h headers, i its id if that is not the entry's, t when it was published
---                       (ms), g the only groups it is for, x those that have purged it. The consumer groups
---                       are on this stream
---   scheduled, delayed  messages to come: id -> when they are due (ms), id -> fields packed as in an entry
+--   messages            one entry for each message: m is the key, a space and the payload, in one because
+--                       each part costs; then, where they apply, h headers, i its id if that is not the
+--                       entry's, t when it was published (ms), g the only groups it is for, x those that
+--                       have purged it. The consumer groups are on this stream
+--   scheduled, delayed  messages to come: id -> when they are due (ms), id -> the same fields, packed
 --   meta                largest payload there has been, keep (settled ones are kept for later groups, by
 --                       length or age),
 --                       settled (since the last collection, less what one waits for), floor and tidied
@@ -89,15 +89,17 @@ local function fields(flat, from)
   return found
 end
 
--- Key, payload and other fields of an entry, nil if there is none.
+local function key_of(text) return string.match(text, '^[^ ]+') or '' end
+
+-- Key and payload in one, and the other fields of an entry; nil if there is none.
 local function entry_of(id)
   local found = call('XRANGE', MESSAGES, id, id)[1]
-  if found then return found[2][1], found[2][2], fields(found[2], 3) end
+  if found then return found[2][2], fields(found[2], 3) end
 end
 
 -- Publishes a message; returns the id of its entry, or an error.
-local function store(key, payload, more)
-  local flat = {key, payload}
+local function store(text, more)
+  local flat = {'m', text}
   for _, name in ipairs({'h', 'i', 't', 'g', 'x'}) do
     if more[name] then
       flat[#flat + 1] = name
@@ -106,7 +108,7 @@ local function store(key, payload, more)
   end
   local stored = redis.pcall('XADD', MESSAGES, '*', unpack(flat))
   if type(stored) ~= 'table' and call('HGET', META, 'keep') == 'length' then
-    call('ZADD', B .. 'kept:' .. key, score(stored), stored)
+    call('ZADD', B .. 'kept:' .. key_of(text), score(stored), stored)
   end
   return stored
 end
@@ -304,9 +306,9 @@ end
 
 -- Whether the group may have a message: it may be for others, or left out by the group's own filter.
 local own
-local function is_ours(key, more)
+local function is_ours(text, more)
   own = own or call('GET', B .. 'filter:' .. G) or ''
-  return (own == '' or matcher(own)(key)) and is_for(more, G)
+  return (own == '' or matcher(own)(key_of(text))) and is_for(more, G)
 end
 
 local filters
@@ -315,12 +317,12 @@ local function known_filters()
   return filters
 end
 
-local function put_ready(id, key)
+local function put_ready(id, text)
   local n = score(id)
   call('ZADD', READY, n, id)
   for _, filter in ipairs(known_filters()) do
-    key = key or entry_of(id)
-    if key and matcher(filter)(key) then call('ZADD', READY .. '#' .. filter, n, id) end
+    text = text or entry_of(id)
+    if text and matcher(filter)(key_of(text)) then call('ZADD', READY .. '#' .. filter, n, id) end
   end
 end
 
@@ -329,11 +331,11 @@ local function unready(id)
   call('ZREM', READY, id)
 end
 
--- A delivery ends, and the message waits to be taken again: until due, if that is given. Of its key,
--- nil will do.
-local function put_back(id, key, tries, due)
+-- A delivery ends, and the message waits to be taken again: until due, if that is given. Its text
+-- is looked up where that is nil.
+local function put_back(id, text, tries, due)
   if tries > 0 then call('HSET', TRIES, id, tries) end
-  if due then call('ZADD', LATER, due, id) else put_ready(id, key) end
+  if due then call('ZADD', LATER, due, id) else put_ready(id, text) end
   call('XACK', MESSAGES, G, id)
 end
 
@@ -347,7 +349,7 @@ local function ripen(now)
     local packed = call('HGET', DELAYED, id)
     if packed then
       local m = cmsgpack.unpack(packed)
-      local stored = store(m.k, m.p, m)
+      local stored = store(m.m, m)
       if type(stored) == 'table' then return 0 end
     end
     call('ZREM', SCHEDULED, id)
@@ -355,9 +357,9 @@ local function ripen(now)
   end
   local ripe = call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, 500)
   for _, id in ipairs(ripe) do
-    local key = entry_of(id)
-    if key then
-      put_ready(id, key)
+    local text = entry_of(id)
+    if text then
+      put_ready(id, text)
     else
       vanished = vanished + 1
       call('HDEL', TRIES, id)
@@ -383,9 +385,9 @@ local function reclaim(now)
         next = math.min(next or left, left)
       else
         freed = freed + 1
-        local key = entry_of(p[1])
-        if key then
-          put_back(p[1], key, p[4])
+        local text = entry_of(p[1])
+        if text then
+          put_back(p[1], text, p[4])
         else
           vanished = vanished + call('XACK', MESSAGES, G, p[1])
         end
@@ -412,14 +414,14 @@ local function advance(now)
   return sweep
 end
 
--- What a script returns of a message: id, key, payload; and apart, because it is rare, position,
--- attempt, how often its handling began, headers, first id, when it was published if that does not tell.
-local function append(out, extras, id, key, payload, attempt, more)
+-- What a script returns of a message: id and text; and apart, because it is rare, position, attempt, how
+-- often its handling began, headers, first id, when it was published if that does not tell.
+local function append(out, extras, id, text, attempt, more)
   local n, m = #out, #extras
-  out[n + 1], out[n + 2], out[n + 3] = id, key, payload
+  out[n + 1], out[n + 2] = id, text
   if attempt ~= 1 or next(more) then
     local begun = attempt > 1 and call('HGET', BEGUN, id)
-    extras[m + 1], extras[m + 2] = n / 3, attempt
+    extras[m + 1], extras[m + 2] = n / 2, attempt
     extras[m + 3] = begun and tonumber(string.match(begun, '^%d+')) or 0
     extras[m + 4], extras[m + 5], extras[m + 6] = more.h or '', more.i or '', more.t or ''
   end

@@ -29,8 +29,8 @@ local function count_set(set, column, next)
   local from = tonumber(start)
   local page = call('ZRANGE', set, from, from + PAGE - 1)
   for _, id in ipairs(page) do
-    local key = entry_of(id)
-    if key then count(key, column, id) end
+    local text = entry_of(id)
+    if text then count(key_of(text), column, id) end
   end
   if #page == PAGE then return answer(phase, tostring(from + PAGE)) end
   return answer(next, next == 'later' and '0' or '-')
@@ -49,8 +49,8 @@ elseif phase == 'later' then
 elseif phase == 'held' then
   local page = call('XPENDING', MESSAGES, G, start, '+', PAGE)
   for _, p in ipairs(page) do
-    local key = entry_of(p[1])
-    if key then count(key, 'in_flight', p[1]) end
+    local text = entry_of(p[1])
+    if text then count(key_of(text), 'in_flight', p[1]) end
   end
   if #page == PAGE then return answer('held', '(' .. page[#page][1]) end
   return answer('dead', '-')
@@ -63,7 +63,7 @@ elseif phase == 'dead' then
 elseif phase == 'stream' then
   local page = call('XRANGE', MESSAGES, start, final, 'COUNT', PAGE)
   for _, e in ipairs(page) do
-    if is_ours(e[2][1], fields(e[2], 3)) then count(e[2][1], 'ready', e[1]) end
+    if is_ours(e[2][2], fields(e[2], 3)) then count(key_of(e[2][2]), 'ready', e[1]) end
   end
   if #page == PAGE then return answer('stream', '(' .. page[#page][1]) end
   return answer('scheduled', '0')
@@ -72,7 +72,7 @@ local from = tonumber(start)
 local page = call('ZRANGE', SCHEDULED, from, from + PAGE - 1)
 for _, id in ipairs(page) do
   local m = cmsgpack.unpack(call('HGET', DELAYED, id))
-  if is_ours(m.k, m) then count(m.k, 'delayed', id) end
+  if is_ours(m.m, m) then count(key_of(m.m), 'delayed', id) end
 end
 if #page == PAGE then return answer('scheduled', tostring(from + PAGE)) end
 return answer('end', '')

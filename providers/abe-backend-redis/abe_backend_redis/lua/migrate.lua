@@ -24,9 +24,10 @@ local function waiting(id)
 end
 
 local function move(id, key, entry, payload, headers)
+  local text = key .. ' ' .. payload
   local due = entry.d and tonumber(call('ZSCORE', B .. 'due', id) or '')
   if due and due > now then
-    local m = {k = key, p = payload, h = headers, i = id, t = string.match(id, '^%d+'), g = waiting(id)}
+    local m = {m = text, h = headers, i = id, t = string.match(id, '^%d+'), g = waiting(id)}
     if m.g == '' then return end
     call('HSET', DELAYED, id, cmsgpack.pack(m))
     call('ZADD', SCHEDULED, due, id)
@@ -36,7 +37,7 @@ local function move(id, key, entry, payload, headers)
     end
     return
   end
-  local flat = {key, payload}
+  local flat = {'m', text}
   for name, value in pairs({h = headers, i = entry.o, g = entry.g}) do
     flat[#flat + 1] = name
     flat[#flat + 1] = value
@@ -54,7 +55,7 @@ for _, e in ipairs(page) do
   local body = found and fields(found[2])
   if body and body.p then
     move(id, entry.k, entry, body.p, body.h)
-    largest = math.max(largest, #body.p)
+    largest = math.max(largest, #entry.k + 1 + #body.p)
     call('XDEL', stream, id)
     if call('XLEN', stream) == 0 then call('DEL', stream) end
   end

@@ -8,9 +8,9 @@ if phase == 'ready' then
   local from = tonumber(start)
   local page = call('ZRANGE', READY, from, from + 499)
   for _, id in ipairs(page) do
-    local key, payload, more = entry_of(id)
-    if key and matches(key) and #out < limit * 3 then
-      append(out, extras, id, key, payload, tonumber(call('HGET', TRIES, id) or '0') + 1, more)
+    local text, more = entry_of(id)
+    if text and matches(key_of(text)) and #out < limit * 2 then
+      append(out, extras, id, text, tonumber(call('HGET', TRIES, id) or '0') + 1, more)
     end
   end
   if #page == 500 then return {'ready', from + 500, out, extras} end
@@ -18,9 +18,9 @@ if phase == 'ready' then
 end
 local page = call('XRANGE', MESSAGES, start, '+', 'COUNT', 500)
 for _, e in ipairs(page) do
-  local key, more = e[2][1], fields(e[2], 3)
-  if #out < limit * 3 and matches(key) and is_ours(key, more) then
-    append(out, extras, e[1], key, e[2][2], 1, more)
+  local text, more = e[2][2], fields(e[2], 3)
+  if #out < limit * 2 and matches(key_of(text)) and is_ours(text, more) then
+    append(out, extras, e[1], text, 1, more)
   end
 end
 if #page < 500 then return {'end', '', out, extras} end

@@ -1,6 +1,6 @@
 -- ARGV: (group, unused), most messages in the namespace, most to retain of a key, most age in ms,
--- whether to drop unsettled ones, how many groups the client has open and these; then key and payload of
--- each message, or an empty key, key, payload, headers, delay in ms of one that has more.
+-- whether to drop unsettled ones, how many groups the client has open and these; then each message, key
+-- and payload in one, or if it has more: nothing, that, headers, delay in ms.
 local A, limit, length, age = ARGV, tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = clock()
 local open = tonumber(A[6])
@@ -27,12 +27,12 @@ end
 
 local accepted, problem, largest, earliest = 0, '', tonumber(meta[2] or '0'), nil
 local before = largest
-local ids, keys = {}, {}
+local ids, texts = {}, {}
 
 -- Keeps a message until it is due; returns its id, or an error.
-local function schedule(key, payload, headers, delay)
+local function schedule(text, headers, delay)
   local id = string.format('%d-s%d', now, call('HINCRBY', META, 'serial', 1))
-  local packed = {k = key, p = payload, h = headers, i = id, t = string.format('%d', now)}
+  local packed = {m = text, h = headers, i = id, t = string.format('%d', now)}
   local stored = redis.pcall('HSET', DELAYED, id, cmsgpack.pack(packed))
   if type(stored) == 'table' then return stored end
   stored = redis.pcall('ZADD', SCHEDULED, now + delay, id)
@@ -50,24 +50,24 @@ while i <= n do
     problem = 'FULL'
     break
   end
-  local key, payload, id = A[i], A[i + 1], nil
-  if key ~= '' then
-    i = i + 2
-    id = xadd('XADD', MESSAGES, '*', key, payload)
+  local text, id = A[i], nil
+  if text ~= '' then
+    i = i + 1
+    id = xadd('XADD', MESSAGES, '*', 'm', text)
   else
-    key, payload = A[i + 1], A[i + 2]
-    local headers, delay = A[i + 3], tonumber(A[i + 4])
+    text = A[i + 1]
+    local headers, delay = A[i + 2], tonumber(A[i + 3])
     if headers == '' then headers = nil end
-    i = i + 5
-    id = delay > 0 and schedule(key, payload, headers, delay) or store(key, payload, {h = headers})
+    i = i + 4
+    id = delay > 0 and schedule(text, headers, delay) or store(text, {h = headers})
   end
   if type(id) == 'table' then
     problem = id.err
     break
   end
   accepted = accepted + 1
-  if #payload > largest then largest = #payload end
-  if length > 0 then ids[accepted], keys[accepted] = id, key end
+  if #text > largest then largest = #text end
+  if length > 0 then ids[accepted], texts[accepted] = id, text end
 end
 if largest > before then call('HSET', META, 'largest', largest) end
 if earliest then
@@ -115,8 +115,9 @@ if length > 0 then
   local touched = {}
   for j = 1, accepted do
     if string.find(ids[j], '^%d+-%d+$') then -- else it is yet to come
-      call('ZADD', B .. 'kept:' .. keys[j], score(ids[j]), ids[j])
-      touched[keys[j]] = true
+      local key = key_of(texts[j])
+      call('ZADD', B .. 'kept:' .. key, score(ids[j]), ids[j])
+      touched[key] = true
     end
   end
   for key in pairs(touched) do
@@ -133,7 +134,7 @@ end
 if age > 0 then
   for _, e in ipairs(call('XRANGE', MESSAGES, '-', now - age, 'COUNT', most)) do
     if unread(e[1]) and not drop then break end
-    forget(e[1], e[2][1])
+    forget(e[1], key_of(e[2][2]))
   end
 end
 return {accepted, problem, dropped}

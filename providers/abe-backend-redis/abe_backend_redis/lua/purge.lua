@@ -15,14 +15,14 @@ local function drop_set(set, next)
   local from = tonumber(start)
   local page = call('ZRANGE', set, from, from + PAGE - 1)
   for _, id in ipairs(page) do
-    local key = entry_of(id)
-    if key and (after(id, final) or not matches(key)) then
+    local text = entry_of(id)
+    if text and (after(id, final) or not matches(key_of(text))) then
       from = from + 1
     else
       call('ZREM', LATER, id)
       unready(id)
       call('HDEL', TRIES, id)
-      dropped[#dropped + 1] = key and id
+      dropped[#dropped + 1] = text and id
     end
   end
   if #page == PAGE then return answer(phase, tostring(from)) end
@@ -42,7 +42,7 @@ if phase == 'scheduled' then
   local count = 0
   for _, id in ipairs(page) do
     local m = cmsgpack.unpack(call('HGET', DELAYED, id))
-    if not matches(m.k) or not is_ours(m.k, m) then
+    if not matches(key_of(m.m)) or not is_ours(m.m, m) then
       from = from + 1
     else
       count = count + 1
@@ -67,7 +67,7 @@ elseif phase == 'all' then
   -- There is no group at all, so everything retained is dropped.
   local page = call('XRANGE', MESSAGES, start, final, 'COUNT', PAGE)
   for _, e in ipairs(page) do
-    if matches(e[2][1]) then
+    if matches(key_of(e[2][2])) then
       call('XDEL', MESSAGES, e[1])
       dropped[#dropped + 1] = e[1]
     end
@@ -87,13 +87,13 @@ local reply = call('XREADGROUP', 'GROUP', G, me, 'COUNT', PAGE, 'STREAMS', MESSA
 local page = reply and reply[1][2] or {}
 local parked = false
 for _, e in ipairs(page) do
-  local id, key = e[1], e[2][1]
-  if not is_ours(key, fields(e[2], 3)) then
+  local id, text = e[1], e[2][2]
+  if not is_ours(text, fields(e[2], 3)) then
     settle({id})
-  elseif matches(key) and not after(id, final) then
+  elseif matches(key_of(text)) and not after(id, final) then
     dropped[#dropped + 1] = id
   else
-    put_back(id, key, 0)
+    put_back(id, text, 0)
     parked = true
   end
 end

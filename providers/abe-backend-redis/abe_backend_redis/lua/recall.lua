@@ -5,9 +5,9 @@ if not group_named(G) then return 0 end
 local count = 0
 
 local function give_back(p)
-  local key = p and entry_of(p[1])
-  if key then
-    put_back(p[1], key, p[4] - 1)
+  local text = p and entry_of(p[1])
+  if text then
+    put_back(p[1], text, p[4] - 1)
     count = count + 1
   end
 end

@@ -19,7 +19,7 @@ for _, e in ipairs(page) do
   if not wanted or wanted[letter.i] then
     local h = letter.h ~= '' and letter.h or nil
     local t = letter.t ~= '' and letter.t or nil
-    local stored = store(letter.k, letter.p, {h = h, i = letter.i, t = t, g = G})
+    local stored = store(letter.k .. ' ' .. letter.p, {h = h, i = letter.i, t = t, g = G})
     if type(stored) == 'table' then return stored end
     call('XDEL', DEAD, e[1])
     count = count + 1

@@ -23,8 +23,8 @@ local function sorted()
   local page = call('ZRANGEBYSCORE', READY, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 2000)
   local matches = matcher(filter)
   for i = 1, #page, 2 do
-    local key = entry_of(page[i])
-    if not key or matches(key) then call('ZADD', source, page[i + 1], page[i]) end
+    local text = entry_of(page[i])
+    if not text or matches(key_of(text)) then call('ZADD', source, page[i + 1], page[i]) end
   end
   if #page < 4000 then call('DEL', sorting) else call('SET', sorting, page[#page]) end
   return #page < 4000
@@ -39,11 +39,11 @@ local function take_ready()
       local attempt = tonumber(call('HGET', TRIES, id) or '0') + 1
       -- What may kill its consumers is handed over singly, and nothing before it.
       if bytes >= most or (attempt >= 3 and got > 0) then return false end
-      local key, payload, more = entry_of(id)
-      if key then
+      local text, more = entry_of(id)
+      if text then
         call('XCLAIM', MESSAGES, G, me, 0, id, 'FORCE', 'RETRYCOUNT', attempt, 'JUSTID')
-        append(out, extras, id, key, payload, attempt, more)
-        got, bytes = got + 1, bytes + #payload
+        append(out, extras, id, text, attempt, more)
+        got, bytes = got + 1, bytes + #text
         singly[got] = id
       else
         vanished = vanished + 1
@@ -73,24 +73,24 @@ local function read(limit)
   local aside, parked = {}, {}
   for i = 1, #rows do
     local id, flat = rows[i][1], rows[i][2]
-    local key, payload = flat[1], flat[2]
+    local text = flat[2]
     if plain and not flat[3] then
-      out[n + 1], out[n + 2], out[n + 3] = id, key, payload
-      n, bytes = n + 3, bytes + #payload
+      out[n + 1], out[n + 2] = id, text
+      n, bytes = n + 2, bytes + #text
     else
       local more = fields(flat, 3)
-      if not is_ours(key, more) then
+      if not is_ours(text, more) then
         aside[#aside + 1] = id
-      elseif n >= 3 * count or not matches(key) then
-        put_ready(id, key)
+      elseif n >= 2 * count or not matches(key_of(text)) then
+        put_ready(id, text)
         parked[#parked + 1] = id
       else
-        append(out, extras, id, key, payload, 1, more)
-        n, bytes = n + 3, bytes + #payload
+        append(out, extras, id, text, 1, more)
+        n, bytes = n + 2, bytes + #text
       end
     end
   end
-  got = n / 3
+  got = n / 2
   settle(aside)
   if #parked > 0 then
     call('XACK', MESSAGES, G, unpack(parked))
