@@ -80,16 +80,20 @@ class RedisPublisher(Publisher[Outgoing]):
         limits, groups = self._limits, self._open_groups()
         head = (limits.backlog, limits.length, int(limits.age * 1000), int(limits.drop))
         args: list[str | int] = []
+        plain = not any(limits)
         for key, body, headers, delay in items:
             text = f"{key} {body}"
             if headers or delay:
                 written = json.dumps(headers, ensure_ascii=False) if headers else ""
                 # Rounded up: a delay is a lower bound.
                 args += ("", text, written, int(delay * 1000 + 0.999))
+                plain = False
             else:
                 args.append(text)
         try:
-            answer = await self._link.run(scripts.PUBLISH, "", *head, len(groups), *groups, *args)
+            answer = await self._link.run(
+                scripts.PUBLISH, "plain" if plain else "", *head, len(groups), *groups, *args
+            )
         except UnreachedError:
             raise
         except ConnectionLostError as error:

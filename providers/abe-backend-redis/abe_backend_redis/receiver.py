@@ -234,8 +234,8 @@ class RedisReceiver(Receiver):
             if settlement.outcome is not Outcome.ACK:
                 others.append(settlement)
                 continue
-            consumer, entry, *rest = settlement.delivery.receipt
-            acks[(consumer, *rest)].append(entry)
+            consumer, entry, attempt, epoch, again = settlement.delivery.receipt
+            acks[consumer, attempt, epoch, again].append(entry)
         lost: set[Receipt] = set()
         try:
             for (consumer, *rest), entries in acks.items():

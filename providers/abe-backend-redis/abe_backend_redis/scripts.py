@@ -22,9 +22,8 @@ class Script:
 
     __slots__ = ("sha", "text")
 
-    def __init__(self, name: str) -> None:
-        guard = "" if name == "migrate" else _GUARD
-        self.text = _COMMON + guard + _read(name)
+    def __init__(self, name: str, *, before: str = "", guard: str = _GUARD) -> None:
+        self.text = before + _COMMON + guard + _read(name)
         # Redis names scripts by this digest; nothing depends on its strength.
         self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
@@ -37,10 +36,10 @@ COUNT: Final = Script("count")
 DELETE: Final = Script("delete")
 EXTEND: Final = Script("extend")
 GROUPS: Final = Script("groups")
-MIGRATE: Final = Script("migrate")
+MIGRATE: Final = Script("migrate", guard="")
 OPEN: Final = Script("open")
 PEEK: Final = Script("peek")
-PUBLISH: Final = Script("publish")
+PUBLISH: Final = Script("publish", before=_read("plain"))
 PURGE: Final = Script("purge")
 RECALL: Final = Script("recall")
 REPLAY: Final = Script("replay")

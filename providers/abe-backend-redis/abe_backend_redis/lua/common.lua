@@ -11,10 +11,10 @@
 --                       entry's, t when it was published (ms), g the only groups it is for, x those that
 --                       have purged it. The consumer groups are on this stream
 --   scheduled, delayed  messages to come: id -> when they are due (ms), id -> the same fields, packed
---   meta                largest payload there has been, keep (settled ones are kept for later groups, by
---                       length or age),
---                       settled (since the last collection, less what one waits for), floor and tidied
---                       (of collections), serial of scheduled ids
+--   meta                largest text there has been (which is known only while the format is this one, so
+--                       that it stands for all of that), keep (settled ones are kept for later groups, by
+--                       length or age), settled (since the last collection, less what one waits for),
+--                       floor and tidied (of collections), serial of scheduled ids
 --   settled             what groups are done with and has not been collected: group and ids, scored by
 --                       the time of the last id (ms)
 --   kept:KEY            ids of KEY, where its latest are kept
@@ -250,7 +250,7 @@ local function collect()
     end
   end
   call('HSET', META, 'floor', floor)
-  if call('XLEN', MESSAGES) == 0 then call('HDEL', META, 'largest') end
+  if call('XLEN', MESSAGES) == 0 then call('HSET', META, 'largest', 0) end
 end
 
 -- Group G is done with these; they go unless another group, or retention, wants them.

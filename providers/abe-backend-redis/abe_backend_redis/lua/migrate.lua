@@ -10,7 +10,7 @@ elseif format ~= '1' then
 end
 local groups, kept = {}, call('EXISTS', B .. 'kept') == 1
 for _, row in ipairs(call('XINFO', 'GROUPS', OLD)) do groups[#groups + 1] = fields(row) end
-local largest = tonumber(call('HGET', META, 'largest') or '0')
+local largest = tonumber(call('HGET', META, 'migrated largest') or '0')
 
 -- Those who wait for a delayed message; nil if all do.
 local function waiting(id)
@@ -60,7 +60,7 @@ for _, e in ipairs(page) do
     if call('XLEN', stream) == 0 then call('DEL', stream) end
   end
 end
-call('HSET', META, 'largest', largest)
+call('HSET', META, 'migrated largest', largest)
 if #page > 0 then call('HSET', META, 'migrated', page[#page][1]) end
 if #page == most then return 0 end
 
@@ -92,6 +92,7 @@ for _, g in ipairs(groups) do
 end
 for _, key in ipairs(call('SMEMBERS', B .. 'dirty')) do call('DEL', B .. 'stream:' .. key) end
 call('DEL', OLD, B .. 'due', B .. 'dirty', B .. 'kept')
-call('HDEL', META, 'migrated')
+call('HDEL', META, 'migrated', 'migrated largest')
+call('HSET', META, 'largest', largest)
 call('SET', KEYS[1], '2')
 return 1

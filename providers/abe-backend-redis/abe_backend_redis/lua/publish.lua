@@ -1,6 +1,7 @@
--- ARGV: (group, unused), most messages in the namespace, most to retain of a key, most age in ms,
--- whether to drop unsettled ones, how many groups the client has open and these; then each message, key
--- and payload in one, or if it has more: nothing, that, headers, delay in ms.
+-- ARGV: `plain` if the messages have nothing more and there are no limits; most messages in the
+-- namespace, most to retain of a key, most age in ms, whether to drop unsettled ones; how many groups the
+-- client has open and these; then each message, key and payload in one, or if it has more: nothing,
+-- that, headers, delay in ms.
 local A, limit, length, age = ARGV, tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = clock()
 local open = tonumber(A[6])
@@ -69,7 +70,7 @@ while i <= n do
   if #text > largest then largest = #text end
   if length > 0 then ids[accepted], texts[accepted] = id, text end
 end
-if largest > before then call('HSET', META, 'largest', largest) end
+if largest > before or not meta[2] then call('HSET', META, 'largest', largest) end
 if earliest then
   for _, g in ipairs(all_groups()) do notify(g.name) end
 end
