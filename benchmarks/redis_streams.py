@@ -72,7 +72,7 @@ async def backend() -> AsyncIterator[RedisBackend]:
 
 
 def server_cpu() -> float:
-    """Return the CPU seconds that the server has used, in all its threads; not a number elsewhere."""
+    """Return the CPU seconds of all threads of the server; on Linux, else not a number."""
     if sys.platform != "linux":
         return math.nan
     threads = Path(f"/proc/{server.pid}/task").glob("*/schedstat")
