@@ -162,19 +162,22 @@ def _module(name: str, where: str) -> object:
 # --- Life -----------------------------------------------------------------------------------------
 
 
-class Signals:
-    """The signal handler of the worker: the first drains, the second releases, the third exits.
+class Drain:
+    """Ends a worker: the first signal drains it, the second releases all, the third exits.
 
-    It acts itself, because a handler may block the event loop.
+    It is the signal handler itself, because a handler of messages may block the event loop.
 
     Attributes:
         received: The signals so far.
-        act: Called on the first with False and on the second with True, to hurry.
+        late: How many handlers were cut off.
+        act: Called on the first signal with False, on the second with True, to hurry.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.late = 0
         self.act: Callable[[bool], object] = lambda hurry: None
+        self._task: asyncio.Task[None] | None = None
 
     def __call__(self, signum: int, frame: object) -> None:  # noqa: D102
         self.received.append(signum)
@@ -186,7 +189,7 @@ class Signals:
         self.act(second)
 
     @contextmanager
-    def handled(self) -> Iterator[None]:
+    def on_signals(self) -> Iterator[None]:
         """Handle the signals that end a process."""
         names = ("SIGINT", "SIGTERM", "SIGBREAK")
         before = {
@@ -198,6 +201,39 @@ class Signals:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
+    def attach(self, consumer: AsyncLoopConsumer, fields: dict[str, Any]) -> None:
+        """Drain this consumer, which the current task runs."""
+        main, loop = asyncio.current_task(), asyncio.get_running_loop()
+        # A signal arrives in the context of the running code. In that of a handler, shutdown()
+        # would take the handler for its caller and not wait for it.
+        here = contextvars.copy_context()
+
+        def act(hurry: bool) -> None:
+            if hurry and main is not None:
+                main.cancel()
+            elif self._task is None:
+                self._task = loop.create_task(self._drain(consumer, fields), name="abe-drain")
+
+        self.act = lambda hurry: loop.call_soon_threadsafe(act, hurry, context=here)
+        if self.received:
+            act(False)
+
+    async def _drain(self, consumer: AsyncLoopConsumer, fields: dict[str, Any]) -> None:
+        def count_late() -> None:
+            self.late = consumer.in_flight
+
+        logger.info("draining: %d in flight", consumer.in_flight, extra=fields)
+        timer = asyncio.get_running_loop().call_later(consumer.drain_timeout, count_late)
+        try:
+            await consumer.shutdown()
+        finally:
+            timer.cancel()
+
+    async def finished(self) -> None:
+        """Wait for the drain, if it has begun."""
+        if self._task is not None:
+            await self._task
+
 
 def work(handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: Path | None) -> int:
     """Handle messages until a signal comes, and return the exit status.
@@ -205,84 +241,33 @@ def work(handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: 
     0 after a clean drain or at the end of a plain backend; 1 if handlers had to be cut
     off; 128 + the signal's number after a second one.
     """
-    signals = Signals()
-    with signals.handled(), asyncio.Runner() as runner:
+    drain = Drain()
+
+    async def main() -> None:
+        async with target.open(aconnect) as backend:
+            consumer = make(backend.backend)
+            fields = {"backend": backend.name, "group": consumer.group}
+            drain.attach(consumer, fields)
+            async with Health(backend, consumer).shown_in(health):
+                logger.info("consuming from backend %s, group %s", *fields.values(), extra=fields)
+                await consumer.run(handler)
+                await drain.finished()
+            counters = (consumer.processed, consumer.failed, consumer.dead)
+            logger.info("stopped: %d processed, %d failed, %d dead", *counters, extra=fields)
+        if drain.late:
+            patience = f"{consumer.drain_timeout:g} s"
+            say(
+                f"abe: {drain.late} of the handlers did not finish within {patience}; "
+                "their messages will be redelivered"
+            )
+            _exit_soon(1)  # threads that still run must not keep the process alive
+
+    with drain.on_signals():
         try:
-            return runner.run(_work(handler, target, make, health, signals))
+            asyncio.run(main())
         except asyncio.CancelledError:
-            return 128 + signals.received[-1]
-
-
-async def _work(
-    handler: EventHandlerFunc,
-    target: Target,
-    make: MakeConsumer,
-    health: Path | None,
-    signals: Signals,
-) -> int:
-    async with target.open(aconnect) as backend:
-        consumer = make(backend.backend)
-        fields = {"backend": backend.name, "group": consumer.group}
-        drain = Drain(consumer, signals, fields)
-        async with Health(backend, consumer).shown_in(health):
-            logger.info("consuming from backend %s, group %s", *fields.values(), extra=fields)
-            await consumer.run(handler)
-            if drain.task is not None:
-                await drain.task
-        counters = (consumer.processed, consumer.failed, consumer.dead)
-        logger.info("stopped: %d processed, %d failed, %d dead", *counters, extra=fields)
-    if not drain.late:
-        return 0
-    say(
-        f"abe: {drain.late} of the handlers did not finish within {consumer.drain_timeout:g} s; "
-        "their messages will be redelivered"
-    )
-    _exit_soon(1)  # threads that still run must not keep the process alive
-    return 1
-
-
-class Drain:
-    """Shuts the consumer down when the first signal comes, and cancels it at the second.
-
-    Attributes:
-        task: The shutdown, once it has begun.
-        late: How many handlers were cut off.
-    """
-
-    def __init__(
-        self, consumer: AsyncLoopConsumer, signals: Signals, fields: dict[str, Any]
-    ) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.late = 0
-        self._consumer = consumer
-        self._fields = fields
-        self._main = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        # A signal arrives in the context of the running code. In that of a handler, shutdown()
-        # would take the handler for its caller and not wait for it.
-        here = contextvars.copy_context()
-        signals.act = lambda hurry: loop.call_soon_threadsafe(self._act, hurry, context=here)
-        if signals.received:
-            self._act(False)
-
-    def _act(self, hurry: bool) -> None:
-        if hurry and self._main is not None:
-            self._main.cancel()
-        elif self.task is None:
-            self.task = asyncio.create_task(self._drain(), name="abe-drain")
-
-    async def _drain(self) -> None:
-        consumer = self._consumer
-        logger.info("draining: %d in flight", consumer.in_flight, extra=self._fields)
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(consumer.drain_timeout, self._count_late)
-        try:
-            await consumer.shutdown()
-        finally:
-            timer.cancel()
-
-    def _count_late(self) -> None:
-        self.late = self._consumer.in_flight
+            return 128 + drain.received[-1]
+    return 1 if drain.late else 0
 
 
 def _exit_soon(status: int) -> None:

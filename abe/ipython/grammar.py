@@ -65,7 +65,7 @@ class Syntax:
         width = max(map(len, spelled)) + 2
         lines = [
             textwrap.fill(
-                f"{o.help[:-1]} ({o.default})." if o.default else o.help,
+                f"{o.help[:-1]} (without it: {o.default})." if o.default else o.help,
                 width=98,
                 initial_indent=f"  {name:{width}}",
                 subsequent_indent=" " * (width + 2),

@@ -134,19 +134,19 @@ def abe_logging_reset() -> None:
     reset_logging()
 
 
-class TestSignals:
+class TestDrain:
     """What signals do to a worker."""
 
     def test_escalation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[str] = []
         monkeypatch.setattr(worker, "_exit_soon", lambda status: told.append(f"soon {status}"))
         monkeypatch.setattr("os._exit", lambda status: told.append(f"exit {status}"))
-        signals = worker.Signals()
-        signals.act = lambda hurry: told.append("cancel" if hurry else "drain")
+        drain = worker.Drain()
+        drain.act = lambda hurry: told.append("cancel" if hurry else "drain")
         for signum in (signal.SIGTERM, signal.SIGINT):
-            signals(signum, None)
+            drain(signum, None)
         assert told == ["drain", "soon 130", "cancel"]
-        signals(signal.SIGINT, None)
+        drain(signal.SIGINT, None)
         assert told[3] == "exit 130"
 
 
