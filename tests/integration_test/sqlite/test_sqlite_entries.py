@@ -84,6 +84,18 @@ def test_a_claim_of_nothing_but_unreadable_entries_goes_on(path: Path) -> None:
     run(path, main)
 
 
+def test_messages_too_big_to_be_read_together_are_read_one_by_one(path: Path) -> None:
+    async def main(backend: SQLiteBackend) -> None:
+        await backend.publish_many([{"n": n, "x": "x" * 1000} for n in range(5)], key="k")
+        limit = sqlite3.SQLITE_LIMIT_LENGTH
+        await backend._worker.run(lambda c: c.setlimit(limit, 3000))
+        receiver = await receiver_of(backend)
+        assert [d.message["n"] for d in await receiver.receive(5, 5)] == [*range(5)]
+        await receiver.aclose()
+
+    run(path, main)
+
+
 # -- dead letters and handling -------------------------------------------------------------
 
 

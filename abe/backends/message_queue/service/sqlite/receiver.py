@@ -92,7 +92,8 @@ class SQLiteReceiver:
 
     async def _decoded_singly(self, batch: Batch) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        for claim, row in await self._worker.run(lambda c: store.singly(c, batch.claims)):
+        rows = await self._worker.run(lambda c: store.singly(c, batch.claims), mode=Mode.READ)
+        for claim, row in rows:
             try:
                 message = message_of(row, claim.attempt)
             except PayloadError as error:

@@ -47,44 +47,44 @@ LOG_BYTES = 16 * 2**20
 SETTLING_SECONDS = 0.05
 
 TABLES = (
-    """CREATE TABLE entries (
+    """CREATE TABLE IF NOT EXISTS entries (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         key TEXT NOT NULL, visible REAL, content TEXT NOT NULL
     )""",
-    """CREATE TABLE groups (
+    """CREATE TABLE IF NOT EXISTS groups (
         gid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, cursor INTEGER NOT NULL,
         keys TEXT, opened REAL NOT NULL DEFAULT 0
     )""",
-    """CREATE TABLE ready (
+    """CREATE TABLE IF NOT EXISTS ready (
         gid INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, attempts INTEGER NOT NULL,
         PRIMARY KEY (gid, seq)
     ) WITHOUT ROWID""",
-    "CREATE INDEX ready_by_key ON ready (gid, key, seq)",
+    "CREATE INDEX IF NOT EXISTS ready_by_key ON ready (gid, key, seq)",
     # No index by `due`: there are only as many rows as consumers hold messages.
-    """CREATE TABLE leased (
+    """CREATE TABLE IF NOT EXISTS leased (
         gid INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
         token INTEGER NOT NULL, due REAL NOT NULL, attempts INTEGER NOT NULL,
         PRIMARY KEY (gid, first)
     ) WITHOUT ROWID""",
-    """CREATE TABLE delayed (
+    """CREATE TABLE IF NOT EXISTS delayed (
         gid INTEGER NOT NULL, seq INTEGER NOT NULL, due REAL NOT NULL, attempts INTEGER NOT NULL,
         PRIMARY KEY (gid, seq)
     ) WITHOUT ROWID""",
-    "CREATE INDEX delayed_by_due ON delayed (gid, due)",
-    """CREATE TABLE begun (
+    "CREATE INDEX IF NOT EXISTS delayed_by_due ON delayed (gid, due)",
+    """CREATE TABLE IF NOT EXISTS begun (
         gid INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (gid, seq)
     ) WITHOUT ROWID""",
-    """CREATE TABLE dead (
+    """CREATE TABLE IF NOT EXISTS dead (
         gid INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
         content TEXT NOT NULL, attempts INTEGER NOT NULL, headers TEXT NOT NULL,
         PRIMARY KEY (gid, seq)
     )""",
-    "CREATE INDEX dead_by_age ON dead (gid)",
-    """CREATE TABLE ids (
+    "CREATE INDEX IF NOT EXISTS dead_by_age ON dead (gid)",
+    """CREATE TABLE IF NOT EXISTS ids (
         id TEXT PRIMARY KEY, seq INTEGER NOT NULL, until REAL NOT NULL
     ) WITHOUT ROWID""",
-    "CREATE INDEX ids_by_end ON ids (until)",
-    "CREATE TABLE clock (boot TEXT NOT NULL, start REAL NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS ids_by_end ON ids (until)",
+    "CREATE TABLE IF NOT EXISTS clock (boot TEXT NOT NULL, start REAL NOT NULL)",
 )
 """What a new file is made of."""
 
@@ -98,12 +98,7 @@ CONVERSION = (
     "DROP INDEX IF EXISTS dead_by_age",
     "ALTER TABLE groups ADD COLUMN keys TEXT",
     "ALTER TABLE groups ADD COLUMN opened REAL NOT NULL DEFAULT 0",
-    *(
-        statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS").replace(
-            "CREATE INDEX", "CREATE INDEX IF NOT EXISTS"
-        )
-        for statement in TABLES
-    ),
+    *TABLES,
     f"INSERT INTO entries SELECT seq, key, visible, {_CONTENT} FROM messages",  # noqa: S608
     # The number that follows is not to be one that was used before.
     "INSERT INTO sqlite_sequence SELECT 'entries', 0"

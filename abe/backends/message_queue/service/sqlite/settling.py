@@ -63,21 +63,16 @@ def _take_out(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> set[i
         if by_token.setdefault(token, {}).setdefault(seq, position) != position:
             lost.add(position)
     for token, wanted in by_token.items():
-        ended, rest = [], []
-        for first, last, due, attempts in c.execute(
-            "SELECT first, last, due, attempts FROM leased WHERE gid = ?1 AND token = ?2 AND first"
-            " BETWEEN coalesce((SELECT max(first) FROM leased WHERE gid = ?1 AND first <= ?3), 0)"
-            " AND ?4",
-            (gid, token, min(wanted), max(wanted)),
-        ).fetchall():
-            held = range(first, last + 1)
-            kept = [seq for seq in held if wanted.pop(seq, None) is None]
-            if len(kept) < len(held):
-                ended.append((gid, first))
-                rest.append((due, runs(zip(kept, repeat(attempts)))))
-        c.executemany("DELETE FROM leased WHERE gid = ? AND first = ?", ended)
-        for due, left in rest:
-            lease(c, gid, token, due, left)
+        query = "SELECT max(first) FROM leased WHERE gid = ? AND first <= ?"
+        (start,) = c.execute(query, (gid, min(wanted))).fetchone()
+        held = "FROM leased WHERE gid = ? AND first BETWEEN ? AND ? AND token = ?"
+        where = (gid, start or 0, max(wanted), token)
+        found = c.execute(f"SELECT first, last, due, attempts {held}", where).fetchall()
+        c.execute(f"DELETE {held}", where)
+        for first, last, due, attempts in found:
+            kept = [seq for seq in range(first, last + 1) if wanted.pop(seq, None) is None]
+            if kept:
+                lease(c, gid, token, due, runs(zip(kept, repeat(attempts))))
         lost.update(wanted.values())
     return lost
 
@@ -97,9 +92,9 @@ def _bury(c: sqlite3.Connection, gid: int, taken: Claim, reason: str) -> None:
 def forget(c: sqlite3.Connection, gid: int, seqs: Iterable[int]) -> None:
     """Delete messages that a group has just settled, if every other group has too."""
     gone = [run[:2] for run in runs(zip(sorted(seqs), repeat(0)))]
-    c.executemany(
-        "DELETE FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?", [(gid, *run) for run in gone]
-    )
+    if c.execute("SELECT 1 FROM begun WHERE gid = ?", (gid,)).fetchone() is not None:
+        query = "DELETE FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?"
+        c.executemany(query, [(gid, *run) for run in gone])
     query = "DELETE FROM entries WHERE seq BETWEEN ? AND ?"
     if c.execute("SELECT 1 FROM groups WHERE gid != ?", (gid,)).fetchone() is not None:
         query += f" AND {SETTLED_BY_ALL}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 import secrets
 import sqlite3
@@ -188,12 +187,15 @@ def _read(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> Batch:
     if not claims:
         return Batch()
     between = (gid, claims[0].seq, claims[-1].seq)
-    joined, content = c.execute(
+    query = (
         "SELECT group_concat(key, ' '), CAST(group_concat(content) AS BLOB)"  # noqa: S608
         f" FROM (SELECT key, content FROM {IN_HAND['leased']}"
-        " WHERE t.gid = ? AND t.first BETWEEN ? AND ? AND t.token = ? ORDER BY t.first, m.seq)",
-        (*between, claims[0].token),
-    ).fetchone()
+        " WHERE t.gid = ? AND t.first BETWEEN ? AND ? AND t.token = ? ORDER BY t.first, m.seq)"
+    )
+    try:
+        joined, content = c.execute(query, (*between, claims[0].token)).fetchone()
+    except sqlite3.DataError:  # more than a gigabyte
+        joined, content = "", b""
     begun = c.execute(
         "SELECT seq, number FROM begun WHERE gid = ? AND seq BETWEEN ? AND ?", between
     )
@@ -203,7 +205,8 @@ def _read(c: sqlite3.Connection, gid: int, claims: Sequence[Claim]) -> Batch:
 def singly(c: sqlite3.Connection, claims: Iterable[Claim]) -> list[tuple[Claim, Row]]:
     """Return each message of a `Batch` by itself."""
     query = f"SELECT {COLUMNS} FROM entries WHERE seq = ?"  # noqa: S608
-    return [(it, c.execute(query, (it.seq,)).fetchone()) for it in claims]
+    found = [(it, c.execute(query, (it.seq,)).fetchone()) for it in claims]
+    return [it for it in found if it[1] is not None]  # others' by now, and done
 
 
 def advance(c: sqlite3.Connection, gid: int, now: float) -> None:
@@ -222,26 +225,33 @@ def advance(c: sqlite3.Connection, gid: int, now: float) -> None:
 def ready(c: sqlite3.Connection, gid: int, keys: KeyFilter, limit: int) -> list[Queued]:
     """Return the ready messages that pass the filter, in publish order."""
     if not keys:
-        query = "SELECT seq, attempts FROM ready WHERE gid = ? ORDER BY seq LIMIT ?"
-        return c.execute(query, (gid, limit)).fetchall()
+        return _queued(c, "SELECT seq, attempts FROM ready WHERE gid = ?", (gid,), limit)
     with closing(ready_keys(c, gid, keys)) as waiting:
         matching = set(islice(waiting, MANY_KEYS + 1))
-    if len(matching) > MANY_KEYS:
-        query = "SELECT seq, attempts, key FROM ready WHERE gid = ? ORDER BY seq"
-        cursors = [c.execute(query, (gid,))]
-        found = list(islice((row[:2] for row in cursors[0] if keys.matches(row[2])), limit))
-    else:
-        cursors = [c.execute(OF_KEY, (gid, key)) for key in matching]
-        found = list(islice(heapq.merge(*cursors), limit))
-    for cursor in cursors:
-        cursor.close()
-    return found
+    if len(matching) <= MANY_KEYS:
+        query = " UNION ALL ".join([OF_KEY] * len(matching))
+        return _queued(c, query, [x for key in matching for x in (gid, key)], limit)
+    query = "SELECT seq, attempts, key FROM ready WHERE gid = ? ORDER BY seq"
+    with closing(c.execute(query, (gid,))) as rows:
+        return list(islice((row[:2] for row in rows if keys.matches(row[2])), limit))
 
 
-OF_KEY = (
-    "SELECT seq, attempts FROM ready INDEXED BY ready_by_key WHERE gid = ? AND key = ? ORDER BY seq"
-)
+OF_KEY = "SELECT seq, attempts FROM ready INDEXED BY ready_by_key WHERE gid = ? AND key = ?"
 """Left alone, SQLite reads the whole backlog, which has the right order, instead of the index."""
+
+
+def _queued(
+    c: sqlite3.Connection, query: str, values: Sequence[object], limit: int
+) -> list[Queued]:
+    """Return what ``query`` finds, in publish order: in one row, as in `_read`."""
+    if not query:
+        return []
+    (text,) = c.execute(
+        f"SELECT group_concat(seq || ' ' || attempts, ' ') FROM ({query} ORDER BY seq LIMIT ?)",  # noqa: S608
+        (*values, limit),
+    ).fetchone()
+    numbers = map(int, (text or "").split())
+    return list(zip(numbers, numbers, strict=True))
 
 
 def ready_keys(c: sqlite3.Connection, gid: int, keys: KeyFilter) -> Generator[str, None, None]:
@@ -287,8 +297,9 @@ def _pass_run(
     Raises:
         GroupGoneError: If the group was deleted.
     """
+    joined = "group_concat(key, ' ')" if keys else "NULL"
     first, last, number, due, joined = c.execute(
-        "SELECT min(seq), max(seq), count(*), total(visible <= ?), group_concat(key, ' ') FROM"
+        f"SELECT min(seq), max(seq), count(*), total(visible <= ?), {joined} FROM"  # noqa: S608
         " (SELECT seq, visible, key FROM entries WHERE seq > ? ORDER BY seq LIMIT ?)",
         (now, _cursor(c, gid), limit),
     ).fetchone()

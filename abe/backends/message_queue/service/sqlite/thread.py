@@ -17,14 +17,16 @@ from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from abe.backends.message_queue.base.log import log
 from abe.backends.message_queue.base.process import start_thread
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection, connect, primary_code
 from abe.errors import AbeError, LoopError
 
-__all__ = ["ConnectionThread", "Job", "Listener", "Listeners", "Mode"]
+__all__ = ["ConnectionThread", "Job", "Listener", "Members", "Mode"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -78,30 +80,27 @@ class Listener(Protocol):
         """There may be news; called from any thread."""
 
 
-class Listeners:
-    """Weak references to listeners, for use by several threads."""
+class Members(Generic[T]):
+    """Weak references, for use by several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._all: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self._all: weakref.WeakSet[T] = weakref.WeakSet()
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
-    def add(self, listener: Listener) -> None:
+    def add(self, member: T) -> None:
         with self._lock:
-            self._all.add(listener)
+            self._all.add(member)
 
-    def discard(self, listener: Listener) -> None:
+    def discard(self, member: T) -> None:
         with self._lock:
-            self._all.discard(listener)
+            self._all.discard(member)
 
-    def tell(self) -> None:
-        if self._all:
-            with self._lock:
-                listeners = list(self._all)
-            for listener in listeners:
-                listener.tell()
+    def list(self) -> list[T]:
+        with self._lock:
+            return list(self._all)
 
 
 class ConnectionThread:
@@ -116,7 +115,7 @@ class ConnectionThread:
         path: Path,
         durable: bool,
         busy_timeout: float,
-        listeners: Listeners,
+        listeners: Members[Listener],
         announce: Callable[[Path], None],
         after: ConnectionThread | None,
     ) -> None:
@@ -367,7 +366,8 @@ class ConnectionThread:
         else:
             self._version = version
             self._interval = FIRST_LOOK
-            self._listeners.tell()
+            for listener in self._listeners.list():
+                listener.tell()
         self._look_at = now + self._interval
 
 

@@ -18,7 +18,7 @@ from abe.backends.message_queue.service.sqlite.thread import (
     ConnectionThread,
     Job,
     Listener,
-    Listeners,
+    Members,
     Mode,
 )
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError
@@ -40,25 +40,6 @@ PASSING = (
 )
 
 
-class _Workers:
-    """The workers of a process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.all: weakref.WeakSet[Worker] = weakref.WeakSet()
-
-    def add(self, worker: Worker) -> None:
-        with self.lock:
-            self.all.add(worker)
-
-    def list(self) -> list[Worker]:
-        with self.lock:
-            return list(self.all)
-
-
-_workers = PerProcess(_Workers)
-
-
 class Worker:
     """Runs functions on a connection, each inside a transaction, many to a commit.
 
@@ -78,7 +59,7 @@ class Worker:
     def _begin(self) -> None:
         """Have nothing yet, in a new process."""
         self._process = os.getpid()
-        self._listeners = Listeners()
+        self._listeners: Members[Listener] = Members()
         self._lock = threading.Lock()
         self._writer: ConnectionThread | None = None
         self._reader: ConnectionThread | None = None
@@ -142,7 +123,8 @@ class Worker:
         self._listeners.discard(listener)
 
     def tell(self) -> None:
-        self._listeners.tell()
+        for listener in self._listeners.list():
+            listener.tell()
 
     async def aclose(self) -> None:
         """Finish what is queued, close the connection and wait for the thread.
@@ -184,7 +166,7 @@ class Worker:
             thread = self._reader if reader else self._writer
             if thread is None or thread.stopping:
                 _close_inherited()
-                listeners = Listeners() if reader else self._listeners
+                listeners = Members() if reader else self._listeners
                 thread = ConnectionThread(
                     self.path, self._durable, self._busy_timeout, listeners, announce, thread
                 )
@@ -198,10 +180,14 @@ class Worker:
             return thread
 
 
+_workers: PerProcess[Members[Worker]] = PerProcess(Members)
+"""The workers of a process."""
+
+
 def _close_inherited() -> None:
     """Close the connections of a parent whose fork ran no hooks, before SQLite is used here."""
     for workers in _workers.inherited():
-        for worker in list(workers.all):
+        for worker in workers.list():
             for thread in worker.threads:
                 thread.close_inherited()
 
