@@ -77,6 +77,15 @@ async def abe_publish(count: int, watch: Stopwatch) -> None:
         await backend.purge()
 
 
+async def abe_publish_many(count: int, watch: Stopwatch) -> None:
+    """One call for all."""
+    payloads = [payload(n) for n in range(count)]
+    async with MemoryBackend(uuid.uuid4().hex) as backend:
+        with watch.timing():
+            await backend.publish_many(payloads, key=KEY)
+        await backend.purge()
+
+
 async def abe_consume(count: int, watch: Stopwatch) -> None:
     """A plain loop, acking on resume; every message is a new copy."""
     async with MemoryBackend(uuid.uuid4().hex) as backend:
@@ -406,7 +415,7 @@ CASES = [
             "asyncio.Queue (no copy, no ack)": timed(queue_put, 20_000),
             "json.dumps alone": timed(json_encode, 20_000),
         },
-        [Target("abe memory", 4.0, [KOMBU])],
+        [Target("abe memory", 4.0, [KOMBU]), Target("abe memory", 1.0, ["json.dumps alone"])],
         COPIES,
     ),
     Case(
@@ -447,8 +456,12 @@ CASES = [
         {
             "for message in q.consume()": facade_iteration,
             "a round trip for each": facade_one_by_one,
+            "async for": timed(abe_consume, 20_000),
         },
-        [Target("for message in q.consume()", 5.0, ["a round trip for each"])],
+        [
+            Target("for message in q.consume()", 5.0, ["a round trip for each"]),
+            Target("for message in q.consume()", 0.6, ["async for"]),
+        ],
     ),
     Case(
         "Publish 10,000 through the facade, in memory",
@@ -456,8 +469,12 @@ CASES = [
         {
             "publish_many": facade_publish_many(in_memory, 10_000),
             "a loop of publish": facade_publish(in_memory, 10_000),
+            "publish_many, async": timed(abe_publish_many, 10_000),
         },
-        [Target("publish_many", 20.0, ["a loop of publish"])],
+        [
+            Target("publish_many", 20.0, ["a loop of publish"]),
+            Target("publish_many", 0.9, ["publish_many, async"]),
+        ],
         "What remains of publish_many is to check and copy the payloads.",
     ),
     Case(
