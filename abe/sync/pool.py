@@ -194,7 +194,6 @@ class SubscriptionPool:
             self.undelivered[selector] = [*messages, *self.undelivered.get(selector, [])]
 
     def claim_kept(self, selector: Selector, n: int | None) -> list[Message]:
-        """Return up to ``n`` messages that were acked and then not handed over."""
         kept = self.undelivered.pop(selector, [])
         if n is not None and len(kept) > n:
             self.undelivered[selector] = kept[n:]

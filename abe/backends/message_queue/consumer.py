@@ -259,7 +259,6 @@ class _Run:
             await self._done.wait()
 
     def _owes(self, task: asyncio.Task[None]) -> bool:
-        """Whether a drain has to wait for this worker."""
         return self._calls.get(task) not in self._draining
 
     def _interrupt(self, workers: Iterable[asyncio.Task[None]]) -> None:
@@ -312,7 +311,6 @@ class _Run:
                 await release(message)
 
     async def _attempt(self, message: Message) -> None:
-        """Run the handler until there is a verdict, and settle accordingly."""
         task, consumer = asyncio.current_task(), self._consumer
         self._calls[task] = call = Handling(message, consumer._name, consumer.group)
         handling.set(call)
@@ -348,7 +346,6 @@ class _Run:
         return True
 
     async def _call(self, message: Message) -> BaseException | None:
-        """Run the handler once and return its exception."""
         try:
             await self._handle(message)
         except asyncio.CancelledError as error:

@@ -322,7 +322,6 @@ def _instantiate(
     backend_class: type[MessageQueueBackendProtocol],
     overlay: Mapping[str, str],
 ) -> MessageQueueBackendProtocol:
-    """Call ``from_env()`` under the overlay and check what it returns."""
     settings = declared_settings(backend_class)
     if settings:
         name = candidate.info.name
@@ -351,7 +350,6 @@ def _instantiate(
 
 @contextmanager
 def _on_behalf_of(candidate: Candidate, what: str) -> Iterator[None]:
-    """Keep what the provider prints out of the program's output, and log it."""
     with off_standard_output() as heard:
         yield
     if text := "".join(heard).strip():

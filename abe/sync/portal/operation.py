@@ -92,7 +92,6 @@ class Operation(Generic[T]):
         self._keep(task.result())
 
     def outcome(self) -> T:
-        """Return the result or raise the error; only after ``notify``."""
         __tracebackhide__ = True
         task = self._task
         if task is None:

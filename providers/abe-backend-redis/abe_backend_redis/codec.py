@@ -35,12 +35,10 @@ tuple, because there is one for every message.
 
 
 def stored_group(group: ConsumerGroup) -> str:
-    """Return the name of ``group`` in Redis."""
     return DEFAULT_GROUP if group is None else group
 
 
 def group_name(stored: bytes) -> ConsumerGroup:
-    """Return the group that Redis knows as ``stored``."""
     name = stored.decode()
     return None if name == DEFAULT_GROUP else name
 

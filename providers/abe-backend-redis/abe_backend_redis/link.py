@@ -76,7 +76,6 @@ class Link:
                 raise await self._failure(error) from error
 
     async def run(self, script: Script, *args: str | bytes | int) -> Any:
-        """Run a script on the namespace and return its answer, undecoded."""
         async with self._lock:
             connection = await self._ready()
             try:
@@ -106,7 +105,6 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, as far as is known."""
         return self._connection is not None
 
     async def aclose(self, *, for_good: bool = False) -> None:

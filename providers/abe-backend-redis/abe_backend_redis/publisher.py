@@ -72,7 +72,6 @@ class RedisPublisher(Publisher[Outgoing]):
         self._open_groups = open_groups
 
     async def aclose(self) -> None:
-        """Send what waits, but nothing a second time, and disconnect."""
         await super().aclose()
         await self._link.aclose(for_good=True)
 

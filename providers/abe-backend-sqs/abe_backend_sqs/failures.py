@@ -49,7 +49,6 @@ class Translator(Secrets):
     """Turns the driver's exceptions into abe's."""
 
     def hide(self, text: str) -> str:
-        """Return ``text`` without secrets."""
         return _TOKEN.sub(r"\1***", super().hide(text))
 
     def translate(self, error: BaseException, where: str) -> Exception:

@@ -105,11 +105,9 @@ class Link:
         self.translator = Translator(access.secret, access.token)
 
     def where(self, service: str = "sqs") -> str:
-        """Return what to call the service in texts."""
         return f"{service.upper()} at {self.endpoint(service) or self._region or 'AWS'}"
 
     def endpoint(self, service: str = "sqs") -> str | None:
-        """Return the URL of the service, if it is not at AWS."""
         return self._endpoint or self._access.endpoints.get(service)
 
     async def call(

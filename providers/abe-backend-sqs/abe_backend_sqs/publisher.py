@@ -40,7 +40,6 @@ class Target:
 
     @property
     def fifo(self) -> bool:
-        """Whether it keeps order."""
         return self.address.endswith(".fifo")
 
     async def send(self, items: Sequence[Prepared]) -> Mapping[int, Exception]:

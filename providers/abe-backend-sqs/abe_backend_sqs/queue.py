@@ -25,7 +25,6 @@ Raw = Mapping[str, Any]
 
 
 def name_of(address: str) -> str:
-    """Return the name of a queue given by name, URL or ARN."""
     return re.split("[/:]", address)[-1]
 
 
@@ -47,7 +46,6 @@ class Queue:
         return name_of(self.url)
 
     async def call(self, operation: str, *, wait: float = 0.0, **parameters: Any) -> dict[str, Any]:
-        """Call an operation of SQS on this queue; see `Link.call`."""
         return await self.link.call("sqs", operation, wait=wait, QueueUrl=self.url, **parameters)
 
     async def count(self, *kinds: str) -> list[int]:

@@ -71,12 +71,10 @@ class SqsReceiver(Receiver):
         self._turn = asyncio.Lock()
 
     async def open(self) -> None:
-        """Make sure that the queue is there."""
         self._poller, self._dead = await self._find()
         self._queue = self._poller.queue
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Delivery]:
-        """Return messages as soon as there are any; nothing after ``timeout`` or `wake`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not self._woken.is_set() and loop.time() < deadline:
@@ -116,11 +114,9 @@ class SqsReceiver(Receiver):
         return None
 
     def wake(self) -> None:
-        """End a waiting `receive`, and the next one if none waits."""
         self._woken.set()
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
-        """Tell SQS; deliveries whose lease has lapsed are reported lost."""
         async with self._turn:
             return await self._settle(settlements)
 
@@ -184,7 +180,6 @@ class SqsReceiver(Receiver):
             )
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
-        """Let the leases of ``deliveries`` end ``seconds`` from now; return those already lost."""
         async with self._turn:
             now = self._clock()
             receipts = [d.receipt for d in deliveries if d.receipt.deadline > now]
@@ -199,7 +194,6 @@ class SqsReceiver(Receiver):
         return [d for d in deliveries if d.receipt.deadline <= now]
 
     async def aclose(self) -> None:
-        """Stop waiting; a poll on its way ends by itself and releases what it brings."""
         self._woken.set()
 
 

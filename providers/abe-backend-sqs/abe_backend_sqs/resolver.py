@@ -113,7 +113,6 @@ class QueueResolver:
         return self._template.replace("{group}", _in_a_name(group, _room(self._template)))
 
     async def queue_of(self, group: ConsumerGroup) -> Queue:
-        """Return the queue of ``group``."""
         return await self._once(self.configured(group))
 
     async def dead_of(self, queue: Queue) -> Queue:

@@ -110,7 +110,6 @@ class KeyFilter:
 
 
 def _compile(pattern: str) -> tuple[str, str]:
-    """Return ``pattern`` and the regular expression for it."""
     if not isinstance(pattern, str):
         raise InvalidKeyError(f"key filter must be a str, not {type(pattern).__name__}")
     pattern = str.__str__(pattern)

@@ -98,7 +98,6 @@ class DaemonThreads:
 
 
 def _run(future: Future[T], function: Callable[[], T]) -> Report:
-    """Call ``function`` and return what tells ``future``."""
     if not future.set_running_or_notify_cancel():
         return _nothing
     try:

@@ -127,7 +127,6 @@ class Verdicts:
         self._counters.dead += 1
 
     async def give_up_unfinished(self, message: Message, begun: int) -> None:
-        """Give up a message whose handling has begun ``begun`` times and never ended."""
         reason = f"handling has begun {begun} times without a verdict; not handled again"
         self.log(logging.ERROR, reason, message)
         await self.give_up(message, reason)

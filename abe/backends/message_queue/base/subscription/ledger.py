@@ -98,7 +98,6 @@ class Ledger:
         return won
 
     def ack(self, delivery: Delivery) -> bool:
-        """Record an ack, as `record` does."""
         loop = _get_running_loop()
         if loop is None or loop is not self._loop:
             return self.record(Settlement(delivery, ACK))
@@ -197,7 +196,6 @@ class Ledger:
             self._late = loop.call_later(MAX_WAIT, self.send)
 
     def _pass_on(self) -> None:
-        """Hand the acks to the batcher."""
         if self._late is not None:
             self._late.cancel()
             self._late = None
@@ -229,7 +227,6 @@ class Ledger:
             self._on_settled(settlement)
 
     def lose(self, delivery: Delivery) -> None:
-        """Hold a delivery no longer, whose lease has lapsed."""
         delivery.claims.append(Outcome.LOST.code)
         delivery.message._delivery = None
         delivery.message._outcome = OUTCOMES[delivery.claims[0]]
@@ -269,7 +266,6 @@ class Ledger:
         self._batcher.send()
 
     async def flush(self) -> None:
-        """Return once the broker has answered for everything recorded so far."""
         self.drain()
         self.send()
         await self._batcher.flush()
@@ -294,7 +290,6 @@ class Ledger:
             self.lose(delivery)
 
     async def _send(self, batch: list[Settlement]) -> list[Settlement]:
-        """Settle ``batch`` and return what has to be tried again."""
         try:
             receiver = await self._connection.open()
             try:

@@ -64,7 +64,6 @@ class PrefetchController:
         self._set(self._limit)
 
     def room(self, buffered: int, wanted: int) -> int:
-        """Return how many messages to ask for: those waited for, or a refill ahead."""
         ahead = 0
         if self._limit > 1 and not self._idle and buffered * 2 <= self._limit:
             ahead = self._limit - buffered

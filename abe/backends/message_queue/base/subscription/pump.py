@@ -129,7 +129,6 @@ class Pump:
             self._ahead.wake_all()
 
     async def _receive(self) -> None:
-        """Give back what is surplus, then receive once, or wait for demand."""
         await self._make_room()
         receiver = await self._connection.open()
         if self.stopping:
@@ -169,7 +168,6 @@ class Pump:
             self._ahead.wake()
 
     def _must_isolate(self) -> bool:
-        """Whether a reader waits for a suspect, and nothing else is in the way."""
         if not (self.prefetch.careful and self._ahead.suspect and self._ahead.waiting):
             return False
         if not self.isolates:

@@ -53,7 +53,6 @@ class ReadAhead:
         return True
 
     def put_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Put messages back to the front, as if they had never been popped."""
         if any(delivery.message.attempt >= SUSPECT_ATTEMPT for delivery in deliveries):
             self.approved = None
             self.prefetch.be_careful(True)
@@ -74,7 +73,6 @@ class ReadAhead:
         self.prefetch.measured(size_of(deliveries[-1].message))
 
     def remove_after(self, keep: int) -> list[Delivery]:
-        """Remove and return all but the oldest ``keep`` messages."""
         removed: deque[Delivery] = deque()
         while len(self.buffer) > keep:
             try:
@@ -84,14 +82,12 @@ class ReadAhead:
         return list(removed)
 
     def remove_key(self, key: str | None) -> list[Delivery]:
-        """Remove and return the messages of one key; the others keep their order."""
         rest = self.remove_after(0)
         removed = [delivery for delivery in rest if delivery.message.key == key]
         self.buffer.extend(delivery for delivery in rest if delivery.message.key != key)
         return removed
 
     def remove_lapsed(self, now: float) -> list[Delivery]:
-        """Remove and return the messages whose lease has lapsed."""
         if not self.buffer or self.buffer[0].deadline >= now:
             return []
         rest = self.remove_after(0)
@@ -158,7 +154,6 @@ class ReadAhead:
             _set(waiter)
 
     def wake_all(self) -> None:
-        """Wake every reader: the end has come."""
         for waiter in self._waiters:
             _set(waiter)
 

@@ -87,7 +87,6 @@ class ReconnectingReceiver:
             log(logger, logging.INFO, "reconnected to backend %s", self._name, extra=self._fields)
 
     async def aclose(self) -> None:
-        """Close the receiver, and any whose closing was interrupted."""
         self.give_up_after(0.0)
         self.receiver = None
         for receiver in list(self._unclosed.values()):
@@ -112,7 +111,6 @@ class ReconnectingReceiver:
         self._closing.set()
 
     async def _reach(self, error: BaseException | None) -> Receiver:
-        """Open a new receiver; ``error`` is what ended the last one, if there was one."""
         while True:
             if error is not None:
                 await self._back_off(error)

@@ -114,7 +114,6 @@ class MessageStream(Unshareable):
         hand.clear()  # of a stream that has been closed
 
     async def _wait(self, wanted: int, timeout: float | None, *, ask: bool = True) -> bool:
-        """Wait for a message; False at the end, or after ``timeout`` seconds."""
         __tracebackhide__ = True
         if self._iterating:
             raise RuntimeError("another task is waiting on this stream; open one stream per task")

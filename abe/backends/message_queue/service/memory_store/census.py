@@ -34,7 +34,6 @@ class Census:
         self._oldest: dict[str, float] = {}
 
     def step(self) -> bool:
-        """Count some; returns whether there may be more."""
         counted = 0
         for column, record in islice(self._rest, STEP):
             counted += 1

@@ -115,7 +115,6 @@ class Group:
                 self._compact(view)
 
     def put_back(self, record: Record) -> None:
-        """A message that becomes ready again, or late."""
         self.ready[record.seq] = record
         self.came_back.add(record.seq)
         if len(self.came_back) > 2 * len(self.ready) + 1000:
@@ -190,7 +189,6 @@ class Group:
         yield from (lease.record for lease in self.leases.values())
 
     def give_back(self, lease: Lease, outcome: Outcome, due: float) -> None:
-        """A delivery ended by nack or release: ready again, at ``due`` if that is not 0."""
         record = lease.record
         earlier = lease.attempt if outcome is Outcome.NACK else lease.attempt - 1
         if earlier:
