@@ -182,9 +182,6 @@ class TestLoader:
         (info,) = [info for info in abe.list_backends(check=True) if info.name == name]
         assert (info.status, info.error, info.builtin) == ("loaded", None, False)
 
-    def test_satisfies_the_protocol(self, name: str) -> None:
-        assert isinstance(abe.load_backend(name), MessageQueueBackendProtocol)
-
     def test_is_configured_by_env(self, name: str) -> None:
         backend: Any = abe.load_backend(name, env={"THIRD_PARTY_LABEL": "mine"})
         assert getattr(backend, "store", backend).label == "mine"
@@ -238,42 +235,6 @@ class TestClient:
                     ]
 
         asyncio.run(scenario())
-
-    def test_publish_many_works_and_extras_are_refused(self, name: str) -> None:
-        async def scenario() -> None:
-            async with abe.aconnect(name) as queue:
-                assert await queue.publish_many([{"n": 0}, {"n": 1}], key="orders") == 2
-                with pytest.raises(abe.UnsupportedError):
-                    await queue.publish("orders", {}, headers={"a": "b"})
-                with pytest.raises(abe.UnsupportedError):
-                    queue.consume(["orders.*"])
-                with pytest.raises(abe.PayloadError):
-                    await queue.publish("orders", {"a": {1}})
-                async with queue.consume() as stream:
-                    assert await stream.take(3, timeout=0.05) == [{"n": 0}, {"n": 1}]
-
-        asyncio.run(scenario())
-
-    def test_an_object_of_the_shape_works_too(self, name: str) -> None:
-        async def scenario() -> None:
-            async with abe.aconnect(abe.load_backend(name)) as queue:
-                await queue.publish("orders", {"n": 1})
-                async with queue.consume() as stream:
-                    assert await anext(stream) == {"n": 1}
-
-        asyncio.run(scenario())
-
-
-def test_a_backend_that_can_be_closed_is_closed() -> None:
-    """``aclose`` is not part of the contract; it is called where it exists."""
-
-    async def scenario() -> Any:
-        backend = abe.load_backend("coroutine")
-        async with abe.aconnect(backend):
-            pass
-        return backend
-
-    assert asyncio.run(scenario()).closed == 1
 
 
 async def handle_three(
@@ -358,24 +319,6 @@ class TestFacade:
                 {"n": 2},
             ]
 
-    def test_leaving_the_loop_does_not_count_as_handled(self, name: str) -> None:
-        with abe.connect(name) as queue:
-            assert queue.publish_many([{"n": 0}, {"n": 1}], key="orders") == 2
-            for _ in range(2):
-                for message in queue.consume(timeout=10):
-                    assert message == {"n": 0}
-                    break
-            assert queue.take(2, timeout=10) == [{"n": 0}, {"n": 1}]
-
-    def test_a_failed_batch_comes_back(self, name: str) -> None:
-        with abe.connect(name) as queue:
-            queue.publish("orders", {"n": 0})
-            with pytest.raises(ZeroDivisionError), queue.batch(1, timeout=10):
-                _ = 1 / 0
-            with queue.batch(1, timeout=10) as batch:
-                assert batch == [{"n": 0}]
-            assert queue.take(1, timeout=0.05) == []
-
     def test_a_background_worker(self, name: str) -> None:
         done = threading.Event()
         seen: list[int] = []
@@ -393,21 +336,6 @@ class TestFacade:
             assert seen == [0, 1, 2]
             assert worker.processed == 3
 
-    def test_extras_are_refused(self, name: str) -> None:
-        with abe.connect(name) as queue:
-            with pytest.raises(abe.UnsupportedError):
-                queue.peek()
-            with pytest.raises(abe.UnsupportedError):
-                queue.publish("orders", {}, delay=1.0)
-
-    def test_works_inside_a_running_event_loop(self, name: str) -> None:
-        async def cell() -> Any:
-            with abe.connect(name) as queue:
-                queue.publish("orders", {"n": 0})
-                return queue.take(1, timeout=10)
-
-        assert asyncio.run(cell()) == [{"n": 0}]
-
 
 @pytest.mark.parametrize("opener", [abe.load_backend, abe.aconnect, abe.connect])
 def test_a_warning_of_the_choice_points_at_the_callers_line(opener: Callable[[], Any]) -> None:
@@ -417,14 +345,6 @@ def test_a_warning_of_the_choice_points_at_the_callers_line(opener: Callable[[],
     assert [warning.filename for warning in caught] == [__file__]
     if opener is abe.connect:
         opened.close()
-
-
-def test_the_facade_closes_a_backend_that_can_be_closed() -> None:
-    """``aclose`` is not part of the contract; it is called where it exists."""
-    backend: Any = abe.load_backend("coroutine")
-    with abe.connect(backend) as queue:
-        queue.publish("orders", {"n": 0})
-    assert backend.closed == 1
 
 
 @pytest.fixture
@@ -442,10 +362,6 @@ def shell() -> Iterator[InteractiveShell]:
 @every_shape
 class TestMagics:
     """The magics know no more than the facade."""
-
-    def test_is_listed(self, name: str, shell: InteractiveShell) -> None:
-        rows = shell.run_line_magic("abe_backends", "--check")
-        assert [row.status for row in rows if row.name == name] == ["loaded"]
 
     def test_publish_and_consume(self, name: str, shell: InteractiveShell) -> None:
         shell.run_line_magic("abe_connect", name)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import gc
 import itertools
-import pickle
 import random
 import threading
 import time
@@ -91,122 +89,6 @@ def test_what_one_loop_publishes_another_consumes(queue: SyncBackend) -> None:
     assert queue.stats().entries == ()
 
 
-def test_many_awaits_at_a_time(queue: SyncBackend) -> None:
-    """Fifty at once, as a web service would."""
-
-    async def main() -> None:
-        async with asyncio.TaskGroup() as group:
-            for n in range(50):
-                group.create_task(queue.aio.publish("orders", {"n": n}))
-
-    asyncio.run(main())
-    assert sorted(m["n"] for m in queue.take(50)) == list(range(50))
-
-
-def test_settling_on_resume(queue: SyncBackend) -> None:
-    """As with the stream of an async backend."""
-    fill(queue, 5)
-
-    async def main() -> None:
-        async with queue.aio.consume() as stream:
-            assert (await anext(stream))["n"] == 0
-            second = await anext(stream)
-            assert second["n"] == 1
-            await stream.flush()
-            outcomes = [second.outcome]
-        assert [*outcomes, second.outcome] == [None, "release"]
-        assert [m["n"] for m in await queue.aio.peek()] == [1, 2, 3, 4]
-
-    asyncio.run(main())
-
-
-def test_settling_explicitly(queue: SyncBackend) -> None:
-    """Each method says whether it was the first."""
-    fill(queue, 4)
-
-    async def main() -> None:
-        async with queue.aio.consume() as stream:
-            message = await anext(stream)
-            assert isinstance(message, abe.Message)
-            assert repr(message).startswith("Message({'n': 0}, id=")
-            assert await message.ack()
-            assert not await message.nack()
-            assert await (await anext(stream)).nack(delay=60)
-            assert await (await anext(stream)).reject("spoilt")
-            assert await (await anext(stream)).release()
-        assert [m["n"] for m in await queue.aio.peek()] == [3]
-        assert [m["n"] for m in await queue.aio.dead_letters()] == [2]
-
-    asyncio.run(main())
-
-
-def test_a_detached_message_is_settled_by_its_new_owner(queue: SyncBackend) -> None:
-    """Asking for more does not ack it."""
-    fill(queue, 3)
-
-    async def main() -> None:
-        async with queue.aio.consume() as stream:
-            first = await anext(stream)
-            first.detach()
-            (second,) = await stream.take(1)
-            await anext(stream)
-            await stream.flush()
-            assert (first.outcome, second.outcome) == (None, "ack")
-            assert await first.nack()
-        assert [(m["n"], m.attempt) for m in await queue.aio.peek()] == [(0, 2), (2, 1)]
-
-    asyncio.run(main())
-
-
-def test_take_acks_on_the_next_call_or_a_clean_exit(queue: SyncBackend) -> None:
-    """And gives everything back after an exception."""
-    fill(queue, 5)
-
-    async def main() -> None:
-        async with queue.aio.consume() as stream:
-            first = await stream.take(2)
-            assert [m.outcome for m in first] == [None, None]
-            second = await stream.take(1)
-            assert [m.outcome for m in first] == ["ack", "ack"]
-        assert [m.outcome for m in second] == ["ack"]
-        stream = queue.aio.consume()
-        with pytest.raises(ZeroDivisionError):
-            await fail_with_messages_in_hand(stream)
-        assert stream.closed
-        assert await stream.take() == []
-        assert [m["n"] for m in await queue.aio.peek()] == [3, 4]
-
-    asyncio.run(main())
-
-
-async def fail_with_messages_in_hand(stream: MessageStream) -> None:
-    async with stream:
-        assert [m["n"] for m in await stream.take(2)] == [3, 4]
-        _ = 1 / 0
-
-
-def test_unread_puts_a_message_back_to_the_front(queue: SyncBackend) -> None:
-    """It is handed over again, and not acked meanwhile."""
-    fill(queue, 3)
-
-    async def main() -> None:
-        async with queue.aio.consume() as stream:
-            first = await anext(stream)
-            assert stream.unread(first)
-            assert not stream.unread(first)
-            again = await anext(stream)
-            assert again == first
-            assert first.outcome is None
-            taken = await stream.take(2)
-            for message in reversed(taken):
-                assert stream.unread(message)
-            assert [m["n"] for m in await stream.take(2)] == [1, 2]
-            assert not stream.unread(abe.Message({"n": 9}))
-
-    asyncio.run(main())
-    assert queue.stats().entries == ()
-
-
 async def receive(stream: MessageStream) -> list[abe.Message]:
     if random.random() < 0.5:
         return [await anext(stream)]
@@ -242,20 +124,6 @@ def test_cancellations_that_race_deliveries_lose_nothing(queue: SyncBackend) -> 
     found, cancelled = asyncio.run(asyncio.wait_for(main(), LONG))
     assert sorted(found) == list(range(200))
     assert cancelled > 10
-
-
-def test_a_timeout_leaves_the_stream_usable(queue: SyncBackend) -> None:
-    """Around a step, as code for asyncio is wont to do."""
-
-    async def main() -> None:
-        async with queue.aio.consume() as stream:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.02):
-                    await anext(stream)
-            await queue.aio.publish("orders", {"n": 1})
-            assert await anext(stream) == {"n": 1}
-
-    asyncio.run(main())
 
 
 def test_a_cancelled_stream_does_not_swallow_what_arrives_later(
@@ -330,22 +198,6 @@ def test_the_view_can_own_the_connection() -> None:
             await aio.publish("orders", {"n": 1})
         with pytest.raises(abe.BackendClosedError):
             await aio.stats()
-
-    asyncio.run(main())
-
-
-def test_messages_can_be_copied_and_pickled(queue: SyncBackend) -> None:
-    """They lose the ability to settle, and nothing else."""
-    queue.publish("orders", {"n": 1}, headers={"a": "b"})
-
-    async def main() -> None:
-        async with queue.aio.consume() as stream:
-            message = await anext(stream)
-            for other in (copy.copy(message), pickle.loads(pickle.dumps(message))):
-                assert type(other) is abe.Message
-                assert (other, other.id, other.headers) == (message, message.id, message.headers)
-                with pytest.raises(abe.UnsupportedError):
-                    await other.ack()
 
     asyncio.run(main())
 
