@@ -87,7 +87,7 @@ def install(provider: str, wheels: Path, environment: Path) -> Path:
     return python
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_generated_provider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is found, its README runs, and its own tests pass, all from wheels."""
     started = time.monotonic()
@@ -118,7 +118,7 @@ def test_generated_provider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_authoring_tutorial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Followed literally, it yields a provider that passes the suite where only wheels are."""
     started = time.monotonic()

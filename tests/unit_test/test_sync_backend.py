@@ -414,16 +414,6 @@ def test_take_from_many_threads_gives_each_message_once(queue: SyncBackend) -> N
     assert queue.stats().entries == ()
 
 
-def test_groups_are_independent(queue: SyncBackend) -> None:
-    """Each sees every message."""
-    groups = (None, "audit", "billing")
-    for group in groups:
-        queue.take(timeout=0, group=group)
-    fill(queue, 2)
-    for group in groups:
-        assert [m["n"] for m in queue.take(2, group=group)] == [0, 1]
-
-
 # -- batch ---------------------------------------------------------------------------------
 
 

@@ -36,27 +36,6 @@ asyncio.run(main())
 """
 
 
-def test_what_a_killed_process_held_comes_back_when_its_lease_has_lapsed(
-    path: Path, child: Child
-) -> None:
-    async def use() -> None:
-        async with SQLiteBackend(path) as backend:
-            await backend.publish_many([{"n": n} for n in range(3)], key="k")
-            victim = child(CONSUMER, path, 0.5)
-            assert victim.hear() == "open"
-            assert victim.hear().startswith("0 1 ")
-            victim.say("ack")
-            assert victim.hear() == "acked"
-            taken = float(victim.hear().split()[2])
-            victim.kill()
-            async with backend.consume() as stream, asyncio.timeout(10):
-                received = [(m["n"], m.attempt) async for m in _first(stream, 2)]
-            assert sorted(received) == [(1, 2), (2, 1)]
-            assert time.time() - taken >= 0.4
-
-    asyncio.run(use())
-
-
 async def _first(stream: Any, count: int) -> Any:
     for message in await stream.take(count):
         yield message

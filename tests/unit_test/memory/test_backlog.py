@@ -69,18 +69,6 @@ async def test_a_replayed_message_goes_once_settled_and_can_die_again(
     assert remembers(backend) == 0
 
 
-async def test_peek_shows_what_can_be_taken_now(backend: MemoryBackend) -> None:
-    await publish(backend, *range(20))
-    consumer = await driver(backend)
-    failed, _ = await consumer.take(2)
-    await consumer.settle(failed, outcome=NACK, delay=5)
-    assert ns(await backend.peek()) == [*range(2, 12)]
-    pass_time(backend, 5)
-    (seen,) = await backend.peek(limit=1)
-    assert (seen["n"], seen.attempt) == (0, 2)
-    assert (await consumer.one()).message.attempt == 2
-
-
 async def test_a_limit_of_none_and_an_unknown_group_select_nothing(backend: MemoryBackend) -> None:
     await publish(backend, 1, 2)
     consumer = await driver(backend)
@@ -127,27 +115,6 @@ async def test_the_oldest_age_leaves_dead_letters_out(
         if len(ages) < 3:
             await consumer.settle(await consumer.one(), outcome=REJECT)
     assert ages == [100.0, 40.0, None]
-
-
-async def test_purge_drops_what_waits_and_not_what_is_in_flight_or_dead(
-    backend: MemoryBackend,
-) -> None:
-    consumer, other = await driver(backend, "g"), await driver(backend, "other")
-    await publish(backend, *range(6))
-    await backend.publish("k", {"n": 6}, delay=10)
-    held, dead, late, *rest = await consumer.take()
-    await consumer.settle(dead, outcome=REJECT)
-    await consumer.settle(late, outcome=NACK, delay=10)
-    await consumer.settle(*rest, outcome=RELEASE)
-    assert await backend.purge(group="g") == 5
-    assert await backend.purge(group="g") == 0
-    pass_time(backend, 11)
-    assert await consumer.take() == []
-    assert not await consumer.settle(held)
-    assert ns(await backend.dead_letters(group="g")) == [1]
-    assert ns(await other.drain()) == list(range(7))
-    assert remembers(backend) == 0
-    assert await backend.purge(group="unknown") == 0
 
 
 async def test_delete_group_forgets_backlog_and_dead_letters(backend: MemoryBackend) -> None:

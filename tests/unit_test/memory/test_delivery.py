@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Any
 
 import pytest
 
@@ -24,32 +23,6 @@ from tests.unit_test.memory.support import (
     waiting,
     waits,
 )
-
-
-async def test_a_consumer_cannot_change_what_others_receive(backend: MemoryBackend) -> None:
-    await backend.publish("k", {"a": [1]}, headers={"h": "1"})
-    one, two = await driver(backend, "one"), await driver(backend, "two")
-    first = await one.one()
-    first.message["a"].append(2)
-    first.message.headers["x"] = "y"  # type: ignore[index]
-    await one.settle(first, outcome=NACK)
-    for delivery in (await one.one(), await two.one()):
-        assert delivery.message == {"a": [1]}
-        assert delivery.message.headers == {"h": "1"}
-    (seen,) = await backend.peek(group="three")
-    assert seen.headers == {"h": "1"}
-
-
-async def test_a_generator_may_reuse_one_dict_for_all_payloads(backend: MemoryBackend) -> None:
-    row: dict[str, Any] = {}
-
-    def rows() -> Any:
-        for n in range(3):
-            row["n"] = n
-            yield row
-
-    await backend.publish_many(rows(), key="k")
-    assert ns(await backend.peek()) == [0, 1, 2]
 
 
 async def test_a_message_goes_once_every_existing_group_has_settled_it(
@@ -130,21 +103,6 @@ async def test_no_consumer_holds_more_than_there_is_use_for(
             held.append(len(stream.subscription.buffer))
     assert max(held) <= MemoryBackend.max_prefetch
     assert max(held) > MemoryBackend.max_prefetch // 2
-
-
-async def test_attempts_add_up_over_every_way_to_end_a_delivery(backend: MemoryBackend) -> None:
-    await publish(backend, 1)
-    consumer = await driver(backend)
-    seen = []
-    for outcome in (RELEASE, NACK, RELEASE, None, RELEASE, NACK, None, RELEASE):
-        delivery = await consumer.one()
-        seen.append(delivery.message.attempt)
-        if outcome is None:
-            pass_time(backend, LEASE)
-        else:
-            assert not await consumer.settle(delivery, outcome=outcome)
-    assert seen == [1, 1, 2, 2, 3, 3, 4, 5]
-    assert (await consumer.one()).message.attempt == 5
 
 
 async def test_a_lapsed_lease_redelivers_and_its_settlement_is_lost(backend: MemoryBackend) -> None:

@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     from tests.support.scripted_broker import Broker
 
 
-async def test_asking_for_the_next_message_acks_the_previous_one(broker: Broker) -> None:
-    """Asking for the next message acks the one before, and only that."""
-    broker.publish(3)
-    async with broker.stream() as stream:
-        for n in range(3):
-            message = await anext(stream)
-            assert message == {"n": n}
-            assert message.attempt == 1
-            await stream.flush()
-            assert broker.acked() == list(range(n))
-    assert broker.unsettled() == [2]
-
-
 async def test_processing_does_not_ack_however_long_it_takes(broker: Broker) -> None:
     """A message is not acked before its processing ends."""
     broker.publish(2)
@@ -37,35 +24,6 @@ async def test_processing_does_not_ack_however_long_it_takes(broker: Broker) -> 
         await asyncio.sleep(10 * LEASE)
         assert broker.acked() == []
         assert broker.leased() == [0]
-
-
-@pytest.mark.parametrize("way", ["break", "raise", "cancel", "return"])
-async def test_leaving_the_loop_body_never_acks(broker: Broker, way: str) -> None:
-    """A break, exception, cancellation or return in the loop body releases the message in hand."""
-
-    async def consume() -> None:
-        async with broker.stream() as stream:
-            async for message in stream:
-                if message["n"] < 2:
-                    continue
-                if way == "break":
-                    break
-                if way == "return":
-                    return
-                if way == "raise":
-                    raise ZeroDivisionError
-                await asyncio.sleep(3600)
-
-    broker.publish(5)
-    task = asyncio.create_task(consume())
-    await asyncio.sleep(1)
-    if way == "cancel":
-        task.cancel()
-    with suppress(ZeroDivisionError, asyncio.CancelledError):
-        await task
-    assert broker.acked() == [0, 1]
-    assert broker.leased() == []
-    assert [r.failed for r in broker.records] == [0] * 5
 
 
 @pytest.mark.parametrize("outcome", ["ack", "nack", "release", "reject"])
@@ -99,17 +57,6 @@ async def test_the_first_settlement_wins(broker: Broker) -> None:
     assert not await message.ack()
 
 
-async def test_ack_then_break_keeps_the_message(broker: Broker) -> None:
-    """``await message.ack(); break`` is how a loop keeps its last message."""
-    broker.publish(2)
-    async with broker.stream() as stream:
-        async for message in stream:
-            await message.ack()
-            break
-    assert broker.acked() == [0]
-    assert broker.unsettled() == [1]
-
-
 @pytest.mark.parametrize(
     "capabilities", [{"release": False, "reject": False, "redelivery": "none", "nack_delay": 0.0}]
 )
@@ -139,23 +86,6 @@ async def test_a_nack_delay_out_of_range_is_refused(
         with pytest.raises(error):
             await message.nack(delay)
         assert message.outcome is None
-
-
-async def test_an_unread_message_comes_again_first_and_is_not_acked(broker: Broker) -> None:
-    """``unread`` puts the last message back at the front, as if it had not been handed over."""
-    broker.publish(3)
-    async with broker.stream() as stream:
-        await anext(stream)
-        message = await anext(stream)
-        assert stream.unread(message)
-        assert message.outcome is None
-        again = await anext(stream)
-        assert again is message
-        await stream.flush()
-        assert broker.acked() == [0]
-        assert await anext(stream) == {"n": 2}
-        await stream.flush()
-        assert broker.acked() == [0, 1]
 
 
 async def test_unread_refuses_what_is_not_in_hand(broker: Broker) -> None:

@@ -26,25 +26,6 @@ async def test_take_is_acked_by_the_next_take(broker: Broker) -> None:
         assert broker.acked() == [0, 1, 2]
 
 
-async def test_take_is_acked_by_a_clean_exit(broker: Broker) -> None:
-    """Leaving ``async with`` without an exception acks what ``take`` returned last."""
-    broker.publish(3)
-    async with broker.stream() as stream:
-        await stream.take(2)
-    assert broker.acked() == [0, 1]
-
-
-async def test_take_is_released_by_an_exception(broker: Broker) -> None:
-    """Leaving ``async with`` with an exception releases what ``take`` returned last."""
-    broker.publish(3)
-    with suppress(ZeroDivisionError):
-        async with broker.stream() as stream:
-            await stream.take(2)
-            raise ZeroDivisionError
-    assert broker.acked() == []
-    assert [r.outcomes for r in broker.records[:2]] == [["release"]] * 2
-
-
 async def test_a_message_iterated_after_a_take_is_not_acked_by_a_clean_exit(broker: Broker) -> None:
     """Only ``take`` acks on a clean exit: a loop may have been left by ``break``."""
     broker.publish(3)
@@ -79,21 +60,6 @@ async def test_polling_with_a_timeout_of_zero_finds_messages(broker: Broker) -> 
             taken += await stream.take(3, timeout=0)
             await asyncio.sleep(0.05)
         assert [m["n"] for m in taken] == [0, 1, 2]
-
-
-async def test_a_cancelled_take_puts_everything_back_in_order(broker: Broker) -> None:
-    """A cancelled ``take`` neither acks nor reorders what it had collected."""
-    broker.publish(3)
-    async with broker.stream() as stream:
-        task = asyncio.create_task(stream.take(5))
-        await asyncio.sleep(1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await stream.flush()
-        assert broker.acked() == []
-        broker.publish(1)
-        assert [m["n"] for m in await stream.take(4, 1)] == [0, 1, 2, 3]
 
 
 async def test_suspects_put_back_by_take_are_still_handed_out_singly(broker: Broker) -> None:
