@@ -44,7 +44,7 @@ __all__ = ["Block", "collect", "pages"]
 RUN = ("python", "ipython", "sh")
 DATA = ("json", "toml", "yaml", "ini")
 TEXT = ("text", "mermaid")
-LONGEST = 60.0
+LONGEST = 300.0
 """Seconds that a command of a block may take."""
 
 _FENCE = re.compile(

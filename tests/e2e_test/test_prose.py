@@ -117,7 +117,7 @@ def test_workers_that_are_not_run_have_options_that_exist() -> None:
             assert f"{option} " in known, f"{block}: abe run has no {option}"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=Path.as_posix)
 def test_page(page: Path, tmp_path: Path, brokers: Brokers) -> None:
     """From top to bottom; by hand: ``python scripts/docs/blocks.py PAGE`` in an empty folder."""

@@ -28,6 +28,7 @@ class SqsHarness(Harness):
     """One queue for each namespace, and a dead-letter queue beside it."""
 
     suffix = ""
+    patience = 30.0
     quiet = 0.1
     short_delay = 1.0
 
@@ -196,7 +197,6 @@ class OtherHarness(SqsHarness):
     """A server that is not ours: slower, and without a hand on its clock and its connections."""
 
     quiet = 1.0
-    patience = 30.0
     unavailable = frozenset({"advance_time", "cut_connections"})
 
 
