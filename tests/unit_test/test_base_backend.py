@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, ClassVar, Self
 
 import pytest
@@ -12,11 +12,18 @@ from abe.backends.message_queue.base import (
     BaseBackend,
     Capabilities,
     KeyFilter,
+    Message,
     Outgoing,
     Receiver,
 )
 from abe.backends.message_queue.service.memory import MemoryBackend
-from abe.errors import LoopError, UnsupportedError
+from abe.errors import (
+    BackendClosedError,
+    ConnectionLostError,
+    InvalidKeyError,
+    LoopError,
+    UnsupportedError,
+)
 
 
 class Minimal(BaseBackend):
@@ -90,6 +97,51 @@ def test_it_belongs_to_the_event_loop_that_used_it_first() -> None:
     with pytest.raises(LoopError, match="backend 'minimal' is in use on another event loop"):
         asyncio.run(backend.publish("k", {"n": 2}))
     assert [item.body for item in backend.sent] == ['{"n":1}']
+
+
+class Looking(Minimal):
+    """Notes the arguments of its hooks."""
+
+    calls: ClassVar[list[Any]] = []
+
+    async def _peek(self, keys: KeyFilter, group: str | None, limit: int) -> list[Message]:
+        self.calls.append((keys.patterns, group, limit))
+        return []
+
+    async def _replay(self, group: str | None, ids: Set[str] | None, limit: int) -> int:
+        self.calls.append((ids, limit))
+        return 0
+
+    async def _ping(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_hooks_get_their_arguments_checked() -> None:
+    backend = Looking(groups=True, peek=True, dead_letters=True)
+    backend.calls.clear()
+    await backend.peek("b.*", group="g", limit=-1)
+    await backend.peek(limit=10**30)
+    await backend.replay(ids="one")
+    await backend.replay(ids=iter(["one", "two"]), limit=3)
+    assert backend.calls[0] == (("b.*",), "g", 0)
+    assert backend.calls[1][:2] == ((), None)
+    assert backend.calls[2][0] == {"one"}
+    assert backend.calls[3] == ({"one", "two"}, 3)
+    with pytest.raises(InvalidKeyError):
+        await backend.peek(group="no good")
+    with pytest.raises(UnsupportedError, match=r"does not support stats\(\)"):
+        await backend.stats()
+    with pytest.raises(UnsupportedError, match=r"peek\(group=…\)"):
+        await Looking(peek=True).peek(group="g")
+    await backend.aclose()
+    with pytest.raises(BackendClosedError):
+        await backend.peek()
+    assert len(backend.calls) == 4
+
+
+async def test_a_broker_that_does_not_answer_a_ping_in_time_is_lost() -> None:
+    with pytest.raises(ConnectionLostError, match=r"Looking .* did not answer in 0.01 s"):
+        await Looking().ping(0.01)
 
 
 async def test_a_closed_stream_is_forgotten() -> None:

@@ -39,7 +39,6 @@ class Limits(NamedTuple):
 
     @property
     def keep(self) -> bool:
-        """Whether settled messages are kept for later groups."""
         return self.length > 0 or self.age > 0
 
 

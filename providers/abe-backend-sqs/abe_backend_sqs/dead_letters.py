@@ -39,9 +39,6 @@ class Snapshot:
 
     SQS cannot look without taking: meanwhile others do not see these messages, and each counts
     one more receipt.
-
-    Args:
-        queue: Where to take from.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -108,12 +105,7 @@ async def purge(queue: Queue, keys: KeyFilter) -> int:
 
 
 class DeadLetterQueue:
-    """The dead letters of one queue.
-
-    Args:
-        source: Where they come from, and go when they are replayed.
-        queue: Where they are.
-    """
+    """The dead letters of one queue, ``source``, to which they go when they are replayed."""
 
     def __init__(self, source: Queue, queue: Queue) -> None:
         self._source = source

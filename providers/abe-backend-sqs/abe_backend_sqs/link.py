@@ -83,11 +83,6 @@ class Link:
     """Calls SQS and SNS, and translates what goes wrong.
 
     Nothing is repeated here: who calls knows what may be.
-
-    Args:
-        endpoint: Where both services are; ``None`` = AWS.
-        access: Region and credentials, as far as they are given.
-        timeout: Seconds to wait for a connection, and for each answer.
     """
 
     def __init__(self, endpoint: str | None, access: Access, timeout: float) -> None:
@@ -115,11 +110,7 @@ class Link:
     ) -> dict[str, Any]:
         """Call an operation, e.g. ``send_message_batch``, and return its answer.
 
-        Args:
-            service: ``"sqs"`` or ``"sns"``.
-            operation: Its name in the client.
-            wait: Seconds for which the service may hold back the answer.
-            parameters: As the service names them.
+        The service may hold that back for ``wait`` seconds.
 
         Raises:
             ConnectionLostError: If there is no answer, or none that says anything.

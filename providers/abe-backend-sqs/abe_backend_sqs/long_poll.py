@@ -21,11 +21,6 @@ class LongPoller:
 
     A receiver that is told to stop waiting leaves its poll here, where the next one finds it.
     The messages of a poll without a receiver are released at once.
-
-    Args:
-        queue: Where to receive.
-        lease: Seconds for which SQS hides what it hands out.
-        longest: Seconds for which SQS may hold back an answer.
     """
 
     def __init__(self, queue: Queue, lease: int, longest: int) -> None:

@@ -57,10 +57,7 @@ class Queue:
     async def receive(self, count: int, *, wait: int, hide: int) -> dict[str, Any]:
         """Return SQS's answer to a call for up to ``count`` messages, at most ten.
 
-        Args:
-            count: Maximum number of messages.
-            wait: Seconds for which SQS may hold back its answer.
-            hide: Seconds for which the messages are hidden from others.
+        SQS may hold it back for ``wait`` seconds, and hides the messages from others for ``hide``.
         """
         return await self.call(
             "receive_message",
