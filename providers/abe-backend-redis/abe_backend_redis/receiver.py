@@ -31,8 +31,6 @@ __all__ = ["RedisReceiver", "Shared"]
 
 logger = logging.getLogger(__name__)
 
-UNBLOCK_PAUSE = 0.02
-"""Seconds between two attempts to end a blocked read, which may not have reached Redis yet."""
 LONGEST_WAIT = 5.0
 """Seconds of a blocked read, after which a connection that was silently dropped is noticed."""
 READ_BYTES = 8 << 20
@@ -71,8 +69,8 @@ class RedisReceiver(Receiver):
         self._longest = min(max(shared.lease / 2, 0.25), LONGEST_WAIT)
         # The scripts read the lease from the name.
         self._name = f"{secrets.token_hex(8)}-{int(shared.lease * 1000)}"
+        self._wake = f"{shared.prefix}wake:{self._group}"
         self._answers = 0
-        self._client = self._opened = 0
         self._woken = False
         self._waits = False
         self._waker: asyncio.Task[None] | None = None
@@ -111,9 +109,7 @@ class RedisReceiver(Receiver):
             if due >= 0:
                 pause = min(pause, due / 1000)
             if pause > 0:
-                await self._identify()
-                if not self._woken:
-                    await self._wait(pause, last, wake)
+                await self._wait(pause, last, wake)
         self._woken = False
         return ()
 
@@ -170,16 +166,9 @@ class RedisReceiver(Receiver):
             extra={"backend": "redis"},
         )
 
-    async def _identify(self) -> None:
-        """Know which connection to end a blocked read on; one that idled may have been replaced."""
-        if self._link.opened != self._opened:
-            self._client = await self._link.call("CLIENT", "ID")
-            self._opened = self._link.opened
-
     async def _wait(self, seconds: float, last: bytes, wake: bytes) -> None:
         """Return when there may be something to take: a new entry in messages or wake."""
-        prefix = self._shared.prefix
-        streams = (f"{prefix}messages", f"{prefix}wake:{self._group}", last, wake)
+        streams = (f"{self._shared.prefix}messages", self._wake, last, wake)
         block = ("XREAD", "COUNT", 1, "BLOCK", max(1, int(seconds * 1000 + 0.999)))
         self._waits = True
         try:
@@ -192,18 +181,13 @@ class RedisReceiver(Receiver):
     def wake(self) -> None:
         self._woken = True
         if self._waits and self._waker is None:
-            self._waker = asyncio.create_task(self._unblock(), name="abe-redis-unblock")
+            self._waker = asyncio.create_task(self._end_wait(), name="abe-redis-wake")
 
-    async def _unblock(self) -> None:
+    async def _end_wait(self) -> None:
         try:
-            while self._waits:
-                await self._control.call("CLIENT", "UNBLOCK", self._client)
-                if self._waits:
-                    await asyncio.sleep(UNBLOCK_PAUSE)
-        except AbeError:
-            # The broker is away, or will not let us: the read ends by itself, or with its socket.
-            if self._waits:
-                await self._link.aclose()
+            await self._control.call("XADD", self._wake, "MAXLEN", 1, "*", "x", 1)
+        except AbeError:  # it is away or full: the read ends with its socket
+            await self._link.aclose()
         finally:
             self._waker = None
 
