@@ -7,7 +7,7 @@ import socket
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -235,6 +235,37 @@ class TestStreams:
                     for stream in (first, second):
                         assert await stream.take(1, timeout=0.3) == []
                 assert await raw.xlen(f"{{{prefix}}}:messages") == 0
+                assert not await raw.exists(f"{{{prefix}}}:settled")
+
+        run(main())
+
+    @pytest.mark.parametrize("groups", [1, 3])
+    def test_one_that_waits_keeps_no_others(
+        self, server: RedisServer, prefix: str, groups: int
+    ) -> None:
+        """What is settled behind it goes as well, whoever settles it last."""
+
+        async def main() -> None:
+            async with (
+                RedisBackend(server.url, prefix=prefix) as queue,
+                client(server) as raw,
+                AsyncExitStack() as stack,
+            ):
+                streams = [
+                    await stack.enter_async_context(queue.consume(group=f"g{n}"))
+                    for n in range(groups)
+                ]
+                await queue.publish("k", {"n": -1})
+                await (await anext(streams[0])).nack(delay=60)
+                for start in range(0, 1200, 300):
+                    await queue.publish_many([{"n": start + n} for n in range(300)], key="k")
+                    for stream in streams[:: -1 if start % 600 else 1]:
+                        count = 301 if start == 0 and stream is not streams[0] else 300
+                        assert len(await stream.take(count, timeout=10)) == count
+                for stream in streams:
+                    assert await stream.take(1, timeout=0.2) == []
+                await streams[0].take(1, timeout=1.5)  # collects, once in a second
+                assert await raw.xlen(f"{{{prefix}}}:messages") == 1
                 assert not await raw.exists(f"{{{prefix}}}:settled")
 
         run(main())

@@ -308,3 +308,26 @@ def test_each_message_is_not_looked_up_in_every_group(server: RedisServer, prefi
             await receiver.aclose()
 
     run(main())
+
+
+def test_a_filter_looks_at_nothing_that_it_leaves_out(server: RedisServer, prefix: str) -> None:
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            receiver = queue._receiver("g", KeyFilter(["mine.*"]))
+            await receiver.open()
+            looks = []
+            for count in (100, 1500):
+                await queue.publish_many((f"other.{n}", {}) for n in range(count))
+                assert await receiver.receive(1, 0.2) == ()
+                await raw.config_resetstat()
+                await queue.publish("other.new", {})
+                assert await receiver.receive(1, 0.2) == ()
+                await queue.publish("mine.a", {})
+                (found,) = await receiver.receive(1, 5.0)
+                assert await receiver.settle([Settlement(found, Outcome.ACK)]) == ()
+                stats = await raw.info("commandstats")
+                looks.append(sum(stats[name]["calls"] for name in stats))
+            assert looks[1] < looks[0] + 20
+            await receiver.aclose()
+
+    run(main())
