@@ -16,6 +16,7 @@ HOOKS = (
     "cut_connections",
     "kill_consumer",
     "kill_publisher",
+    "lose_data",
     "make_bounded",
     "make_short_lease",
     "make_unreachable",
@@ -130,6 +131,10 @@ class Harness:
         Returns:
             For how many of them ``publish`` had returned.
         """
+        raise NotImplementedError
+
+    def lose_data(self) -> Awaitable[None] | None:
+        """Have the broker, which goes on running, lose everything it holds, groups included."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -18,7 +18,9 @@ PATIENCE = ((0.25, 0.02), (3.0, 0.5))
 """Seconds to wait for what must happen and for what must not: everything here is in memory. The
 second pair is for a machine so busy that the first was too short to see the fault itself."""
 
-CATCHES_NOTHING: dict[str, str] = {}
+CATCHES_NOTHING: dict[str, str] = {
+    "own_dead_letters_are_refused": "it is the consumer that refuses, whatever the backend does",
+}
 """Cases that need not catch a broken backend, and why."""
 
 CONTRACTS = (BackendContract, ConsumerContract)

@@ -86,7 +86,14 @@ class ReferenceBackend(BaseBackend):
 
     async def _send(self, items: Sequence[Outgoing]) -> None:
         self.reach()
+        self.restore_groups()
         self.store.publish(items, self.maxsize)
+
+    def restore_groups(self) -> None:
+        """Make the open groups again, should the store have lost them."""
+        if not self.store.groups:
+            for subscription in self._subscriptions:
+                self.store.open_group(subscription.group, KeyFilter())
 
     def _receiver(self, group: ConsumerGroup, keys: KeyFilter) -> ReferenceReceiver:
         return self.RECEIVER(self, group, keys)
@@ -204,7 +211,14 @@ class ReferenceReceiver:
     def deliver(self, lease: Lease) -> Delivery:
         """Make the message."""
         attempt = lease.attempt if self.store.can.attempts != "none" else 1
-        return Delivery(message_of(lease.place.stored, attempt), lease)
+        begun = len(lease.place.begun)
+        return Delivery(message_of(lease.place.stored, attempt), lease, begun=begun)
+
+    async def begin(self, deliveries: Sequence[Delivery]) -> None:
+        """Count that handling begins."""
+        self.check()
+        for delivery in deliveries:
+            self.store.begin(delivery.receipt)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[SettleFailure]:
         """Apply settlements; those of lost deliveries change nothing."""
@@ -298,6 +312,11 @@ class ReferenceHarness(Harness):
         """Cut them all."""
         for store in self._stores.values():
             store.cut()
+
+    def lose_data(self) -> None:
+        """Empty every store."""
+        for store in self._stores.values():
+            store.lose()
 
     def restart_broker(self) -> None:
         """Cut them all: what is stored survives a restart."""

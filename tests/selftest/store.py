@@ -52,6 +52,8 @@ class Place:
     attempts: int = 0
     lease: Lease | None = None
     """Who took it last; the lease has lapsed once ``due`` has passed."""
+    begun: set[int] = field(default_factory=set)
+    """The attempts whose handling has begun."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +105,12 @@ class Store:
         """Break every connection."""
         self.connection += 1
         self.notify()
+
+    def lose(self) -> None:
+        """Lose all messages and groups."""
+        self.log.clear()
+        self.groups.clear()
+        self.cut()
 
     def notify(self) -> None:
         """Wake every waiting consumer."""
@@ -191,6 +199,10 @@ class Store:
         place.lease = Lease(place, place.attempts)
         return place.lease
 
+    def begin(self, lease: Lease) -> None:
+        """Count that handling begins, once for each delivery."""
+        lease.place.begun.add(lease.attempt)
+
     def owns(self, group: Group, lease: Lease) -> bool:
         """Whether a delivery still belongs to whom it was handed."""
         place = lease.place
@@ -228,6 +240,7 @@ class Store:
         """Not processed: counted only where the capability ``attempts`` is an upper bound."""
         place.due = 0.0
         if self.can.attempts == "exact":
+            place.begun.discard(place.attempts)
             place.attempts -= 1
 
     def reject(self, group: Group, place: Place, reason: str) -> None:

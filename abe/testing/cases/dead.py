@@ -146,3 +146,19 @@ class DeadLetterCases(ContractBase):
         left = await context.within(backend.dead_letters(), "dead_letters()")
         exactly(left, [{"n": 3}], "dead_letters() after three of four were replayed")
         await context.collect([{"n": n} for n in range(3)], what="the three that were replayed")
+
+    @case("dead_letters", "reject")
+    async def test_replay_ends(self, context: CaseContext) -> None:
+        """replay() puts back what was dead when it was called, though it is rejected again."""
+        await _bury(context, 5)
+        async with context.stream() as stream:
+
+            async def reject_all() -> None:
+                async for message in stream:
+                    await message.reject("again")
+
+            rejecting = asyncio.ensure_future(reject_all())
+            count = await context.within(context.backend.replay(), "replay(), while all fail again")
+            stream.stop()
+            await context.within(rejecting, "the stream to end after stop()")
+        check(count == 5, f"5 dead letters were there, but replay() returned {count}")

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from abe.backends.message_queue.base import Message, SyncMessage
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
-from abe.errors import Reject, Retry
+from abe.errors import ConfigurationError, Reject, Retry
 from abe.testing.base import ContractBase
 from abe.testing.case import case
 from abe.testing.context import CaseContext
-from abe.testing.expect import check, exactly, only, same
+from abe.testing.expect import check, exactly, only, refused, same
 from abe.types import ConsumerGroup
 
 __all__ = ["HandlingCases", "Worker"]
@@ -300,6 +300,16 @@ class HandlingCases(ContractBase):
         if context.can.attempts == "exact":
             attempts = dead.headers.get("abe-dead-attempts")
             check(attempts == "4", f"its attempts are {attempts!r}, not '4'")
+
+    @case("!reject", "groups")
+    async def test_own_dead_letters_are_refused(self, context: CaseContext) -> None:
+        """A dead_letter_key that the consumer's own group would receive is refused at run()."""
+
+        async def ignore(message: Message) -> None: ...
+
+        consumer = AsyncLoopConsumer(context.backend, "a", dead_letter_key="failed")
+        with refused("run() with such a dead_letter_key", ConfigurationError, naming="failed"):
+            await context.within(consumer.run(ignore), "run() to refuse its dead_letter_key")
 
     @case("!reject", "groups", "keys")
     async def test_consumer_publishes_what_it_gives_up(self, context: CaseContext) -> None:

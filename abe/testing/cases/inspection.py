@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from abe.backends.message_queue.base import Message
 from abe.errors import UnsupportedError
 from abe.testing.base import ContractBase
 from abe.testing.case import case
@@ -234,6 +236,23 @@ class InspectionCases(ContractBase):
         count = await context.within(context.backend.purge(), "purge()")
         check(count == 2, f"2 messages waited, one after a failure, but purge() returned {count}")
         await context.collect([], what="after all was purged")
+
+    @case("admin")
+    async def test_purge_counts_beside_a_publisher(self, context: CaseContext) -> None:
+        """purge() returns how many it dropped, and ends, while others publish."""
+        async with context.stream():
+            pass
+        await context.send(30)
+        publishing = asyncio.ensure_future(context.send(30, start=30))
+        count = await context.within(context.backend.purge(), "purge(), beside a publisher")
+        await context.within(publishing, "the publisher")
+        check(count >= 30, f"30 messages waited, but purge() returned {count}")
+        left: list[Message] = []
+        async with context.stream() as stream:
+            while message := await context.within(stream.take(1, context.harness.quiet), "take()"):
+                left += message
+        gone = 60 - len(left)
+        check(count == gone, f"purge() returned {count}, but {gone} of 60 messages are gone")
 
     @case("admin", "delay")
     async def test_purge_keeps_other_delayed(self, context: CaseContext) -> None:

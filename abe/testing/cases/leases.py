@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from abe.backends.message_queue.base import Outcome, capabilities_of
+from abe.backends.message_queue.base import Message, MessageStream, Outcome, capabilities_of
 from abe.testing.base import ContractBase
 from abe.testing.case import case
 from abe.testing.context import CaseContext
 from abe.testing.expect import check, exactly, same
+from abe.testing.requirements import Skipped
 
 __all__ = ["LeaseCases"]
+
+
+def records_begin(context: CaseContext, stream: MessageStream) -> bool:
+    """Whether the receiver of an open stream records that handling begins."""
+    return hasattr(stream.subscription._connection.receiver, "begin")
+
 
 SHORT_LEASE = 2.0
 """Seconds: it is extended more than one before it lapses, so that a busy machine can be late."""
@@ -125,6 +132,31 @@ class LeaseCases(ContractBase):
         if context.can.attempts == "exact":
             attempts = sorted(message.attempt for message in again)
             check(attempts == [1] * 4 + [2] * 2, f"two were held by it, but attempts: {attempts}")
+
+    @case("lease", "redelivery=message", "release", "attempts=exact", hooks=["advance_time"])
+    async def test_begun_handling_is_counted(self, context: CaseContext) -> None:
+        """Where begin() is recorded, it counts once a delivery, survives a lapse, not a release."""
+        await context.send(1)
+        async with context.stream(prefetch=1) as stream:
+            if not records_begin(context, stream):
+                raise Skipped("the receiver has no begin()")
+
+            async def begin(what: str, expected: int) -> Message:
+                (message,) = await context.within(
+                    stream.receive(1, context.harness.patience), f"the message, {what}"
+                )
+                for _ in range(2):  # the second is what follows an answer that was lost
+                    begun = await context.within(stream.begin(message), "begin()")
+                    check(begun == expected, f"{what}: begun {begun}, not {expected}")
+                return message
+
+            await begin("never begun before", 0)
+            await context.lapse()
+            released = await begin("whose lease has lapsed in its handling", 1)
+            await released.release()
+            failed = await begin("released after that", 1)
+            await failed.nack()
+            await begin("failed after that", 2)
 
     @case("durable", hooks=["kill_publisher"])
     async def test_killed_publisher_loses_nothing(self, context: CaseContext) -> None:

@@ -207,3 +207,19 @@ class LifecycleCases(ContractBase):
         async with context.stream() as stream:
             arrived = {(await context.next(stream))["n"] for _ in range(2)}
         check(arrived == {0, 1}, f"messages {arrived} arrived, not 0 and 1")
+
+    @case("groups", hooks=["lose_data"], limit=8.0)
+    async def test_groups_outlive_lost_data(self, context: CaseContext) -> None:
+        """When the broker has lost everything, what is published then reaches every open group."""
+        async with context.stream("a") as first, context.stream("b") as second:
+            await context.send(1)
+            for stream in (first, second):
+                await (await context.next(stream)).ack()
+                await context.flush(stream)
+            await context.hook("lose_data")
+            sent = [{"n": n} for n in range(1, 4)]
+            for payload in sent:
+                await context.publish_until_accepted(payload, f"key.{payload['n']}")
+            for group, stream in (("a", first), ("b", second)):
+                came = await context.take(stream, 3, f"what was published after that, in {group}")
+                exactly(came, sent, f"what group {group} received")

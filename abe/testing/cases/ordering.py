@@ -112,3 +112,19 @@ class OrderingCases(ContractBase):
         await context.publish({"n": 1})
         arrived = await context.collect([{"n": 0}, {"n": 1}], what="the delayed one first")
         check(arrived[0]["n"] == 0, "the second message of the key overtook the delayed first")
+
+    @case("ordering=consumer", "release", hooks=["cut_connections"], limit=8.0)
+    async def test_order_survives_a_cut(self, context: CaseContext) -> None:
+        """What was received ahead when a connection is cut comes next, in order and uncounted."""
+        sent = await context.send(20)
+        async with context.stream() as stream:
+            # One by one, so that it receives ahead.
+            arrived = [await context.next(stream) for _ in sent[:8]]
+            await arrived[-1].ack()
+            await context.flush(stream)
+            await context.hook("cut_connections")
+            arrived += [await context.next(stream, "the rest", context.after_cut) for _ in sent[8:]]
+            exactly(arrived, sent, "what came before and after the cut", ordered=True)
+            if context.can.attempts == "exact":
+                attempts = {message.attempt for message in arrived}
+                check(attempts == {1}, f"none had been handed over before: attempts {attempts}")

@@ -38,7 +38,7 @@ class RedisHarness(Harness):
         self._server = server
         self._namespace = ""
         if server is None:
-            self.unavailable = frozenset({"restart_broker", "cut_connections"})
+            self.unavailable = frozenset({"restart_broker", "cut_connections", "lose_data"})
 
     def make(self, namespace: str, **options: Any) -> RedisBackend:
         self._namespace = namespace
@@ -64,6 +64,10 @@ class RedisHarness(Harness):
     def restart_broker(self) -> None:
         assert self._server is not None
         self._server.restart()
+
+    def lose_data(self) -> None:
+        with redis.Redis.from_url(self._url) as client:
+            client.flushall()
 
     def cut_connections(self) -> None:
         with redis.Redis.from_url(self._url) as client:

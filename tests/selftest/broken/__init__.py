@@ -11,6 +11,7 @@ from tests.selftest.broken import (  # noqa: F401
     counting,
     delivering,
     keeping,
+    recovering,
     settling,
     sorting,
     streaming,
