@@ -171,12 +171,12 @@ class Player(Readers):
             self.oracle.check_dead(group, dead)
 
     async def _check_stats(self) -> None:
-        """Compare the numbers; what readers receive ahead meanwhile may be counted twice."""
-        for _ in range(4):
+        """Compare the numbers, again while readers receive ahead and acks wait for company."""
+        for _ in range(10):
             with suppress(AssertionError):
                 self.oracle.check_stats(await self._admin("stats"))
                 return
-            await asyncio.sleep(self.poll)
+            await asyncio.sleep(0.02)
         self.oracle.check_stats(await self._admin("stats"))
 
     async def _admin(self, method: str, **options: Any) -> Any:

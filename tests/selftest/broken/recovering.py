@@ -38,15 +38,6 @@ class CutReverses(ReferenceBackend):
             yield from [*fresh, *released[::-1]]
 
 
-@broken("begun_handling_is_counted", says="lapsed in its handling: begun 2, not 1")
-class CountsEveryBegin(ReferenceBackend):
-    """Saying twice that the handling of one delivery begins counts twice."""
-
-    class STORE(Store):
-        def begin(self, lease: Lease) -> None:
-            lease.place.begun.add(len(lease.place.begun))
-
-
 @broken("begun_handling_is_counted", says="lapsed in its handling: begun 0, not 1")
 class LapseForgetsBegun(ReferenceBackend):
     """How often handling has begun is forgotten when a lease lapses."""

@@ -27,12 +27,14 @@ class Delivery:
             ``begin``.
 
     Attributes:
+        began: Whether handling of this delivery has begun: a release takes that back.
         owned: Whether somebody settles it explicitly, so that asking for more does not ack it.
         claims: The codes of the outcomes recorded for it; the first one wins. Appending is one
             step, in any thread, and bytes are nothing that the garbage collector looks at.
     """
 
     __slots__ = (
+        "began",
         "begun",
         "claims",
         "deadline",
@@ -52,6 +54,7 @@ class Delivery:
         self.message = message
         self.receipt = receipt
         self.begun = begun
+        self.began = False
         self.owned = False
         self.claims = bytearray()
         self.subscription: Settler | None = None

@@ -291,7 +291,7 @@ class Subscription(Pump):
 
     async def begin(self, delivery: Delivery) -> int:
         """Record with the broker that handling begins; return how often it had begun before."""
-        while True:
+        while not delivery.began:
             receiver = await self._connection.open()
             begin = getattr(receiver, "begin", None)
             if begin is None:
@@ -303,7 +303,8 @@ class Subscription(Pump):
                     raise
                 await self._connection.recover(receiver, error)
             else:
-                return delivery.begun
+                delivery.began = True
+        return delivery.begun
 
     async def flush(self) -> None:
         """Return once the broker has accepted everything recorded; raises what it refused."""

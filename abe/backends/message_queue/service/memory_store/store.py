@@ -167,6 +167,8 @@ class Store:
                 del leases[seq]
                 if outcome is not ACK and outcome is not Outcome.REJECT:
                     back = True
+                    if delivery.began and outcome is Outcome.RELEASE and begun.get(seq):
+                        begun[seq] -= 1
                     group.give_back(lease, outcome, now + delay if delay else 0.0)
                     continue
                 if outcome is not ACK:

@@ -40,6 +40,10 @@ def settle(
             done.append(seq)
         else:
             attempts = attempt if outcome is Outcome.NACK else attempt - 1
+            if delivery.began and outcome is Outcome.RELEASE:
+                c.execute(
+                    "UPDATE begun SET number = number - 1 WHERE gid = ? AND seq = ?", (gid, seq)
+                )
             if delay:
                 c.execute(
                     "INSERT INTO delayed VALUES (?, ?, ?, ?)", (gid, seq, now + delay, attempts)
