@@ -97,7 +97,7 @@ class ReplaysUntilNoneIsLeft(ReferenceBackend):
         return count
 
 
-@broken("purge_counts_beside_a_publisher", says="are gone")
+@broken("purge_counts_beside_a_publisher", says="so that all have come")
 class PurgeCountsAfterwards(ReferenceBackend):
     """purge() says how many messages fewer there are, and takes a while."""
 
