@@ -121,7 +121,8 @@ class SQLiteBackend(BaseBackend):
         self.capabilities = replace(COMPLETE, durable=True, lease=lease)
         self._lease = lease
         self._clock_offset = 0.0
-        self._calls: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+        self._waiting: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+        """Of each event loop with a job at the writer's thread, the calls for the next one."""
         self._worker = Worker(self.path, synchronous=synchronous, busy_timeout=busy_timeout)
 
     def __repr__(self) -> str:
@@ -130,15 +131,15 @@ class SQLiteBackend(BaseBackend):
     async def _send(self, items: Sequence[Outgoing]) -> None:
         """Store ``items`` in one commit, shared with concurrent calls.
 
-        Without a `Batcher`: what is asked for in one turn of an event loop is handed over together,
+        Without a `Batcher`: what is asked for while a commit is on its way is handed over together,
         and the writer's thread groups whatever waits for it, settlements included.
         """
         loop = asyncio.get_running_loop()
-        if (calls := self._calls.get(loop)) is None:
-            calls = self._calls[loop] = []
-            loop.call_soon(self._hand_over, loop)
         future: asyncio.Future[None] = loop.create_future()
-        calls.append((future, items))
+        if (waiting := self._waiting.get(loop)) is not None:
+            waiting.append((future, items))
+        else:
+            self._hand_over(loop, [(future, items)])
         try:
             await future
         except (sqlite3.Error, OSError) as error:
@@ -149,9 +150,21 @@ class SQLiteBackend(BaseBackend):
                 failed=dict.fromkeys(range(len(items)), "nothing was stored"),
             ) from error
 
-    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        if calls := [call for call in self._calls.pop(loop) if not call[0].cancelled()]:
-            self._worker.post(self._publishing(calls))
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, calls: Sequence[Call]) -> None:
+        waiting = self._waiting[loop] = []
+
+        def go_on(_: object) -> None:
+            if len(calls) == 1 and not waiting:
+                del self._waiting[loop]
+            else:  # after the callers of this job, who go on first and perhaps publish again
+                loop.call_soon(self._hand_over_next, loop)
+
+        calls[0][0].add_done_callback(go_on)
+        self._worker.post(self._publishing(calls))
+
+    def _hand_over_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        if calls := [call for call in self._waiting.pop(loop) if not call[0].cancelled()]:
+            self._hand_over(loop, calls)
 
     def _publishing(self, calls: Sequence[Call]) -> Job:
         items = list(chain.from_iterable(items for _, items in calls))
