@@ -19,11 +19,12 @@ from tests.selftest.reference import ReferenceHarness
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider")
+    # The plugins of others take longer to import than most of these tests to run.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
-    return pytester.runpytest_subprocess("-W", "error", *args)
+    return pytester.runpytest_subprocess("-W", "error", "-p", "abe", *args)
 
 
 # -- contract classes ----------------------------------------------------------------------
@@ -233,7 +234,10 @@ def test_variables_configure_the_backend(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1)
 
 
-def test_the_plugin_does_not_disturb_others(pytester: pytest.Pytester) -> None:
+def test_the_plugin_is_found_and_does_not_disturb_others(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     pytester.makepyfile(
         """
         import sys
@@ -244,7 +248,7 @@ def test_the_plugin_does_not_disturb_others(pytester: pytest.Pytester) -> None:
             assert not heavy
         """
     )
-    result = run(pytester)
+    result = pytester.runpytest_subprocess("-W", "error")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*abe contract*")
 
