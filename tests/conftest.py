@@ -35,6 +35,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cores + 1, MAX_WORKERS)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect nothing but the quick tests where these are all that is wanted."""
+    if config.option.markexpr == "quick" and config.args_source is config.ArgsSource.TESTPATHS:
+        config.args = [str(config.rootpath / path) for path in QUICK]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make test ARGS="-m quick"` runs."""
     for item in items:
