@@ -226,7 +226,7 @@ class SyncBackend(Unshareable):
         _check_count("limit", limit, at_least=0)
         _check_timeout(timeout)
         prefetch = None
-        if limit and self.capabilities.attempts != "upper":
+        if limit:
             prefetch = min(limit, 512)  # what a short loop does not need stays with the others
         return SyncStream(
             self._pool.portal, Loan(self._pool, selector, prefetch, self), limit, timeout

@@ -80,7 +80,7 @@ def test_what_is_not_declared_opens_no_stream(options: dict[str, Any], text: str
     [
         ("exact", None, 1024),
         ("none", None, 1024),
-        ("upper", None, 1),
+        ("upper", None, 1024),
         ("upper", 5, 5),
         ("exact", 5, 5),
         ("exact", 5000, 1024),

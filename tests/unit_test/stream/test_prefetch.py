@@ -188,13 +188,37 @@ def test_prefetch_bounds_the_buffer(run: VirtualRun, broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("capabilities", [{"attempts": "upper"}])
-async def test_prefetch_is_one_where_releases_count_as_attempts(broker: Broker) -> None:
-    """A broker whose attempts are an upper bound would count what is released unused."""
+async def test_nothing_buffered_is_shed_where_releases_count_as_attempts(broker: Broker) -> None:
+    """It is received ahead all the same, handed over in its time, and released on close only."""
     broker.publish(50)
     async with broker.stream() as stream:
-        for _ in range(50):
+        for _ in range(20):
+            await anext(stream)
+        await breathe()
+        assert len(broker.leased()) > 5
+        await asyncio.sleep(10 * LEASE)
+        assert broker.settled("release") == []
+        for _ in range(10):
             assert (await anext(stream)).attempt == 1
-    assert {call.detail[0] for call in broker.called("receive")} == {1}
+    assert broker.settled("release")
+
+
+@pytest.mark.parametrize("capabilities", [{"attempts": "upper"}])
+async def test_a_suspect_is_alone_in_hand_where_releases_count_as_attempts(broker: Broker) -> None:
+    broker.publish(30)
+    async with broker.stream() as stream:
+        stream.isolate_suspects()
+        for _ in range(10):
+            await anext(stream)
+        for record in broker.publish(1):
+            record.failed = 2
+        broker.publish(5)
+        async for message in stream:
+            if message.attempt == 3:
+                assert await stream.receive(timeout=LEASE) == []
+            if message["n"] == 35:
+                break
+        assert broker.settled("release") == []
 
 
 def test_a_prefetch_below_one_is_refused(broker: Broker) -> None:

@@ -156,10 +156,8 @@ class BaseBackend(BackendOperations):
         if keys is not None and self.capabilities.keys == "none":
             raise unsupported(self.name, "consume(keys=…)", "keys")
         chosen = KeyFilter(keys)
-        if prefetch is not None:
-            prefetch = min(prefetch, self.max_prefetch)
-        elif self.capabilities.attempts != "upper":
-            prefetch = self.max_prefetch
+        most = self.max_prefetch
+        prefetch = most if prefetch is None else min(prefetch, most)
 
         def factory() -> Receiver:
             # Also while closing: recorded settlements may need a new connection.

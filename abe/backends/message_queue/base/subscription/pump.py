@@ -47,9 +47,11 @@ class Pump:
         on_closed: Callable[[Any], None] | None = None,
     ) -> None:
         if prefetch is None:
-            prefetch = 1 if capabilities.attempts == "upper" else MAX_PREFETCH
+            prefetch = MAX_PREFETCH
         elif prefetch < 1:
             raise ConfigurationError(f"prefetch is {prefetch}; it must be at least 1")
+        self._sheds = capabilities.release and capabilities.attempts != "upper"
+        """Whether buffered messages may go back unused: elsewhere that counts against them."""
         self.capabilities = capabilities
         self.backend = backend
         self.group = group
@@ -158,7 +160,7 @@ class Pump:
         isolate = self._must_isolate()
         if isolate:
             keep = 1
-        if keep is not None and self.capabilities.release:
+        if keep is not None and self._sheds:
             self._release(self._ahead.remove_after(keep))
         if self._returned or isolate:
             self._returned = False
@@ -223,7 +225,7 @@ class Pump:
 
     def _shed(self) -> None:
         """Let the pump release buffered messages that no reader will ask for soon."""
-        if not self.capabilities.release:
+        if not self._sheds:
             return
         keep = self.prefetch.tick(
             len(self.buffer), self.clock(), self._leases.seconds, waiting=self._ahead.waiting
@@ -251,7 +253,7 @@ class Pump:
         left = self._waited + KEEP_OPEN - self.loop.time()
         if left > 0:
             self._watch = self.loop.call_later(left, self._check_reader)
-        elif self.capabilities.release:
+        elif self._sheds:
             self.prefetch.rest()
             self._shrink(0)
 
