@@ -103,7 +103,11 @@ class LeaseCases(ContractBase):
             await context.flush(first)
             check(held.outcome is Outcome.ACK, f"its outcome is {held.outcome}")
 
-    @case("lease", "release", "redelivery=message", hooks=["make_short_lease"], limit=12.0)
+    @case(
+        *("lease", "release", "redelivery=message", "attempts=exact|none"),
+        hooks=["make_short_lease"],
+        limit=12.0,
+    )
     async def test_idle_consumer_gives_back(self, context: CaseContext) -> None:
         """A consumer that is stuck on one message gives back those it has received ahead."""
         backend = await context.make("make_short_lease", SHORT_LEASE)
