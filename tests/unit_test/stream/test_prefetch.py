@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from abe.backends.message_queue.base.subscription.prefetch import MAX_BYTES
 from abe.errors import ConfigurationError
 from tests.support.scripted_broker import Broker
 from tests.unit_test.stream.support import LEASE, ask_with_timeout, breathe, several
@@ -219,6 +220,23 @@ async def test_a_suspect_is_alone_in_hand_where_releases_count_as_attempts(broke
             if message["n"] == 35:
                 break
         assert broker.settled("release") == []
+
+
+async def test_prefetch_is_bounded_in_bytes_too(broker: Broker) -> None:
+    """Large messages among small ones make the next reads short."""
+    broker.publish(400)
+    large = {"text": "x" * 100_000}
+    async with broker.stream() as stream:
+        for _ in range(300):
+            await anext(stream)
+        for record in broker.publish(600)[::2]:
+            record.payload.update(large)
+        for _ in range(400):
+            await anext(stream)
+        await breathe()
+        await stream.flush()
+        held = [broker.records[n].payload for n in broker.leased()]
+        assert sum(len(payload.get("text", "")) for payload in held) < 2 * MAX_BYTES
 
 
 def test_a_prefetch_below_one_is_refused(broker: Broker) -> None:

@@ -16,6 +16,10 @@ SUSPECT_ATTEMPT = 3
 """From this attempt on a message may be the one that kills its consumers: it is received singly."""
 
 
+SAMPLES = 8
+"""Messages whose size is looked at, of those that arrive together."""
+
+
 class ReadAhead:
     """Received messages that no reader has yet, and the readers that wait for some.
 
@@ -70,7 +74,8 @@ class ReadAhead:
             if delivery.message.attempt >= SUSPECT_ATTEMPT:
                 self.prefetch.be_careful(True)
         self.buffer.extend(deliveries)
-        self.prefetch.measured(size_of(deliveries[-1].message))
+        some = deliveries[:: len(deliveries) // SAMPLES | 1]  # odd: two kinds may alternate
+        self.prefetch.measured(max(size_of(delivery.message) for delivery in some))
 
     def remove_after(self, keep: int) -> list[Delivery]:
         removed: deque[Delivery] = deque()
