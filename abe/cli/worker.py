@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from abe.backends.message_queue.base import MAX_HOLD, MessageContext
+from abe.backends.message_queue.base import MAX_HOLD, MessageContext, log
 from abe.backends.message_queue.client import AsyncBackend, aconnect
 from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
 from abe.backends.message_queue.handling.handlers import check_handler
@@ -222,7 +222,7 @@ class Drain:
         def count_late() -> None:
             self.late = consumer.in_flight
 
-        logger.info("draining: %d in flight", consumer.in_flight, extra=fields)
+        log(logger, logging.INFO, "draining: %d in flight", consumer.in_flight, extra=fields)
         timer = asyncio.get_running_loop().call_later(consumer.drain_timeout, count_late)
         try:
             await consumer.shutdown()
@@ -249,11 +249,13 @@ def work(handler: EventHandlerFunc, target: Target, make: MakeConsumer, health: 
             fields = {"backend": backend.name, "group": consumer.group}
             drain.attach(consumer, fields)
             async with Health(backend, consumer).shown_in(health):
-                logger.info("consuming from backend %s, group %s", *fields.values(), extra=fields)
+                text = "consuming from backend %s, group %s"
+                log(logger, logging.INFO, text, *fields.values(), extra=fields)
                 await consumer.run(handler)
                 await drain.finished()
             counters = (consumer.processed, consumer.failed, consumer.dead)
-            logger.info("stopped: %d processed, %d failed, %d dead", *counters, extra=fields)
+            text = "stopped: %d processed, %d failed, %d dead"
+            log(logger, logging.INFO, text, *counters, extra=fields)
         if drain.late:
             patience = f"{consumer.drain_timeout:g} s"
             say(
@@ -313,9 +315,9 @@ class Health:
         while True:
             problem = await self._look(path)
             if problem and not known:
-                logger.warning("unhealthy: %s", problem)
+                log(logger, logging.WARNING, "unhealthy: %s", problem)
             elif known and not problem:
-                logger.info("healthy again")
+                log(logger, logging.INFO, "healthy again")
             known = problem
             await asyncio.sleep(HEALTH_INTERVAL)
 

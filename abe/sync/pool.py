@@ -21,7 +21,7 @@ from abe.backends.message_queue.base import (
     validate_group,
 )
 from abe.backends.message_queue.base.capabilities import unsupported
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.client import AsyncBackend
 from abe.errors import BackendClosedError
 from abe.sync.portal.protocol import Portal

@@ -8,7 +8,7 @@ import logging
 import threading
 from typing import Self
 
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
 from abe.sync.pool import SubscriptionPool
 from abe.types import ConsumerGroup, EventHandlerFunc

@@ -1,4 +1,4 @@
-"""Fail on import circles, long modules and misleading names in abe and the providers.
+"""Fail on import circles, long modules, misleading names and unguarded logging in the packages.
 
 An import under ``TYPE_CHECKING`` or in a function counts as any other. Known offenders stand in
 ``KNOWN``, which may only shrink: one that is gone has to leave the list.
@@ -19,6 +19,10 @@ MISLEADING = re.compile(
     r"at_rest|leaving|stash\w*))"
 )
 """Terms that mean something else in messaging, or nothing."""
+
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+GUARD = "abe.backends.message_queue.base.log_records"
+"""The module whose functions log and never raise."""
 
 KNOWN: set[str] = set()
 
@@ -70,6 +74,17 @@ def identifiers(tree: ast.Module) -> set[str]:
     return {part for name in found if isinstance(name, str) for part in name.split(".")}
 
 
+def logs_directly(tree: ast.Module) -> bool:
+    """Whether a method of a logger is called, which raises what the application's filters raise."""
+    methods = [it.func for it in ast.walk(tree) if isinstance(it, ast.Call)]
+    return any(
+        isinstance(it, ast.Attribute)
+        and it.attr in LEVELS
+        and ast.unparse(it.value).rpartition(".")[2].strip("_").startswith(("logger", "logging"))
+        for it in methods
+    )
+
+
 def problems() -> dict[str, set[str]]:
     """Return what is wrong, and the modules it is found in."""
     known = modules()
@@ -80,6 +95,8 @@ def problems() -> dict[str, set[str]]:
         count = len(path.read_text(encoding="utf-8").splitlines())
         if count > MAX_LINES:
             found[f"more than {MAX_LINES} lines in {name}"] = {f"{count}"}
+        if name != GUARD and logs_directly(trees[name]):
+            found.setdefault(f"logging without the functions of {GUARD}", set()).add(name)
         for word in {*identifiers(trees[name]), name.rpartition(".")[2]}:
             if MISLEADING.fullmatch(word):
                 found.setdefault(f"misleading name {word.strip('_').lower()}", set()).add(name)

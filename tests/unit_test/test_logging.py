@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from abe.backends.message_queue.base import Message, MessageContext
-from abe.backends.message_queue.base.log import Handling, handling
+from abe.backends.message_queue.base.log_records import Handling, handling
 from abe.logging import (
     FIELDS,
     LogFormat,

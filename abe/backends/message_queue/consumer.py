@@ -20,7 +20,7 @@ from abe.backends.message_queue.base import (
     validate_group,
     validate_key,
 )
-from abe.backends.message_queue.base.log import Handling, handling, log
+from abe.backends.message_queue.base.log_records import Handling, handling, log
 from abe.backends.message_queue.handling.counters import Counters
 from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
 from abe.backends.message_queue.handling.handlers import StillRunning, adapt_handler

@@ -353,7 +353,7 @@ def _on_behalf_of(candidate: Candidate, what: str) -> Iterator[None]:
     with off_standard_output() as heard:
         yield
     if text := "".join(heard).strip():
-        from abe.backends.message_queue.base.log import log
+        from abe.backends.message_queue.base.log_records import log
 
         name, shown = candidate.info.name, ascii(known.hide(text[:500]))
         record = "backend %s of %s: %s printed %s", name, candidate, what, shown

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.base.process import fork_error, identity, start_thread
 from abe.backends.message_queue.handling.threads import DaemonExecutor
 from abe.errors import BackendClosedError, LoopError

@@ -17,6 +17,7 @@ from abe.backends.message_queue.base import (
     Message,
     Outgoing,
     check_settings,
+    log,
     naming_variables,
     read_settings,
 )
@@ -116,7 +117,9 @@ class RedisBackend(BaseBackend):
         """What is wrong with the server's settings, as far as is known; ``abe doctor`` shows it."""
         self._checked = False
         if limits.drop:
-            logger.warning(
+            log(
+                logger,
+                logging.WARNING,
                 "backend redis, prefix %s: retention may drop messages that a group has not "
                 "settled (ABE_REDIS_DROP_UNSETTLED)",
                 prefix,
@@ -170,10 +173,11 @@ class RedisBackend(BaseBackend):
         policy = info.get("maxmemory_policy", "")
         if policy.startswith("allkeys") and info.get("maxmemory") != "0":
             text = (
-                f"Redis deletes messages when its memory is full: its maxmemory-policy is {policy}"
+                "Redis deletes messages when its memory is full: its maxmemory-policy is "
+                f"{policy}; set it to noeviction"
             )
-            self.warnings.append(f"{text}; set it to noeviction")
-            logger.warning("%s; set it to noeviction", text, extra={"backend": self.name})
+            self.warnings.append(text)
+            log(logger, logging.WARNING, "%s", text, extra={"backend": self.name})
 
     async def _disconnect(self) -> None:
         await self._publisher.aclose()

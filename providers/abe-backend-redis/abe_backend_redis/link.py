@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 from redis.exceptions import NoScriptError, ResponseError
 
+from abe.backends.message_queue.base import log
 from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.failures import UnreachedError
 from abe_backend_redis.scripts import MIGRATE, Script
@@ -84,7 +85,8 @@ class Link:
                 except ResponseError as error:
                     if str(error) != OLD_FORMAT:
                         raise
-                    logger.warning("Redis: the messages under %s are converted", self._log)
+                    text = "Redis: the messages under %s are converted"
+                    log(logger, logging.WARNING, text, self._log)
                     while not await self._evaluate(connection, MIGRATE, ("", 500)):
                         pass
                     answer = await self._evaluate(connection, script, args)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from abe.backends.message_queue.base import Outgoing, Publisher
+from abe.backends.message_queue.base import Outgoing, Publisher, log
 from abe.errors import ConnectionLostError, PublishError
 from abe_backend_redis import scripts
 from abe_backend_redis.failures import RefusedError, UnreachedError, passes
@@ -103,7 +103,9 @@ class RedisPublisher(Publisher[Outgoing]):
             return {}
         accepted, problem, dropped = answer
         if dropped:
-            logger.warning(
+            log(
+                logger,
+                logging.WARNING,
                 "retention dropped %d messages of %s that a group had not settled "
                 "(ABE_REDIS_DROP_UNSETTLED)",
                 *(dropped, self._prefix),

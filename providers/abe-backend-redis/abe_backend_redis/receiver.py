@@ -19,6 +19,7 @@ from abe.backends.message_queue.base import (
     SettleFailure,
     Settlement,
     dead_headers,
+    log,
 )
 from abe.errors import AbeError, ConfigurationError, ConnectionLostError
 from abe.types import ConsumerGroup
@@ -150,7 +151,9 @@ class RedisReceiver(Receiver):
             raise
         for position, why in broken.items():
             message = found[position].message
-            logger.error(
+            log(
+                logger,
+                logging.ERROR,
                 "message %s of key %s is set aside, to the dead letters of group %r: it %s",
                 *(message.id, message.key, self._shown, why),
                 extra={"backend": "redis"},
@@ -158,7 +161,9 @@ class RedisReceiver(Receiver):
         return [delivery for n, delivery in enumerate(found) if n not in broken]
 
     def _warn_of_vanished(self, count: int) -> None:
-        logger.warning(
+        log(
+            logger,
+            logging.WARNING,
             "%d messages of group %r were lost: something other than abe has deleted or trimmed "
             "them; set Redis' maxmemory-policy to noeviction",
             count,

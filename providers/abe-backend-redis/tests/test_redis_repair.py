@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -87,6 +88,26 @@ def test_what_cannot_be_decoded_holds_nothing_up_in_an_outage(
             assert len(await queue.dead_letters()) == 1
             await receivers[1].aclose()
 
+    run(main())
+
+
+def test_logging_that_raises_holds_no_message_up(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        raise RuntimeError("a filter of the application")
+
+    async def main() -> None:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            await write(raw, prefix, "k", b"no JSON")
+            await queue.publish("k", {"n": 1})
+            async with queue.consume(prefetch=2) as stream:
+                taken = await stream.take(1, timeout=1.0)
+                assert [(m["n"], m.attempt) for m in taken] == [(1, 1)]
+            assert len(await queue.dead_letters()) == 1
+
+    logger = logging.getLogger("abe_backend_redis.receiver")
+    monkeypatch.setattr(logger, "filters", [refuse])
     run(main())
 
 

@@ -14,6 +14,7 @@ from abe.backends.message_queue.base import (
     Mover,
     Settlement,
     dead_headers,
+    log,
     raw_payload,
 )
 from abe.errors import PayloadError
@@ -77,7 +78,9 @@ class Snapshot:
     async def __aexit__(self, *exc: object) -> None:
         errors = [e for e in await self._queue.hide([(h, 0) for h in self._held]) if e]
         if errors:
-            logger.warning(
+            log(
+                logger,
+                logging.WARNING,
                 "queue %s: %d messages stay hidden for up to %d s: %s",
                 *(self._queue.name, len(errors), HOLD, errors[0]),
                 extra={"backend": "sqs"},

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from abe.backends.message_queue.base import log
 from abe.errors import AbeError
 from abe_backend_sqs.queue import BATCH, Queue, Raw
 
@@ -70,5 +71,5 @@ class LongPoller:
             if poll not in self._left:
                 raise
             self._left.remove(poll)
-            logger.debug("an abandoned poll failed: %s", error)
+            log(logger, logging.DEBUG, "an abandoned poll failed: %s", error)
         return ()

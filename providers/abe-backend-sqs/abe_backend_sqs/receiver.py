@@ -15,6 +15,7 @@ from abe.backends.message_queue.base import (
     Receiver,
     SettleFailure,
     Settlement,
+    log,
     transient,
 )
 from abe.errors import AbeError, ConnectionLostError, PayloadError
@@ -172,12 +173,13 @@ class SqsReceiver(Receiver):
 
     def _log(self, what: str, message: Message, reason: str) -> None:
         queue, id = self._queue.name, message.id
-        with suppress(Exception):  # of the application's handlers
-            logger.error(
-                "queue %s: message %s %s: %s",
-                *(queue, id, what, reason),
-                extra={"backend": "sqs", "id": id},
-            )
+        log(
+            logger,
+            logging.ERROR,
+            "queue %s: message %s %s: %s",
+            *(queue, id, what, reason),
+            extra={"backend": "sqs", "id": id},
+        )
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Delivery]:
         async with self._turn:

@@ -414,6 +414,35 @@ class TestConsuming:
 
         run(main())
 
+    def test_looking_ends_well_although_logging_raises(
+        self, server: SqsServer, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.create_queue(queue)
+        refused: list[str] = []
+
+        def refuse(record: logging.LogRecord) -> bool:
+            refused.append(record.getMessage())
+            raise RuntimeError("a filter of the application")
+
+        async def main() -> None:
+            async with backend(server.endpoint, queue) as q:
+                call = q._link.call
+
+                async def cut(service: str, operation: str, **rest: Any) -> dict[str, Any]:
+                    if operation == "change_message_visibility_batch":
+                        raise ConnectionLostError("cut")
+                    return await call(service, operation, **rest)
+
+                await q.publish("k", {"n": 0})
+                monkeypatch.setattr(q._link, "call", cut)
+                assert await q.purge(keys=["other"]) == 0
+
+        monkeypatch.setattr(logging.getLogger("abe_backend_sqs.dead_letters"), "filters", [refuse])
+        run(main())
+        assert [text.partition(":")[2] for text in refused] == [
+            " 1 messages stay hidden for up to 300 s: cut"
+        ]
+
     def test_a_rejection_that_is_repeated_leaves_one_dead_letter(
         self, server: SqsServer, queue: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -177,9 +178,20 @@ class TestHealth:
         consumer.in_flight = 1
         assert not stalled(3 * MAX_HOLD)
 
+    @pytest.mark.parametrize("logs", [True, False])
     def test_file_is_renewed_while_the_broker_answers(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        logs: bool,
     ) -> None:
+        def log(record: logging.LogRecord) -> bool:
+            if not logs:
+                raise RuntimeError("a filter of the application")
+            return True
+
+        monkeypatch.setattr(worker.logger, "filters", [log])
         path = tmp_path / "health"
         path.write_text("of an earlier worker")
         answers = asyncio.Event()
@@ -196,14 +208,14 @@ class TestHealth:
             consumer: Any = FakeConsumer()
             plain: Any = Backend()
             async with worker.Health(AsyncBackend(plain), consumer).shown_in(path):
-                await pinged.wait()
+                await asyncio.wait_for(pinged.wait(), 30)
                 assert not path.exists()
                 answers.set()
                 pinged.clear()
-                await pinged.wait()
+                await asyncio.wait_for(pinged.wait(), 30)
                 await asyncio.sleep(0)
                 assert json.loads(path.read_text())["processed"] == 0
 
         asyncio.run(main())
         assert list(tmp_path.iterdir()) == []
-        assert caplog.text.count("unhealthy: gone") == 1
+        assert caplog.text.count("unhealthy: gone") == logs

@@ -9,7 +9,7 @@ from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import COMPLETE, Capabilities, capabilities_of
 from abe.backends.message_queue.base.dead_letters import dead_headers, raw_payload
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
-from abe.backends.message_queue.base.log import MessageContext
+from abe.backends.message_queue.base.log_records import MessageContext, log
 from abe.backends.message_queue.base.message import BaseMessage, Message, SyncMessage
 from abe.backends.message_queue.base.mover import Mover
 from abe.backends.message_queue.base.operations import BackendOperations, Keys
@@ -79,6 +79,7 @@ __all__ = [
     "dead_headers",
     "decode_payload",
     "encode_payload",
+    "log",
     "naming_variables",
     "not_published",
     "open_stream",

@@ -10,7 +10,7 @@ from contextlib import suppress
 from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.dead_letters import reason_for
-from abe.backends.message_queue.base.log import log_message
+from abe.backends.message_queue.base.log_records import log_message
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.outcome import Outcome
 from abe.backends.message_queue.handling.counters import Counters

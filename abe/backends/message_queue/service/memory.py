@@ -25,7 +25,7 @@ from abe.backends.message_queue.base import (
     check_settings,
     validate_key,
 )
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.base.payload import freeze_payload, thaw_payload
 from abe.backends.message_queue.base.process import PerProcess
 from abe.backends.message_queue.service.memory_store.group import Group, Lease, Record, View

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from abe.backends.message_queue.base.log import log_message
+from abe.backends.message_queue.base.log_records import log_message
 from abe.backends.message_queue.base.receiver import Delivery
 from abe.backends.message_queue.base.subscription.subscription import Subscription
 

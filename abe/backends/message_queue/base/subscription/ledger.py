@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities
-from abe.backends.message_queue.base.log import log, log_message
+from abe.backends.message_queue.base.log_records import log, log_message
 from abe.backends.message_queue.base.outcome import OUTCOMES, Outcome
 from abe.backends.message_queue.base.process import identity
 from abe.backends.message_queue.base.receiver import Delivery, Settlement, checked

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from abe.backends.message_queue.base.backoff import Backoff, pause, transient
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.errors import ConnectionLostError
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from abe.backends.message_queue.base.capabilities import Capabilities
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.process import Unshareable
 from abe.backends.message_queue.base.receiver import Delivery

@@ -12,7 +12,7 @@ import logging
 from contextlib import suppress
 
 from abe.backends.message_queue.base.backoff import transient
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.base.receiver import Delivery
 from abe.backends.message_queue.base.subscription.leases import clock_of
 from abe.backends.message_queue.base.subscription.pump import Pump

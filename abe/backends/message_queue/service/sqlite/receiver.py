@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from abe.backends.message_queue.base import Delivery, KeyFilter, Outcome, SettleFailure, Settlement
-from abe.backends.message_queue.base.log import log_message
+from abe.backends.message_queue.base.log_records import log_message
 from abe.backends.message_queue.service.sqlite import settling, store
 from abe.backends.message_queue.service.sqlite.content import Batch, message_of, shown
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from abe.backends.message_queue.base.log import log
+from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.base.process import start_thread
 from abe.backends.message_queue.service.sqlite.schema import QueueConnection, connect, primary_code
 from abe.errors import AbeError, LoopError

@@ -24,6 +24,14 @@ def log(
     """Log, whatever the application's handlers and filters raise.
 
     A record that cannot be logged is lost; a settlement or a reconnection must not be lost with it.
+
+    Args:
+        logger: The logger of the module.
+        level: Level of the record, e.g. ``logging.WARNING``.
+        text: The message, with ``%`` for each of ``arguments``.
+        *arguments: Values that are formatted into ``text`` if the record is shown.
+        extra: Attributes of the record, e.g. ``backend``.
+        error: Exception whose traceback is part of the record.
     """
     with suppress(Exception):
         logger.log(level, text, *arguments, extra=extra, exc_info=error)
