@@ -6,9 +6,16 @@ import asyncio
 
 import pytest
 
-from abe.backends.message_queue.base import Outcome
+from abe.backends.message_queue.base import Message, Outcome
 from tests.support.scripted_broker import Broker
-from tests.unit_test.stream.support import LEASE, RESET, ask_with_timeout, several, warned
+from tests.unit_test.stream.support import (
+    LEASE,
+    RESET,
+    ask_with_timeout,
+    breathe,
+    several,
+    warned,
+)
 
 
 async def test_the_lease_of_a_message_being_processed_is_extended(broker: Broker) -> None:
@@ -86,6 +93,26 @@ async def test_a_lease_lost_while_buffered_is_not_handed_over(broker: Broker) ->
         await asyncio.sleep(LEASE)
         assert first[2].outcome is Outcome.LOST
         assert (await anext(stream)).attempt == 2
+
+
+@pytest.mark.parametrize("method", ["__anext__", "receive", "take"])
+async def test_what_lapsed_while_the_loop_stood_still_is_not_handed_over(
+    broker: Broker, method: str
+) -> None:
+    """The clock tells, before the loop has had a turn to ask the broker."""
+    broker.publish(60)
+    async with broker.stream() as stream:
+        await several(stream, 20)
+        await breathe()
+        lapsed = list(stream.subscription.buffer)
+        assert len(lapsed) > 4
+        for delivery in lapsed:
+            delivery.deadline = -1.0
+            broker.expire(broker.records[delivery.message["n"]])
+        given = await getattr(stream, method)()
+        message = given if isinstance(given, Message) else given[0]
+        assert all(message is not delivery.message for delivery in lapsed)
+        assert {delivery.message.outcome for delivery in lapsed} == {Outcome.LOST}
 
 
 async def test_the_lease_of_a_finished_message_is_not_extended(broker: Broker) -> None:
