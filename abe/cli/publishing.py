@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from abe.backends.message_queue.base import Outgoing
 from abe.backends.message_queue.base.outgoing import Label, item_label, no_label
-from abe.display.text import cell, plural
+from abe.display.text import cell, plural, unique_names
 from abe.errors import AbeError, ConnectionLostError, PayloadError, PublishError
 from abe.sync import SyncBackend
 
@@ -189,9 +189,11 @@ def _parse(text: str | bytes) -> Any:
     except UnicodeDecodeError as error:
         raise PayloadError(f"not UTF-8: byte {error.start + 1}") from None
     try:
-        return json.loads(whole, parse_constant=_refuse)
+        return json.loads(whole, parse_constant=_refuse, object_pairs_hook=unique_names)
     except json.JSONDecodeError as error:
         raise PayloadError(_explain(whole, error)) from None
+    except PayloadError:
+        raise
     except (ValueError, RecursionError) as error:
         raise PayloadError(f"not JSON: {error}") from None
 

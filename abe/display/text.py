@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from abe._redact import SECRET, is_secret, redact
+from abe.errors import PayloadError
 
 MAX_CELL = 160
 """Default maximum length of a table cell."""
@@ -125,6 +128,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def group_name(group: str | None) -> str:
     """Return the name of a consumer group in a sentence."""
     return "the default group" if group is None else f"group {cell(group)}"
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object that `json` has read, of which `json` alone keeps the last of equal names.
+
+    Raises:
+        PayloadError: If a name stands twice.
+    """
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise PayloadError(f"the name {json.dumps(cell(name, 60))} stands twice in one object")
+    return result
 
 
 def _json(value: object, limit: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from abe.display.text import cell
+from abe.display.text import cell, unique_names
 from abe.errors import PayloadError
 from abe.ipython.expressions import Evaluate, ExpressionError, find_expression
 
@@ -46,7 +46,7 @@ def parse_json(text: str, command: str) -> Template:
     """
     plain, expressions = _replace_expressions(text) if "{{" in text else (text, {})
     try:
-        parsed = json.loads(plain, object_pairs_hook=_unique)
+        parsed = json.loads(plain, object_pairs_hook=unique_names)
     except json.JSONDecodeError as error:
         raise PayloadError(_explain(text, error.pos, error.msg, command)) from None
     except RecursionError:
@@ -85,15 +85,6 @@ def _replace_expressions(text: str) -> tuple[str, dict[str, str]]:
         parts += [text[done:start], f'"{mark}"']
         done = position
     return "".join([*parts, text[done:]]), expressions
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) == len(pairs):
-        return result
-    names = [name for name, _ in pairs]
-    twice = next(name for i, name in enumerate(names) if name in names[:i])
-    raise PayloadError(f"the name {json.dumps(cell(twice, 60))} stands twice in one object")
 
 
 def _fill(value: Any, values: dict[str, object]) -> Any:

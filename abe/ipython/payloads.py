@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abe.backends.message_queue.base.outgoing import Label, item_label, no_label
 from abe.display.text import cell
@@ -17,8 +17,13 @@ from abe.ipython.expressions import Evaluate, whole_expression
 from abe.ipython.frames import is_frame, rows_of
 from abe.ipython.json_text import Template, parse_json
 
+if TYPE_CHECKING:
+    import yaml
+
 FORMATS = ("json", "jsonl", "yaml", "csv", "python")
 """How the text of a payload may be written."""
+MAX_ALIASED = 1 << 20
+"""Maximum number of characters and values that the aliases of a YAML document stand for."""
 _SUFFIXES = {
     ".csv": "csv",
     ".json": "json",
@@ -149,9 +154,44 @@ def _yaml(text: str) -> object:
         raise UnsupportedError(
             "--format yaml needs PyYAML, which is not installed: run %pip install pyyaml"
         ) from None
+    try:
+        return yaml.load(text, _yaml_loader())  # noqa: S506 - a safe one
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise PayloadError(f"the payload is not YAML: {problem}{where}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PayloadError(f"the payload is not YAML: {cell(str(error))}") from None
+
+
+def _yaml_loader() -> type[yaml.SafeLoader]:
+    import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a name that stands twice in one mapping, of which YAML keeps the last."""
+        """Refuses names that stand twice in a mapping, and aliases that stand for too much."""
+
+        def __init__(self, stream: str) -> None:
+            super().__init__(stream)
+            self._length = len(stream)
+            self._total = self._aliased = 0
+            self._sizes: dict[yaml.Node, int] = {}
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            is_alias = self.check_event(yaml.AliasEvent)
+            before = self._total
+            node: Any = super().compose_node(parent, index)
+            if not is_alias:
+                self._total += 1 + len(node.value) * isinstance(node, yaml.ScalarNode)
+                self._sizes[node] = self._total - before
+                return node
+            size = self._sizes.get(node, self._length)  # not known yet if it contains itself
+            self._total += size
+            self._aliased += size
+            if self._aliased > MAX_ALIASED:
+                problem = f"the aliases stand for more than {MAX_ALIASED:,} characters and values"
+                raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             names: set[tuple[str, str]] = set()
@@ -163,15 +203,7 @@ def _yaml(text: str) -> object:
                 names.add(key)
             return super().construct_mapping(node, deep)
 
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 - a safe one
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise PayloadError(f"the payload is not YAML: {problem}{where}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PayloadError(f"the payload is not YAML: {cell(str(error))}") from None
+    return Loader
 
 
 def _csv(text: str) -> object:

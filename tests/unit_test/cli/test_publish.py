@@ -80,6 +80,7 @@ class TestPublish:
         [
             (b'{"id": 1}\n{"id": \n', "line 2: not JSON: Expecting value at column 8"),
             (b'{"id": 1}\n\n\n[1]\n', "line 4: not a JSON object: [1]"),
+            (b'{"id": 1}\n{"id": 2, "id": 3}', 'line 2: the name "id" stands twice in one object'),
             (b'{"id": 1}\n{"id": NaN}', "line 2: not JSON: NaN is not in JSON"),
             (b'{"id": "\xff"}', "line 1: not UTF-8: byte 9"),
             (b'{"id": "\\ud800"}', 'line 1: payload["id"]: lone surrogate'),

@@ -229,6 +229,22 @@ def test_other_formats_that_are_refused(format: str, text: str, problem: str) ->
     assert problem in refused(text, format)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n0: &n0 [x, x]\n" + "".join(f"n{n}: &n{n} [*n{n - 1}, *n{n - 1}]\n" for n in range(1, 30)),
+        "n0: &n0 {a: x}\n"
+        + "".join(f"n{n}: &n{n} {{<<: [*n{n - 1}, *n{n - 1}]}}\n" for n in range(1, 30)),
+        f"a: &a {'x' * 10_000}\nb: [{', '.join(['*a'] * 200)}]",
+    ],
+    ids=["lists", "merges", "text"],
+)
+def test_yaml_aliases_are_bounded(text: str) -> None:
+    start = time.thread_time()
+    assert "the aliases stand for more than 1,048,576 characters" in refused(text, "yaml")
+    assert time.thread_time() - start < 2
+
+
 def test_yaml_without_pyyaml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(UnsupportedError, match=r"needs PyYAML.*%pip install pyyaml"):
