@@ -183,8 +183,9 @@ class Secrets:
             secret = {name for name in value if isinstance(name, str) and is_secret(name)}
             hidden = {n: SECRET if n in secret else self._hidden(it) for n, it in value.items()}
         elif value is not None and not isinstance(value, int | float | BaseException):
-            shown = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
-            hidden = self.hide(shown)
+            with suppress(Exception):  # what has no repr shows nothing either
+                shown = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
+                hidden = self.hide(shown)
         return value if hidden == shown else hidden
 
 

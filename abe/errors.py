@@ -110,9 +110,15 @@ class PublishError(AbeError, RuntimeError):
 
 
 class ConnectionLostError(AbeError, ConnectionError):
-    """The broker cannot be reached; a stream retries by itself, ``publish`` raises this."""
+    """The broker cannot be reached; a stream retries by itself, ``publish`` raises this.
+
+    Attributes:
+        undelivered: How many settlements the broker did not get before a stream or a backend was
+            closed; those messages are redelivered.
+    """
 
     retryable = True
+    undelivered: int = 0
 
 
 class UnsupportedError(AbeError, NotImplementedError):

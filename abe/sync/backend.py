@@ -15,6 +15,7 @@ from abe.backends.message_queue.base import (
     Outgoing,
     SyncMessage,
 )
+from abe.backends.message_queue.base.closing import Leaving
 from abe.backends.message_queue.base.operations import Items, documented
 from abe.backends.message_queue.base.outgoing import Label, item_label
 from abe.backends.message_queue.base.process import Unshareable
@@ -410,9 +411,10 @@ class SyncBackend(Unshareable):
         self._pool.check_open()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
-        self.close()
+        with Leaving(kind, "backend", self.name):
+            self.close()
 
     def __del__(self) -> None:
         if not self._pool.closed:

@@ -21,6 +21,7 @@ from abe.backends.message_queue.base import (
     validate_group,
 )
 from abe.backends.message_queue.base.capabilities import unsupported
+from abe.backends.message_queue.base.closing import raise_failures
 from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.client import AsyncBackend
 from abe.errors import BackendClosedError
@@ -263,12 +264,10 @@ class SubscriptionPool:
         while self._closing:
             await asyncio.wait(list(self._closing))
         try:
-            await self.backend.aclose()
+            results += await asyncio.gather(self.backend.aclose(), return_exceptions=True)
         finally:
             self.portal.closers.discard(self.aclose)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        raise_failures(results)
 
 
 class Loan:
@@ -299,6 +298,10 @@ class Loan:
         self._opened = False
 
     # -- the reader ------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        return self._pool.backend.name
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         return self._pool.portal.bridge(coroutine)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Self
 
 from abe.backends.message_queue.base import Delivery, Message, MessageStream, SyncMessage
+from abe.backends.message_queue.base.closing import Leaving
 from abe.backends.message_queue.base.process import Unshareable
 from abe.errors import BackendClosedError
 from abe.sync.pool import Loan, Selector, SubscriptionPool
@@ -116,9 +117,10 @@ class SyncStream(Unshareable, Iterator[SyncMessage]):
         self._portal.call(self._loan.connect())
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
-        self.close()
+        with Leaving(kind, "a stream of backend", self._loan.backend):
+            self.close()
 
     def __del__(self) -> None:
         if not self._ended:

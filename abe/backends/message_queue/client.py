@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
@@ -25,6 +24,7 @@ from abe.backends.message_queue.base import (
     validate_group,
 )
 from abe.backends.message_queue.base.capabilities import check_method, unsupported
+from abe.backends.message_queue.base.closing import Closer
 from abe.backends.message_queue.base.operations import Items
 from abe.backends.message_queue.base.outgoing import (
     Label,
@@ -103,7 +103,7 @@ class AsyncBackend(BackendOperations):
         self.name = backend_name(backend)
         self._first_party = isinstance(backend, BaseBackend)
         self._closed = False
-        self._closer: asyncio.Future[None] | None = None
+        self._closer = Closer(self.name)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -183,11 +183,7 @@ class AsyncBackend(BackendOperations):
 
     async def aclose(self) -> None:
         self._closed = True
-        if self._closer is None:
-            self._closer = asyncio.ensure_future(self._close())
-        elif self._closer.done():
-            return
-        await asyncio.shield(self._closer)
+        await self._closer.run(self._close)
 
     async def _close(self) -> None:
         if hasattr(self.backend, "aclose"):

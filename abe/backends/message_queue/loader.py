@@ -364,8 +364,10 @@ def _presentable(error: BaseException) -> tuple[BaseException, str]:
     """Return ``error`` fit for chaining, and its text, both without secrets."""
     import traceback
 
+    from abe.backends.message_queue.base.log_records import summary
+
     known.clean(error)
-    text = known.hide(f"{type(error).__name__}: {error}".removesuffix(": "))
+    text = known.hide(summary(error).removesuffix(": "))
     # limit=0: no source lines, but every chained exception, note and member of a group.
     whole = "".join(traceback.format_exception(error, limit=0))
     if known.hide(whole) == whole:

@@ -94,6 +94,17 @@ class TestBroken:
         assert "from_env() raised KeyError: 'no such thing'" in str(error)
         assert isinstance(error.__cause__, KeyError)
 
+    @pytest.mark.parametrize("where", ["import", "from_env"])
+    def test_the_exception_cannot_be_printed(
+        self, where: str, fake_distribution: FakeDistribution
+    ) -> None:
+        """Neither its text nor what it was made of."""
+        odd = "class Odd(Exception):\n    def __str__(self): 1 / 0\n    __repr__ = __str__\n"
+        statement = "raise Odd(Odd(), object.__new__(type('X', (), {'__repr__': Odd.__str__})))"
+        source = statement if where == "import" else from_env_that(statement)
+        install(fake_distribution, odd + source)
+        assert str(self.failure()).endswith("Odd: (its text cannot be printed)")
+
     def test_what_abe_defines_passes_unchanged(self, fake_distribution: FakeDistribution) -> None:
         raising = "from abe.errors import ConfigurationError; raise ConfigurationError('set X')"
         install(fake_distribution, from_env_that(raising))

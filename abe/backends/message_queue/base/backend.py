@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self
 
 from abe.backends.message_queue.base.capabilities import Capabilities, check_method, unsupported
+from abe.backends.message_queue.base.closing import Closer, raise_failures
 from abe.backends.message_queue.base.keys import KeyFilter, validate_group, validate_key
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.operations import BackendOperations, Items, Keys
@@ -62,7 +63,7 @@ class BaseBackend(BackendOperations):
         self._process = identity.pid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subscriptions: set[Subscription] = set()
-        self._closer: asyncio.Future[None] | None = None
+        self._closer = Closer(self.name)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -206,12 +207,7 @@ class BaseBackend(BackendOperations):
         self._closed = True
         if self._process != identity.pid():
             return  # the open connections are the parent's
-        if self._closer is None:
-            self._closer = asyncio.ensure_future(self._close())
-        elif self._closer.done():
-            return
-        if self._closer.get_loop() is asyncio.get_running_loop():
-            await asyncio.shield(self._closer)
+        await self._closer.run(self._close)
 
     async def _close(self) -> None:
         try:
@@ -228,10 +224,7 @@ class BaseBackend(BackendOperations):
             else:
                 # Waiting for a loop that may itself be waiting for us would be a deadlock.
                 subscription.abandon()
-        results = await asyncio.gather(*closing, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        raise_failures(await asyncio.gather(*closing, return_exceptions=True))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -6,6 +6,8 @@ import time
 import traceback
 from collections.abc import Mapping
 
+from abe.backends.message_queue.base.log_records import summary
+
 __all__ = ["PREFIX", "dead_headers", "raw_payload", "reason_for"]
 
 PREFIX = "abe-dead-"
@@ -17,14 +19,14 @@ MAX_ORIGINS = 10
 def reason_for(error: BaseException) -> str:
     """Return an error as a reason: its summary, and on further lines where it came from."""
     where = traceback.format_list(traceback.extract_tb(error.__traceback__)[-3:])
-    lines = [_summary(error), *(line.rstrip() for line in where)]
+    lines = [summary(error), *(line.rstrip() for line in where)]
     seen = {id(error)}
     pending = _origins(error)
     while pending and len(seen) < MAX_ORIGINS:
         origin = pending.pop(0)
         if id(origin) not in seen:
             seen.add(id(origin))
-            lines.append(f"from {_summary(origin)}")
+            lines.append(f"from {summary(origin)}")
             pending += _origins(origin)
     return "\n".join(lines).strip()
 
@@ -35,13 +37,6 @@ def _origins(error: BaseException) -> list[BaseException]:
     context = None if error.__suppress_context__ else error.__context__
     cause = error.__cause__ or context
     return members + ([cause] if cause is not None else [])
-
-
-def _summary(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # an application's exception may not be printable
-        return f"{type(error).__name__}: (its text cannot be printed)"
 
 
 def raw_payload(body: bytes) -> dict[str, str]:

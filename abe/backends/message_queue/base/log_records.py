@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from abe.backends.message_queue.base.message import BaseMessage
 from abe.types import ConsumerGroup
 
-__all__ = ["Handling", "MessageContext", "handling", "log", "log_message"]
+__all__ = ["Handling", "MessageContext", "handling", "log", "log_message", "summary"]
 
 
 def log(
@@ -35,6 +35,14 @@ def log(
     """
     with suppress(Exception):
         logger.log(level, text, *arguments, extra=extra, exc_info=error)
+
+
+def summary(error: BaseException) -> str:
+    """Return the type and the text of an error, whatever its ``__str__`` raises."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # an application's exception may not be printable
+        return f"{type(error).__name__}: (its text cannot be printed)"
 
 
 def log_message(

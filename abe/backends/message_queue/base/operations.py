@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
+from abe.backends.message_queue.base.closing import Closer, Leaving
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.outgoing import Label, Outgoing, item_label
 from abe.backends.message_queue.base.process import Unshareable
@@ -28,6 +29,8 @@ class BackendOperations(Unshareable, ABC):
     Each raises `BackendClosedError` once the backend is closed, and `UnsupportedError`, before
     anything is sent or taken, where the backend does not declare what is asked for.
     """
+
+    _closer: Closer
 
     @abstractmethod
     async def publish(
@@ -246,8 +249,9 @@ class BackendOperations(Unshareable, ABC):
         self._bind()
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        with Leaving(kind, "backend", self._closer.backend):
+            await self.aclose()
 
     @abstractmethod
     def _bind(self) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.batcher import Batcher
 from abe.backends.message_queue.base.capabilities import Capabilities
-from abe.backends.message_queue.base.log_records import log, log_message
+from abe.backends.message_queue.base.closing import undelivered
+from abe.backends.message_queue.base.log_records import log, log_message, summary
 from abe.backends.message_queue.base.outcome import OUTCOMES, Outcome
 from abe.backends.message_queue.base.process import identity
 from abe.backends.message_queue.base.receiver import Delivery, Settlement, checked
 from abe.backends.message_queue.base.subscription.reconnect import ReconnectingReceiver, ask
-from abe.errors import ConnectionLostError, LoopError
+from abe.errors import LoopError
 from abe.types import ConsumerGroup
 
 __all__ = ["Ledger"]
@@ -301,7 +302,7 @@ class Ledger:
                 return batch
         except Exception as error:  # a provider may raise anything, and it must not be swallowed
             if transient(error):
-                self._report_undelivered(batch, str(error))
+                self._report_undelivered(batch, summary(error))
             else:
                 text = "settling %d deliveries failed permanently"
                 log(logger, logging.ERROR, text, len(batch), error=error)
@@ -317,7 +318,7 @@ class Ledger:
                 retry.append(settlement)
             elif settlement.delivery.owned:  # its owner goes on with the others
                 settlement.delivery.message._outcome = Outcome.LOST
-                text = f"the broker refused to {settlement.outcome} the message: {refusal}"
+                text = f"the broker refused to {settlement.outcome} the message: {summary(refusal)}"
                 self.warn(text, settlement.delivery, logging.ERROR)
             else:
                 self._on_failure(refusal)
@@ -326,5 +327,4 @@ class Ledger:
     def _report_undelivered(self, settlements: list[Settlement], reason: str) -> None:
         count = sum(settlement.outcome is not Outcome.RELEASE for settlement in settlements)
         if count:
-            text = f"closed with {count} settlements not delivered, those messages will come again"
-            self._on_failure(ConnectionLostError(f"{text}: {reason}"))
+            self._on_failure(undelivered(count, reason))

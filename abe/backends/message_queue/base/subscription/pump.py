@@ -9,6 +9,7 @@ from typing import Any
 
 from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.capabilities import Capabilities, check_settlement
+from abe.backends.message_queue.base.closing import combined
 from abe.backends.message_queue.base.outcome import Outcome
 from abe.backends.message_queue.base.receiver import Delivery, EndOfStream, Receiver, Settlement
 from abe.backends.message_queue.base.subscription.leases import MAX_HOLD, LeaseExtender
@@ -300,4 +301,6 @@ class Pump:
     def _fail(self, error: Exception) -> None:
         if self.error is None:
             self.error = error
+        elif getattr(self.error, "undelivered", 0) and getattr(error, "undelivered", 0):
+            self.error = combined([self.error, error])
         self.stop()

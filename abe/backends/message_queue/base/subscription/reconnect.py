@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from abe.backends.message_queue.base.backoff import Backoff, pause, transient
-from abe.backends.message_queue.base.log_records import log
+from abe.backends.message_queue.base.log_records import log, summary
 from abe.backends.message_queue.base.receiver import Receiver
 from abe.errors import ConnectionLostError
 
@@ -127,7 +127,7 @@ class ReconnectingReceiver:
                     raise
                 now = asyncio.get_running_loop().time()
                 if self._closing.is_set() and now >= self._deadline:
-                    text = f"backend {self._name!r} cannot be reached: {failure}"
+                    text = f"backend {self._name!r} cannot be reached: {summary(failure)}"
                     raise ConnectionLostError(text) from failure
                 error = failure
             else:
@@ -135,15 +135,8 @@ class ReconnectingReceiver:
 
     async def _back_off(self, error: BaseException) -> None:
         level = logging.DEBUG if self._failures else logging.WARNING
-        log(
-            logger,
-            level,
-            "backend %s cannot be reached (%s: %s); retrying",
-            self._name,
-            type(error).__name__,
-            error,
-            extra=self._fields,
-        )
+        text = "backend %s cannot be reached (%s); retrying"
+        log(logger, level, text, self._name, summary(error), extra=self._fields)
         self._failures += 1
         stop = None if self._closing.is_set() else self._closing
         await pause(BACKOFF.delay(self._failures), stop)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from abe.backends.message_queue.base.capabilities import Capabilities
-from abe.backends.message_queue.base.log_records import log
+from abe.backends.message_queue.base.closing import Leaving
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.process import Unshareable
 from abe.backends.message_queue.base.receiver import Delivery
@@ -19,8 +18,6 @@ from abe.backends.message_queue.base.subscription.subscription import Subscripti
 from abe.errors import ConfigurationError
 
 __all__ = ["MessageStream"]
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -319,19 +316,12 @@ class MessageStream(Unshareable):
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
-        if kind is None:
-            if self._took:
-                self._finish(self._hand)
+        subscription = self._host.subscription
+        if kind is None and self._took:
+            self._finish(self._hand)
+        name = subscription.backend if subscription is not None else ""
+        with Leaving(kind, "a stream of backend", name):
             await self.aclose()
-            return
-        try:
-            await self.aclose()
-        except Exception as failure:
-            # The exception of the block matters more; a cancellation must not be replaced.
-            subscription = self._host.subscription
-            name = subscription.backend if subscription is not None else ""
-            text = "closing a stream of backend %s failed"
-            log(logger, logging.ERROR, text, name, extra={"backend": name}, error=failure)
 
     def __del__(self) -> None:
         host: StreamHost | None = getattr(self, "_host", None)
