@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from abe.backends.message_queue.handling.threads import DaemonExecutor, DaemonThreads
+from abe.errors import ConnectionLostError
 
 
 @pytest.fixture
@@ -133,7 +134,22 @@ def test_what_was_cancelled_before_it_began_never_runs() -> None:
     executor.shutdown()
 
 
-def test_where_no_thread_can_be_started_any_more_the_caller_does_the_work(
+def test_where_no_thread_can_be_started_for_now_it_is_an_error_that_may_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    executor = DaemonExecutor("test")
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ConnectionLostError, match="limit of processes"):
+            executor.submit(threading.get_ident)
+    assert executor.submit(threading.get_ident).result(10) != threading.get_ident()
+    executor.shutdown()
+
+
+def test_at_the_interpreters_exit_the_caller_does_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As Python 3.12 and later refuse while they exit."""

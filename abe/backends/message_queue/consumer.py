@@ -115,12 +115,13 @@ class AsyncLoopConsumer(Counters):
                 "this consumer is already running with another handler; "
                 "call shutdown() first, or create a second consumer"
             )
+        self._ran = True
         if self._stop_early:
             self._stop_early = False
             return
         run = _Run(self, handler)
         self._announce(run.can)
-        self._run, self._ran = run, True
+        self._run = run
         try:
             await run.work()
         finally:
@@ -318,8 +319,9 @@ class _Run:
         try:
             if message.attempt >= SUSPECT_ATTEMPT and await self._has_killed(message):
                 return
-            restore = self._verdicts.preserve(message) if self._verdicts.needs_original else None
             while True:
+                needed = self._verdicts.needs_original
+                restore = self._verdicts.preserve(message) if needed else None
                 error = await self._call(message)
                 if error is None:
                     if await message.ack():

@@ -74,6 +74,7 @@ class Plain:
 
     async def publish(self, *args: Any) -> None:
         key, payload = args
+        payload = {**payload}  # as if it had been written down and read
         self.log.append((key, payload))
         self.waiting.append(payload)
         self.changed.set()

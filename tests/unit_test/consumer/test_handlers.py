@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,26 @@ async def test_what_cannot_handle_is_refused_before_anything_is_opened(
         await consumer.run(handler)
     assert str(caught.value) == text
     assert backend.opened == []
+
+
+@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync that returns a coroutine"])
+def test_context_variables_end_with_the_handling_that_sets_them(sync: bool) -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+    found: list[int] = []
+
+    async def handler(message: Any) -> None:
+        found.append(variable.get())
+        variable.set(1)
+
+    async def main() -> None:
+        async with memory() as backend:
+            await backend.publish_many([{}] * 3, key="k")
+            consumer = AsyncLoopConsumer(backend)
+            chosen = (lambda message: handler(message)) if sync else handler
+            await settled(consumer, chosen, lambda: consumer.processed == 3)
+
+    real(main())
+    assert found == [0, 0, 0]
 
 
 def test_a_sync_message_can_be_settled_on_the_loop() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -89,6 +90,28 @@ async def test_on_a_plain_backend_failures_are_retried_in_process(
     assert announced(caplog)[0].startswith("backend Plain has no dead letters")
 
 
+async def test_a_handlers_changes_reach_neither_a_retry_nor_the_dead_letter() -> None:
+    async def handler(message: Message) -> None:
+        metadata = (message.id, message.key, message.timestamp, message.attempt)
+        seen.append(([*message["n"]], *metadata, dict(message.headers)))
+        message["n"].append("changed")
+        message.headers["secret"] = "x"  # type: ignore[index]
+        message.id = message.key = "changed"
+        message._time, message.attempt = 1.0, 0
+        raise ValueError("no")
+
+    seen: list[Any] = []
+    original = Message({"n": [1]}, "id-1", "k", 5.0, headers={"a": "b"})
+    backend = Plain(original, ends=True)
+    consumer = AsyncLoopConsumer(backend, retry=FAST, dead_letter_key="dead")
+    task = asyncio.create_task(consumer.run(handler))
+    await until(lambda: backend.log)
+    task.cancel()
+    moment = datetime.fromtimestamp(5.0, UTC)
+    assert seen == [([1], "id-1", "k", moment, attempt, {"a": "b"}) for attempt in (1, 2, 3)]
+    assert backend.log == [("dead", {"n": [1], "abe-dead-published-to": "dead"})]
+
+
 async def test_what_a_backend_declares_counts_only_if_its_stream_can_do_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -113,7 +136,7 @@ async def test_a_dead_letter_that_comes_back_ends_the_run_and_is_not_acked() -> 
     consumer = AsyncLoopConsumer(backend, dead_letter_key="dead")
     with pytest.raises(ConfigurationError, match="dead_letter_key 'dead' is received by"):
         await consumer.run(handler)
-    assert backend.log == [("dead", bad)]
+    assert backend.log == [("dead", {**bad, "abe-dead-published-to": "dead"})]
     assert [dict(message) for message in handler.messages] == [bad, bad]
     assert len(backend.acked) == 2
 

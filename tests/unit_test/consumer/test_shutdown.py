@@ -90,6 +90,16 @@ async def test_a_run_after_a_failed_one_and_its_shutdown_runs(broker: Broker) ->
     assert len(backend.opened) == 2
 
 
+async def test_a_run_after_a_refused_one_and_its_shutdown_runs(broker: Broker) -> None:
+    consumer = AsyncLoopConsumer(Scripted(broker))
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            await consumer.run(None)  # type: ignore[arg-type]
+        await consumer.shutdown()
+    broker.publish()
+    await settled(consumer, Recorder(), lambda: consumer.processed == 1)
+
+
 async def test_shutdown_lets_handlers_finish_and_releases_the_rest(
     broker: Broker,
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from abe.backends.message_queue.base import Outcome, SyncMessage
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
-from abe.errors import UnsupportedError
+from abe.errors import ConnectionLostError, UnsupportedError
 from tests.unit_test.consumer.support import FAST, Plain, Recorder, memory, real, settled, until
 
 
@@ -75,6 +75,31 @@ async def test_a_cancellation_raised_in_a_thread_is_a_failure() -> None:
         consumer = AsyncLoopConsumer(backend, retry=FAST)
         await settled(consumer, handler, lambda: consumer.dead)
         assert consumer.failed == 3
+
+
+async def test_where_no_thread_can_be_started_the_handling_fails_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event loop's thread never does the work, which may block it."""
+    start, refusals = threading.Thread.start, [RuntimeError("can't start new thread")] * 2
+    threads: list[int] = []
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name.startswith("abe-handler") and refusals:
+            raise refusals.pop()
+        start(thread)
+
+    def handler(message: SyncMessage) -> None:
+        threads.append(threading.get_ident())
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    async with memory() as backend:
+        await backend.publish("k", {})
+        consumer = AsyncLoopConsumer(backend, retry=FAST)
+        await settled(consumer, handler, lambda: consumer.processed)
+    assert (consumer.failed, consumer.retried, len(threads)) == (2, 2, 1)
+    assert threads != [threading.get_ident()]
+    assert isinstance(consumer.last_error, ConnectionLostError)
 
 
 async def test_a_cancellation_while_a_thread_works_leaves_the_message_to_the_thread() -> None:

@@ -56,11 +56,11 @@ def adapt_handler(handler: EventHandlerFunc, threads: DaemonThreads) -> Handler:
 
 @types.coroutine
 def _in_context(
-    function: Callable[[Message], Coroutine[Any, Any, object]], message: Message
+    function: Callable[[Any], Coroutine[Any, Any, object]], argument: object
 ) -> Generator[Any, Any, object]:
     """Run an async handler in a copy of the context: the next one must not see its variables."""
     run = copy_context().run
-    coroutine = run(function, message)
+    coroutine = run(function, argument)
     resume, value = coroutine.send, None
     try:
         while True:
@@ -89,7 +89,11 @@ def _in_thread(handler: Callable[[Any], Any], threads: DaemonThreads) -> Handler
             # The handler was done when the cancellation came: what it did counts.
             result = future.result()
         if inspect.isawaitable(result):
-            result = await result
+            result = await _in_context(_wait_for, result)
         return result
 
     return call
+
+
+async def _wait_for(result: Awaitable[object]) -> object:
+    return await result

@@ -11,6 +11,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from abe.backends.message_queue.base.process import start_thread
+from abe.errors import ConnectionLostError
+
 __all__ = ["DaemonExecutor", "DaemonThreads"]
 
 T = TypeVar("T")
@@ -34,11 +37,22 @@ class DaemonExecutor(ThreadPoolExecutor):
         self._started = 0
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run ``function(*args, **kwargs)`` in a thread.
+
+        Raises:
+            ConnectionLostError: If there is no thread and none can be started now.
+        """
         future: Future[T] = Future()
         job = partial(_run, future, partial(function, *args, **kwargs))
-        if not self._idle.acquire(blocking=False) and not self._start() and not self._started:
-            job()()  # Python 3.12 starts no thread while it exits
-            return future
+        if not self._idle.acquire(blocking=False):
+            try:
+                self._start()
+            except ConnectionLostError as error:
+                if not self._started:
+                    if "interpreter shutdown" not in str(error.__cause__):
+                        raise
+                    job()()  # Python 3.12 starts no thread while it exits
+                    return future
         self._jobs.put(job)
         return future
 
@@ -46,14 +60,9 @@ class DaemonExecutor(ThreadPoolExecutor):
         for _ in range(self._started):
             self._jobs.put(None)
 
-    def _start(self) -> bool:
-        name = f"{self._name}-{self._started + 1}"
-        try:
-            threading.Thread(target=self._work, name=name, daemon=True).start()
-        except RuntimeError:
-            return False
+    def _start(self) -> None:
+        start_thread(self._work, f"{self._name}-{self._started + 1}")
         self._started += 1
-        return True
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -76,6 +85,10 @@ class DaemonThreads:
         """Run ``function(*args)`` in a thread, in a copy of the caller's context.
 
         Cancelling the future that is returned ends the waiting, not the function.
+
+        Raises:
+            ConnectionLostError: If there is no thread and none can be started now.
+            RuntimeError: If it is closed.
         """
         if self._closed:
             raise RuntimeError(f"the threads {self._name} are closed")

@@ -58,12 +58,16 @@ class Verdicts:
         self.needs_original = not self._redelivers or (not can.reject and dead_key is not None)
 
     def preserve(self, message: Message) -> Callable[[], None]:
-        """Return a function that undoes the changes a handler makes to ``message``."""
-        original = _copy(message)
+        """Return a function that undoes, once, the changes a handler makes to ``message``."""
+        payload = _copy(message)
+        metadata = {name: getattr(message, name) for name in ("id", "key", "_time", "attempt")}
+        metadata["headers"] = dict(message.headers)
 
         def restore() -> None:
             message.clear()
-            message.update(_copy(original))
+            message.update(payload)
+            for name, value in metadata.items():
+                setattr(message, name, value)
 
         return restore
 
