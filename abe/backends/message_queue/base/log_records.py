@@ -20,6 +20,7 @@ def log(
     *arguments: object,
     extra: Mapping[str, object] | None = None,
     error: BaseException | None = None,
+    stacklevel: int = 1,
 ) -> None:
     """Log, whatever the application's handlers and filters raise.
 
@@ -32,9 +33,10 @@ def log(
         *arguments: Values that are formatted into ``text`` if the record is shown.
         extra: Attributes of the record, e.g. ``backend``.
         error: Exception whose traceback is part of the record.
+        stacklevel: Whose line the record names: 1 is the caller's.
     """
     with suppress(Exception):
-        logger.log(level, text, *arguments, extra=extra, exc_info=error)
+        logger.log(level, text, *arguments, extra=extra, exc_info=error, stacklevel=stacklevel + 1)
 
 
 def summary(error: BaseException) -> str:
@@ -65,6 +67,7 @@ def log_message(
         *fields.values(),
         extra=fields,
         error=error,
+        stacklevel=2,
     )
 
 
