@@ -15,7 +15,7 @@ from abe.backends.message_queue.base import (
     Outgoing,
     SyncMessage,
 )
-from abe.backends.message_queue.base.closing import Leaving
+from abe.backends.message_queue.base.closing import ExitGuard
 from abe.backends.message_queue.base.operations import Items, documented
 from abe.backends.message_queue.base.outgoing import Label, item_label
 from abe.backends.message_queue.base.process import Unshareable
@@ -413,7 +413,7 @@ class SyncBackend(Unshareable):
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
-        with Leaving(kind, "backend", self.name):
+        with ExitGuard(kind, "backend", self.name):
             self.close()
 
     def __del__(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Self
 
 from abe.backends.message_queue.base import Delivery, Message, MessageStream, SyncMessage
-from abe.backends.message_queue.base.closing import Leaving
+from abe.backends.message_queue.base.closing import ExitGuard
 from abe.backends.message_queue.base.process import Unshareable
 from abe.errors import BackendClosedError
 from abe.sync.pool import Loan, Selector, SubscriptionPool
@@ -119,7 +119,7 @@ class SyncStream(Unshareable, Iterator[SyncMessage]):
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
-        with Leaving(kind, "a stream of backend", self._loan.backend):
+        with ExitGuard(kind, "a stream of backend", self._loan.backend):
             self.close()
 
     def __del__(self) -> None:

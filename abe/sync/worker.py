@@ -8,7 +8,7 @@ import logging
 import threading
 from typing import Self
 
-from abe.backends.message_queue.base.closing import Leaving
+from abe.backends.message_queue.base.closing import ExitGuard
 from abe.backends.message_queue.base.log_records import log
 from abe.backends.message_queue.consumer import AsyncLoopConsumer
 from abe.sync.pool import SubscriptionPool
@@ -145,7 +145,7 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         __tracebackhide__ = True
-        with Leaving(kind, "a worker on backend", self._pool.backend.name):
+        with ExitGuard(kind, "a worker on backend", self._pool.backend.name):
             self.stop()
 
     # -- on the portal ---------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from abe.backends.message_queue.consumer import AsyncLoopConsumer
+from abe.backends.message_queue.consumer import AsyncLoopConsumer, RetryPolicy
+from abe.backends.message_queue.service.memory import MemoryBackend
 from abe.errors import ConnectionLostError, PublishError, Reject
 from tests.support.scripted_broker import Broker
 from tests.unit_test.consumer.support import (
@@ -167,3 +168,21 @@ async def test_deliveries_alone_give_no_message_up(broker: Broker) -> None:
     assert handler.attempts == [6, 21]
     assert (first.outcome, second.outcome) == ("ack", "ack")
     assert (consumer.processed, consumer.dead, consumer.failed) == (2, 0, 0)
+
+
+async def test_deliveries_that_reached_no_handler_leave_its_attempts() -> None:
+    """A message whose lease lapsed five times in a buffer has its first failure like any other."""
+    async with MemoryBackend("exhausted.unhandled", lease=1000.0) as backend:
+        await backend.publish("k", {"n": 1})
+        for _ in range(5):
+            async with backend.consume(prefetch=1) as stream:
+                await anext(stream)
+                backend._store.advance_time(1001.0)
+        handler = Recorder(*(ValueError() for _ in range(9)))
+        policy = RetryPolicy(max_attempts=5, base=0.0)
+        consumer = AsyncLoopConsumer(backend, retry=policy)
+        running = asyncio.create_task(consumer.run(handler))
+        await until(lambda: consumer.dead == 1)
+        await consumer.shutdown()
+        await running
+        assert handler.attempts == [6, 7, 8]

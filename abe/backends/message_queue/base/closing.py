@@ -11,7 +11,7 @@ from typing import Any
 from abe.backends.message_queue.base.log_records import log
 from abe.errors import AbeError, ConnectionLostError
 
-__all__ = ["Closer", "Leaving", "combined", "raise_failures", "undelivered"]
+__all__ = ["Closer", "ExitGuard", "combined", "raise_failures", "undelivered"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ PATIENCE = 30.0
 """Longest wait, in seconds, for another event loop to finish closing: it may be blocked."""
 
 
-class Leaving:
+class ExitGuard:
     """Wraps the closing at the end of a ``with`` block.
 
     If the block raised an exception, a failure of closing goes to the log; else it is raised.

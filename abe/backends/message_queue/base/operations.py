@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from abe.backends.message_queue.base.closing import Closer, Leaving
+from abe.backends.message_queue.base.closing import Closer, ExitGuard
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.outgoing import Label, Outgoing, item_label
 from abe.backends.message_queue.base.process import Unshareable
@@ -250,7 +250,7 @@ class BackendOperations(Unshareable, ABC):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        with Leaving(kind, "backend", self._closer.backend):
+        with ExitGuard(kind, "backend", self._closer.backend):
             await self.aclose()
 
     @abstractmethod

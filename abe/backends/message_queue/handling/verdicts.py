@@ -7,12 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from abe.backends.message_queue.base import SUSPECT_ATTEMPT
 from abe.backends.message_queue.base.backoff import transient
 from abe.backends.message_queue.base.capabilities import Capabilities
 from abe.backends.message_queue.base.dead_letters import reason_for
 from abe.backends.message_queue.base.log_records import log_message
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.outcome import Outcome
+from abe.backends.message_queue.base.receiver import Delivery
 from abe.backends.message_queue.handling.counters import Counters
 from abe.backends.message_queue.handling.dead_letters import DeadLetterKey
 from abe.backends.message_queue.handling.retry import RetryPolicy
@@ -96,7 +98,7 @@ class Verdicts:
             self.log(logging.INFO, f"rejected by the handler: {error.reason}", message)
             await self.give_up(message, error.reason)
             return False
-        if message.attempt >= self._policy.max_attempts:
+        if _handled(message) >= self._policy.max_attempts:
             dropped = not self._can.reject and self._dead_key is None  # which is an ERROR itself
             level = logging.WARNING if dropped else logging.ERROR
             self._log_failure(message, error, "no attempts left", level)
@@ -174,6 +176,18 @@ class Verdicts:
         log_message(
             logger, level, text, message, backend=self._backend, group=self._group, error=error
         )
+
+
+def _handled(message: Message) -> int:
+    """Return how often a handler had the message, as far as the broker has kept count.
+
+    It counts from the first suspect attempt on; those before are taken to have been handled. A
+    lapsed lease in a buffer, or a neighbour that killed the process, is no failure of a handler.
+    """
+    delivery = message._delivery
+    if isinstance(delivery, Delivery) and delivery.began:
+        return min(message.attempt, delivery.begun + SUSPECT_ATTEMPT)
+    return message.attempt
 
 
 async def release(message: Message) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from abe.backends.message_queue.base.capabilities import Capabilities
-from abe.backends.message_queue.base.closing import Leaving
+from abe.backends.message_queue.base.closing import ExitGuard
 from abe.backends.message_queue.base.message import Message
 from abe.backends.message_queue.base.process import Unshareable
 from abe.backends.message_queue.base.receiver import Delivery
@@ -320,7 +320,7 @@ class MessageStream(Unshareable):
         if kind is None and self._took:
             self._finish(self._hand)
         name = subscription.backend if subscription is not None else ""
-        with Leaving(kind, "a stream of backend", name):
+        with ExitGuard(kind, "a stream of backend", name):
             await self.aclose()
 
     def __del__(self) -> None:
