@@ -65,10 +65,22 @@ async def test_a_copy_that_comes_back_is_refused_by_its_mark() -> None:
     dead = DeadLetterKey(backend, "dead")
     await dead.publish(Message({"n": 1}), "broken")
     ((key, payload),) = backend.published
-    assert (key, payload) == ("dead", {"n": 1, "abe-dead-published-to": "dead"})
+    assert (key, payload) == ("dead", {"n": 1})
     dead.refuse_own(Message({"n": 1}))
     with pytest.raises(ConfigurationError, match="own group"):
-        dead.refuse_own(Message(payload))
+        dead.refuse_own(Message(payload, headers=getattr(payload, "headers", {})))
+
+
+async def test_a_copy_that_comes_back_without_headers_is_refused_the_second_time() -> None:
+    """A backend that carries the bare payload loses the mark of the first copy."""
+    backend = Plain()
+    dead = DeadLetterKey(backend, "dead")
+    await dead.publish(Message({"n": 1}), "broken")
+    copies = [Message(dict(payload)) for _, payload in backend.published]
+    dead.refuse_own(copies[0])
+    await dead.publish(copies[0], "broken again")
+    with pytest.raises(ConfigurationError, match="own group"):
+        dead.refuse_own(Message(dict(backend.published[-1][1])))
 
 
 @pytest.mark.parametrize(

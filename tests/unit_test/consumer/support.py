@@ -74,7 +74,6 @@ class Plain:
 
     async def publish(self, *args: Any) -> None:
         key, payload = args
-        payload = {**payload}  # as if it had been written down and read
         self.log.append((key, payload))
         self.waiting.append(payload)
         self.changed.set()

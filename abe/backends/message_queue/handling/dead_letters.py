@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Sequence
 
 from abe.backends.message_queue.base.capabilities import capabilities_of
 from abe.backends.message_queue.base.dead_letters import PREFIX, dead_headers
 from abe.backends.message_queue.base.keys import KeyFilter
-from abe.backends.message_queue.base.message import Message
+from abe.backends.message_queue.base.message import BaseMessage, Message
 from abe.errors import ConfigurationError
 from abe.types import ConsumerGroup, MessageQueueBackendProtocol, MessageQueueKey
 
@@ -16,8 +18,11 @@ __all__ = ["DeadLetterKey"]
 MARK = f"{PREFIX}published-to"
 """The header of a copy that a consumer published under its dead-letter key.
 
-A plain backend may carry nothing but the payload: there it is a field of the payload.
+A plain backend may carry nothing but the payload. What is given up there a second time may be such
+a copy, so this is a field of the second one's payload.
 """
+KNOWN = 1000
+"""Payloads given up last that are remembered."""
 
 
 class DeadLetterKey:
@@ -32,6 +37,7 @@ class DeadLetterKey:
         self._backend = backend
         self._can = capabilities_of(backend)
         self._plain = self._can == type(self._can)()
+        self._given_up: deque[str] = deque(maxlen=KNOWN)
 
     def check(self, group: ConsumerGroup, keys: Sequence[str] | str | None) -> None:
         """Refuse a key that the consumer's own group receives, where the backend tells."""
@@ -62,5 +68,18 @@ class DeadLetterKey:
         )
         headers[MARK] = self.key
         extras = {"headers": headers} if self._can.headers else {}
-        mark = {MARK: self.key} if self._plain else {}
-        await self._backend.publish(self.key, {**message, **mark}, **extras)
+        # A plain backend inside this process may hand over the very object, with its headers.
+        payload = BaseMessage(message, headers=headers)
+        if self._plain and self._was_given_up(message):
+            payload[MARK] = self.key
+        await self._backend.publish(self.key, payload, **extras)
+
+    def _was_given_up(self, message: Message) -> bool:
+        """Whether an equal payload was given up before; remembers this one."""
+        try:
+            text = json.dumps(message, sort_keys=True)
+        except (TypeError, ValueError):  # not JSON, so that it never left the process
+            return False
+        known = text in self._given_up
+        self._given_up.append(text)
+        return known
