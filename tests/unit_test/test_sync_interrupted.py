@@ -116,7 +116,7 @@ def test_an_interrupted_iterator_holds_nothing_and_goes_on(
     assert queue.take() == [{"n": 0}]
     assert [next(stream), next(stream)] == [{"n": 1}, {"n": 2}]
     stream.close()
-    assert [m["n"] for m in queue.take(timeout=0)] == [2]
+    assert [m["n"] for m in queue.take()] == [2]
 
 
 def test_an_interrupted_close_closes(queue: SyncBackend, interrupt_in: Callable[..., None]) -> None:

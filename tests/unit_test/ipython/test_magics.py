@@ -465,4 +465,4 @@ def test_nothing_is_taken_if_the_line_is_wrong(run: Run, q: abe.SyncBackend) -> 
     for line in ("-o 1x", "-n 0", "--nmber 1", "-g"):
         with pytest.raises(UsageError):
             run(f"%abe_consume {line}")
-    assert q.take(1, timeout=0) == [{"n": 1}]
+    assert q.take(1) == [{"n": 1}]
