@@ -343,31 +343,26 @@ def in_file(folder: Path) -> SQLiteBackend:
     return SQLiteBackend(folder / "queue.sqlite3")
 
 
-def facade_publish(make: Callable[[Path], BaseBackend], size: int) -> Peer:
-    """Return a peer: a loop of ``q.publish``."""
+def one_by_one(q: abe.SyncBackend, payloads: list[dict[str, Any]]) -> None:
+    """Publish in a loop."""
+    for item in payloads:
+        q.publish(KEY, item)
+
+
+def at_once(q: abe.SyncBackend, payloads: list[dict[str, Any]]) -> None:
+    """Publish with one call."""
+    q.publish_many(payloads, key=KEY)
+
+
+def facade(work: Callable[..., None], make: Callable[[Path], BaseBackend], size: int) -> Peer:
+    """Return a peer: ``work`` through the facade of the backend that ``make`` returns."""
 
     def peer(folder: Path, options: Options) -> float:
         watch, count = Stopwatch(), options.size(size)
         payloads = [payload(n) for n in range(count)]
         with abe.connect(make(folder)) as q:
             with watch.timing():
-                for item in payloads:
-                    q.publish(KEY, item)
-            q.purge()
-        return watch.rate(count)
-
-    return peer
-
-
-def facade_publish_many(make: Callable[[Path], BaseBackend], size: int) -> Peer:
-    """Return a peer: ``q.publish_many``."""
-
-    def peer(folder: Path, options: Options) -> float:
-        watch, count = Stopwatch(), options.size(size)
-        payloads = [payload(n) for n in range(count)]
-        with abe.connect(make(folder)) as q:
-            with watch.timing():
-                q.publish_many(payloads, key=KEY)
+                work(q, payloads)
             q.purge()
         return watch.rate(count)
 
@@ -467,8 +462,8 @@ CASES = [
         "Publish 10,000 through the facade, in memory",
         "a loop of publish",
         {
-            "publish_many": facade_publish_many(in_memory, 10_000),
-            "a loop of publish": facade_publish(in_memory, 10_000),
+            "publish_many": facade(at_once, in_memory, 10_000),
+            "a loop of publish": facade(one_by_one, in_memory, 10_000),
             "publish_many, async": timed(abe_publish_many, 10_000),
         },
         [
@@ -481,8 +476,8 @@ CASES = [
         "Publish 10,000 through the facade, in a file",
         "a loop of publish",
         {
-            "publish_many": facade_publish_many(in_file, 10_000),
-            "a loop of publish": facade_publish(in_file, 1_000),
+            "publish_many": facade(at_once, in_file, 10_000),
+            "a loop of publish": facade(one_by_one, in_file, 1_000),
         },
         [Target("publish_many", 20.0, ["a loop of publish"])],
         "The loop publishes 1,000, each of them durable before the next.",

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from abe.backends.message_queue.base.log_records import summary
 from abe.backends.message_queue.handling.verdicts import Verdicts
 from abe.display.plot import sparkline
 from abe.display.results import Listing
@@ -47,13 +48,7 @@ def numbers(worker: Worker) -> list[str]:
 def problem(worker: Worker) -> str:
     """Return the most informative error of a worker; "" if it has none."""
     error = worker.error or worker.last_error
-    if error is None:
-        return ""
-    try:
-        text = str(error)
-    except Exception:
-        text = "<an error that cannot be shown>"
-    return cell(f"{type(error).__name__}: {text}".removesuffix(": "), 500)
+    return "" if error is None else cell(summary(error).removesuffix(": "), 500)
 
 
 class Handler:

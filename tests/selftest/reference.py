@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import ClassVar, Self
 
 from abe.backends.message_queue.base import (
+    COMPLETE,
     BaseBackend,
     Capabilities,
     Delivery,
@@ -33,26 +34,7 @@ from tests.selftest.store import Group, Lease, Store, Stored
 
 __all__ = ["FULL", "ReferenceBackend", "ReferenceHarness", "ReferenceReceiver"]
 
-FULL = Capabilities(
-    durable=True,
-    groups=True,
-    backlog=True,
-    keys="consumer",
-    ordering="consumer",
-    redelivery="message",
-    release=True,
-    reject=True,
-    attempts="exact",
-    lease=30.0,
-    delay=86_400.0,
-    nack_delay=86_400.0,
-    headers=True,
-    publish_many=True,
-    peek=True,
-    stats=True,
-    dead_letters=True,
-    admin=True,
-)
+FULL = replace(COMPLETE, durable=True, lease=30.0, delay=86_400.0, nack_delay=86_400.0)
 
 
 class ReferenceBackend(BaseBackend):

@@ -6,8 +6,8 @@ import asyncio
 import socket
 import traceback
 import warnings
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -18,16 +18,10 @@ from abe.errors import ConfigurationError, ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.testing import RedisServer, find_server
 
+client: Any = redis.asyncio.Redis.from_url
+
+
 SENTINEL = "s3cr3t-of-the-test"
-
-
-@asynccontextmanager
-async def client(server: RedisServer) -> AsyncIterator[Any]:
-    opened = redis.asyncio.Redis.from_url(server.url)
-    try:
-        yield opened
-    finally:
-        await opened.aclose()
 
 
 async def blocked(raw: Any) -> None:
@@ -53,7 +47,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 class TestStreams:
     def test_nothing_is_left_when_settled(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 await queue.publish_many([(f"k.{n % 3}", {"n": n}) for n in range(9)])
                 assert await raw.xlen(f"{{{prefix}}}:messages") == 9
                 async with queue.consume() as stream:
@@ -72,7 +66,7 @@ class TestStreams:
         async def main() -> None:
             async with (
                 RedisBackend(server.url, prefix=prefix) as queue,
-                client(server) as raw,
+                client(server.url) as raw,
                 queue.consume() as stream,
             ):
                 waiting = asyncio.ensure_future(anext(stream))
@@ -135,7 +129,7 @@ class TestStreams:
         monkeypatch.setattr("abe_backend_redis.link.IDLE", 0.0)
 
         async def main(server: RedisServer) -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 await queue.publish("a", {})
                 stream = queue.consume(prefetch=1)
                 await anext(stream)
@@ -166,7 +160,7 @@ class TestStreams:
 
     def test_nothing_to_clean_up(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 assert await queue.purge() == 0
                 await queue.publish_many([("a", {}), ("b", {}), ("a.c", {})])
                 assert await queue.replay(ids=[]) == 0
@@ -200,7 +194,7 @@ class TestStreams:
 
     def test_a_deleted_group_leaves_nothing(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 async with queue.consume(group="g", keys=["a"], prefetch=3) as stream:
                     items = [(("a", "b")[n % 2], {"n": n}) for n in range(20)]
                     await queue.publish_many(items)
@@ -220,7 +214,7 @@ class TestStreams:
 
     def test_many_keys_leave_nothing(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 async with queue.consume(group="a") as first, queue.consume(group="b") as second:
                     for start in range(0, 900, 300):
                         await queue.publish_many(
@@ -248,7 +242,7 @@ class TestStreams:
         async def main() -> None:
             async with (
                 RedisBackend(server.url, prefix=prefix) as queue,
-                client(server) as raw,
+                client(server.url) as raw,
                 AsyncExitStack() as stack,
             ):
                 streams = [
@@ -296,7 +290,7 @@ class TestBroker:
 
     def test_an_acl_user_needs_only_its_prefix(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with client(server) as raw:
+            async with client(server.url) as raw:
                 await raw.execute_command(
                     "ACL", "SETUSER", "ada", "on", f">{SENTINEL}", f"~{{{prefix}}}:*",
                     "-@all", "+@connection", "+@stream", "+@hash", "+@sortedset", "+@set",
@@ -364,7 +358,7 @@ class TestBroker:
 
     def test_scripts_survive_a_flush(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 await queue.publish("a", {"n": 1})
                 await raw.script_flush()
                 await queue.publish("a", {"n": 2})
@@ -390,7 +384,7 @@ class TestBroker:
 
     def test_a_deleted_group_ends_its_streams(self, server: RedisServer, prefix: str) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 stream = queue.consume(group="g")
                 waiting = asyncio.ensure_future(anext(stream))
                 await blocked(raw)
@@ -407,7 +401,7 @@ class TestBroker:
 class TestCluster:
     def test_one_node_that_owns_all_slots(self, prefix: str) -> None:
         async def main(server: RedisServer) -> None:
-            async with client(server) as raw:
+            async with client(server.url) as raw:
                 await raw.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
                 for _ in range(200):
                     if b"cluster_state:ok" in await raw.execute_command("CLUSTER", "INFO"):

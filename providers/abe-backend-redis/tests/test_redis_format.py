@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -15,16 +14,10 @@ from abe.errors import ConfigurationError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.testing import RedisServer
 
+client: Any = redis.asyncio.Redis.from_url
+
+
 LATER = 60_000
-
-
-@asynccontextmanager
-async def client(server: RedisServer) -> AsyncIterator[Any]:
-    opened = redis.asyncio.Redis.from_url(server.url)
-    try:
-        yield opened
-    finally:
-        await opened.aclose()
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -75,7 +68,7 @@ def test_a_namespace_of_format_1_is_converted(
     server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with client(server) as raw, RedisBackend(server.url, prefix=prefix) as queue:
+        async with client(server.url) as raw, RedisBackend(server.url, prefix=prefix) as queue:
             old = Format1(raw, prefix)
             for name in ("g", "other", "$default"):
                 await old.group(name)
@@ -130,7 +123,7 @@ def test_an_old_worker_is_refused_and_harms_nothing(server: RedisServer, prefix:
     """It knows nothing of formats, so Redis itself has to stop it: its log is no stream."""
 
     async def main() -> None:
-        async with client(server) as raw, RedisBackend(server.url, prefix=prefix) as queue:
+        async with client(server.url) as raw, RedisBackend(server.url, prefix=prefix) as queue:
             async with queue.consume(group="g"):
                 pass
             await queue.publish("k", {"n": 1})
@@ -146,7 +139,7 @@ def test_an_old_worker_is_refused_and_harms_nothing(server: RedisServer, prefix:
 
 def test_two_convert_at_once_and_publish(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with client(server) as raw:
+        async with client(server.url) as raw:
             old = Format1(raw, prefix)
             await old.group("g")
             for n in range(1100):
@@ -165,7 +158,7 @@ def test_two_convert_at_once_and_publish(server: RedisServer, prefix: str) -> No
 
 def test_a_newer_format_is_refused(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with client(server) as raw, RedisBackend(server.url, prefix=prefix) as queue:
+        async with client(server.url) as raw, RedisBackend(server.url, prefix=prefix) as queue:
             await raw.set(f"{{{prefix}}}:log", "3")
             for call in (queue.publish("k", {}), queue.stats(), anext(queue.consume())):
                 with pytest.raises(ConfigurationError, match="upgrade abe-backend-redis"):

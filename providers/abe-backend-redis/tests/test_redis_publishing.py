@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -16,14 +15,7 @@ from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.publisher import Limits
 from abe_backend_redis.testing import RedisServer
 
-
-@asynccontextmanager
-async def client(server: RedisServer) -> AsyncIterator[Any]:
-    opened = redis.asyncio.Redis.from_url(server.url)
-    try:
-        yield opened
-    finally:
-        await opened.aclose()
+client: Any = redis.asyncio.Redis.from_url
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -32,7 +24,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def test_concurrent_publishes_share_calls(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             await queue.publish("warm", {})
             await raw.config_resetstat()
             await asyncio.gather(*(queue.publish("a", {"n": n}) for n in range(100)))
@@ -77,7 +69,7 @@ def test_a_full_namespace_refuses_and_says_so(server: RedisServer, prefix: str) 
 
 def test_a_foreign_key_in_the_way_is_told(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with client(server) as raw, RedisBackend(server.url, prefix=prefix) as queue:
+        async with client(server.url) as raw, RedisBackend(server.url, prefix=prefix) as queue:
             await raw.set(f"{{{prefix}}}:messages", "not a stream")
             with pytest.raises(PublishError, match="WRONGTYPE") as caught:
                 await queue.publish("a", {})
@@ -92,7 +84,7 @@ def test_large_messages_share_no_call(
     monkeypatch.setattr("abe_backend_redis.publisher.MAX_BYTES", 1000)
 
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             await queue.publish("warm", {})
             await raw.config_resetstat()
             texts = ["x" * 600] * 3 + ["y" * 2000] + ["z" * 100] * 4
@@ -106,7 +98,7 @@ def test_large_messages_share_no_call(
 
 def test_out_of_memory_may_pass(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             await queue.publish("a", {})
             await raw.config_set("maxmemory", 1)
             try:
@@ -127,7 +119,7 @@ def test_a_key_that_the_user_may_not_write(old_server: RedisServer, prefix: str)
     """On the oldest server, which wraps what it says of a script."""
 
     async def main() -> None:
-        async with client(old_server) as raw:
+        async with client(old_server.url) as raw:
             base = f"~{{{prefix}}}:"
             keys = (f"{base}log", f"{base}meta")
             await raw.execute_command("ACL", "SETUSER", "writer", "on", ">pw", *keys, "+@all")
@@ -148,7 +140,7 @@ def test_a_user_that_is_deleted_between_two_calls(
     monkeypatch.setattr("abe_backend_redis.publisher.MAX_ITEMS", 2)
 
     async def main() -> None:
-        async with client(server) as raw:
+        async with client(server.url) as raw:
             await raw.execute_command("ACL", "SETUSER", "gone", "on", ">pw", "~*", "+@all")
             url = f"redis://gone:pw@127.0.0.1:{server.port}"
             async with RedisBackend(url, prefix=prefix) as queue:
@@ -210,7 +202,7 @@ def test_a_master_that_was_demoted_is_left(
     server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main(demoted: RedisServer) -> None:
-        async with RedisBackend(demoted.url, prefix=prefix) as queue, client(demoted) as raw:
+        async with RedisBackend(demoted.url, prefix=prefix) as queue, client(demoted.url) as raw:
             await queue.publish("a", {"n": 0})
             await raw.execute_command("REPLICAOF", "127.0.0.1", server.port)
             left = asyncio.Event()
@@ -233,7 +225,7 @@ def test_a_master_that_was_demoted_is_left(
 
 def test_closing_waits_for_what_is_on_its_way(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             await queue.publish("a", {"n": 0})
             await raw.execute_command("CLIENT", "PAUSE", 200)
             publishing = [asyncio.create_task(queue.publish("a", {"n": n})) for n in (1, 2)]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -16,14 +15,7 @@ from abe.errors import ConnectionLostError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.testing import RedisServer, find_server
 
-
-@asynccontextmanager
-async def client(server: RedisServer) -> AsyncIterator[Any]:
-    opened = redis.asyncio.Redis.from_url(server.url)
-    try:
-        yield opened
-    finally:
-        await opened.aclose()
+client: Any = redis.asyncio.Redis.from_url
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -39,7 +31,7 @@ def test_what_cannot_be_decoded_is_set_aside(server: RedisServer, prefix: str) -
     """With its bytes and the reason; its neighbours are delivered, uncounted."""
 
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             await queue.publish("k", {"n": 0})
             await write(raw, prefix, "k", b"\xffno JSON")
             await queue.publish("k", {"n": 1})
@@ -67,7 +59,7 @@ def test_what_cannot_be_decoded_holds_nothing_up_in_an_outage(
     server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             receivers = [queue._receiver(None, KeyFilter()) for _ in range(2)]
             await receivers[0].open()
             await queue.publish("k", {"n": 0})
@@ -98,7 +90,7 @@ def test_logging_that_raises_holds_no_message_up(
         raise RuntimeError("a filter of the application")
 
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             await write(raw, prefix, "k", b"no JSON")
             await queue.publish("k", {"n": 1})
             async with queue.consume(prefetch=2) as stream:
@@ -116,7 +108,7 @@ def test_messages_that_something_else_has_deleted_are_told(
     server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture, keys: list[str] | None
 ) -> None:
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             await queue.publish_many([("kept", {"n": 0}), ("gone", {}), ("gone", {})])
             async with queue.consume(keys=["other"]) as stream:
                 assert await stream.take(1, timeout=0.2) == []
@@ -138,7 +130,7 @@ def test_all_open_groups_come_back_together(prefix: str) -> None:
 
     async def main(server: RedisServer) -> None:
         async with (
-            client(server) as raw,
+            client(server.url) as raw,
             RedisBackend(server.url, prefix=prefix) as queue,
             RedisBackend(server.url, prefix=prefix) as stranger,
         ):
@@ -182,7 +174,7 @@ class TestBegin:
                 assert delivery.begun == 3
                 assert await receiver.settle([Settlement(delivery, Outcome.ACK)]) == ()
                 await receiver.aclose()
-                async with client(server) as raw:
+                async with client(server.url) as raw:
                     assert not await raw.exists(f"{{{prefix}}}:begun:g")
 
         run(main())

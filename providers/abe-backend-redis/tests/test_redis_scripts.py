@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -15,16 +14,10 @@ from abe.errors import ConfigurationError
 from abe_backend_redis.backend import RedisBackend
 from abe_backend_redis.testing import RedisServer
 
+client: Any = redis.asyncio.Redis.from_url
+
+
 LOOKS = ("xpending", "hexists", "exists")
-
-
-@asynccontextmanager
-async def client(server: RedisServer) -> AsyncIterator[Any]:
-    opened = redis.asyncio.Redis.from_url(server.url)
-    try:
-        yield opened
-    finally:
-        await opened.aclose()
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -46,7 +39,7 @@ def test_a_script_that_is_stopped_half_way_loses_nothing(
     async def main(server: RedisServer) -> None:
         async with (
             RedisBackend(server.url, prefix=prefix) as queue,
-            client(server) as raw,
+            client(server.url) as raw,
             RedisBackend(
                 f"redis://{missing}:pw@127.0.0.1:{server.port}", prefix=prefix, lease=0.2
             ) as restricted,
@@ -83,7 +76,7 @@ def test_memory_that_is_full_stops_no_consumer(
             held = await first.receive(4, 5.0)
             outcomes = (Outcome.ACK, Outcome.RELEASE, Outcome.REJECT)
             ends = [Settlement(*pair) for pair in zip(held[:3], outcomes, strict=True)]
-            async with client(server) as raw:
+            async with client(server.url) as raw:
                 await raw.config_set("maxmemory", 1)
                 try:
                     assert await first.settle(ends) == ()
@@ -155,7 +148,7 @@ class TestDelays:
         async def main() -> None:
             async with (
                 RedisBackend(server.url, prefix=prefix) as queue,
-                client(server) as raw,
+                client(server.url) as raw,
                 queue.consume(group="a"),
                 queue.consume(group="b") as other,
             ):
@@ -188,7 +181,7 @@ class TestDelays:
         self, server: RedisServer, prefix: str
     ) -> None:
         async def main() -> None:
-            async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+            async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
                 keys = [*["other"] * 1000, "mine"]
                 await asyncio.gather(*(queue.publish(key, {}, delay=60) for key in keys))
                 receiver = queue._receiver(None, KeyFilter(["mine"]))
@@ -289,7 +282,7 @@ def test_what_was_left_out_comes_in_order_of_all_keys(
 
 def test_each_message_is_not_looked_up_in_every_group(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             names = [f"done-{n}" for n in range(20)]
             for name in [*names, "me", "not-yet"]:
                 async with queue.consume(group=name):
@@ -312,7 +305,7 @@ def test_each_message_is_not_looked_up_in_every_group(server: RedisServer, prefi
 
 def test_a_filter_looks_at_nothing_that_it_leaves_out(server: RedisServer, prefix: str) -> None:
     async def main() -> None:
-        async with RedisBackend(server.url, prefix=prefix) as queue, client(server) as raw:
+        async with RedisBackend(server.url, prefix=prefix) as queue, client(server.url) as raw:
             receiver = queue._receiver("g", KeyFilter(["mine.*"]))
             await receiver.open()
             looks = []
