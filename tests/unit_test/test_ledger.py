@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 import abe
-from abe.backends.message_queue.base import Delivery, Outcome
+from abe.backends.message_queue.base import Delivery, Outcome, Settlement
 from abe.backends.message_queue.base.subscription.ledger import MAX_BATCH, MAX_WAIT, Ledger
 from abe.backends.message_queue.service.memory import MemoryBackend
 
@@ -124,3 +125,26 @@ def test_a_loop_that_is_quicker_than_the_thread_can_say_that_it_was_lost(
             message.nack()
         assert told.is_set()
         assert message.outcome is Outcome.LOST
+
+
+def test_an_interrupt_before_an_ack_is_recorded_lets_it_be_repeated() -> None:
+    class Interrupting(deque[Settlement]):
+        calls = 0
+
+        def append(self, settlement: Settlement) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise KeyboardInterrupt
+            super().append(settlement)
+
+    with abe.connect(MemoryBackend("ledger.interrupt")) as queue:
+        queue.publish("k", {"n": 1})
+        with queue.consume() as stream:
+            message = next(stream)
+            subscription = stream._loan.subscription
+            assert subscription is not None
+            subscription._ledger._inbox = Interrupting()
+            with pytest.raises(KeyboardInterrupt):
+                message.ack()
+            assert message.ack()
+        assert queue.stats().total("ready") == 0

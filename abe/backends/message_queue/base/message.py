@@ -83,14 +83,15 @@ class BaseMessage(dict[str, Any]):
     def _record(self, outcome: Outcome, delay: float = 0.0, reason: str = "") -> bool:
         """Settle, from any thread; False if settled differently before."""
         delivery = self._delivery
-        if self._outcome is not None:
-            return self._outcome is outcome
-        if delivery is None or delivery.subscription is None:
+        # The delivery decides, not the outcome: an interrupt may have come between the two.
+        if delivery is not None and delivery.subscription is not None:
+            return delivery.subscription.settle(delivery, outcome, delay, reason)
+        if self._outcome is None:
             raise UnsupportedError(
                 f"cannot {outcome} this message: only what consume() or take() handed over can be "
                 "settled, not what came from peek(), dead_letters(), a copy or a pickle"
             )
-        return delivery.subscription.settle(delivery, outcome, delay, reason)
+        return self._outcome is outcome
 
 
 class Message(BaseMessage):
